@@ -1,0 +1,20 @@
+"""FIPO, Future-KL Influenced Policy Optimization: every token of a rollout gets its own credit. Needs torch alone."""
+
+from fipo.core import FIPOOutput, fipo_loss, future_kl, influence_weights, token_mean
+from fipo.errors import DataError, FIPOError, InvalidInputError, InvalidParameterError
+from fipo.params import FIPOParams
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DataError",
+    "FIPOError",
+    "FIPOOutput",
+    "FIPOParams",
+    "InvalidInputError",
+    "InvalidParameterError",
+    "fipo_loss",
+    "future_kl",
+    "influence_weights",
+    "token_mean",
+]

@@ -1,0 +1,288 @@
+"""The FIPO policy loss, token by token (Ma et al., arXiv:2603.19835).
+
+    log_ratio_t = clamp(log π_θ − log π_old, ±20)          ratio = exp(log_ratio)
+    M_t         = loss_mask_t ∧ ratio_t ≤ dual_clip_c
+    future_kl_t = Σ_{k ≥ t} γ^{d(t,k)} · M_k · log_ratio_k
+    weight_t    = clip(exp(future_kl_t), weight_low, weight_high), in [0.8, 1] where A_t < 0 and ratio_t > safety_thresh
+    loss_t      = dual-clipped PPO loss with the advantage A_t · weight_t; no gradient flows through the weight
+
+Everything runs in float32, or in float64 where an input is float64: with a bfloat16 γ the half-life of 32 tokens
+would be 35. A masked position never reaches a trained one, whatever it holds.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fipo.core.scan import discounted_suffix_sum
+from fipo.errors import InvalidInputError, InvalidParameterError
+from fipo.params import FIPOParams
+
+LOG_RATIO_LIMIT = 20.0  # exp(20) ≈ 5e8: far beyond any clip, far below overflow
+SAFE_WEIGHT_LOW, SAFE_WEIGHT_HIGH = 0.8, 1.0  # constants of the authors' code; the paper's text says 1
+
+
+@dataclass(frozen=True, slots=True)
+class FIPOOutput:
+    """What FIPO knows about every token. All tensors are (B, T), or (N,) for packed input; only `loss` has a gradient.
+
+    Outside the loss mask values are 0 (`weight`, `raw_weight`: 1); only `future_kl` keeps the recurrence's value there.
+    """
+
+    loss: Tensor  # policy loss; reduce it over `kept`
+    kept: Tensor  # bool: trained, and not in a dropped sequence
+    log_ratio: Tensor
+    future_kl: Tensor
+    raw_weight: Tensor  # exp(future_kl)
+    weight: Tensor  # the weight that the loss used
+    participates: Tensor  # bool: M, the tokens that future_kl sums over
+    at_low: Tensor  # bool: raw_weight lies below the lower bound
+    at_high: Tensor  # bool: raw_weight lies above the upper bound
+    safety_capped: Tensor  # bool: the safety rule changed the weight
+    clipped_low: Tensor  # bool: A < 0 and the ratio is clipped at 1 − epsilon_low
+    clipped_high: Tensor  # bool: A > 0 and the ratio is clipped at 1 + epsilon_high
+    dual_clipped: Tensor  # bool: A < 0 and the dual clip binds strictly
+    dropped: Tensor  # bool, (B,), or (S,) packed: sequences with more than max_dual_clipped dual-clipped tokens
+
+
+def fipo_loss(
+    logps: Tensor,
+    old_logps: Tensor,
+    advantages: Tensor,
+    loss_mask: Tensor,
+    params: FIPOParams,
+    *,
+    epsilon_low: float = 0.2,
+    epsilon_high: float = 0.28,
+    cu_seqlens: Tensor | None = None,
+    carry: Tensor | None = None,
+) -> FIPOOutput:
+    """Per-token FIPO policy loss.
+
+    Args:
+        logps: (B, T) log π_θ of the sampled tokens, or (N,) packed with `cu_seqlens`. Differentiable.
+        old_logps: Like `logps`: log π_old, the policy at the start of the rollout's updates.
+        advantages: (B,), (B, 1) or (B, T); packed: (S,) or (N,).
+        loss_mask: Like `logps`, boolean or 0/1; true = trained.
+        params: The knobs.
+        epsilon_low, epsilon_high: PPO's clip range, [1 − epsilon_low, 1 + epsilon_high].
+        cu_seqlens: (S + 1,) integer boundaries of packed sequences, from 0 to N.
+        carry: (B,), or (S,) packed: future_kl of the token right after each sequence's last one here, when the
+            sequence goes on. The sequence drop counts only the tokens given.
+
+    Returns:
+        A FIPOOutput in float32, or float64 where `logps` or `old_logps` is.
+
+    Raises:
+        InvalidInputError: Shapes, dtypes or devices do not fit.
+        InvalidParameterError: The clip range is not one.
+    """
+    _check_clip_range(epsilon_low, epsilon_high)
+    _check_layout({"logps": logps, "old_logps": old_logps, "loss_mask": loss_mask}, cu_seqlens, carry)
+    dtype = torch.promote_types(torch.promote_types(logps.dtype, old_logps.dtype), torch.float32)
+    mask = loss_mask.bool()
+    advantages = torch.where(mask, _per_token(advantages, logps, cu_seqlens).to(dtype), 0)
+    log_ratio = _clamped_log_ratio(logps.to(dtype) - old_logps.to(dtype), mask)
+    ratio = log_ratio.exp()
+
+    with torch.no_grad():
+        detached = log_ratio.detach()
+        credit = future_kl(detached, mask, params, cu_seqlens=cu_seqlens, carry=carry)
+        raw_weight = torch.where(mask, credit.exp(), 1)
+        weight = torch.where(mask, influence_weights(credit, detached, advantages, params), 1)
+
+    weighted = advantages * weight
+    surrogate = -weighted * ratio
+    clipped_surrogate = -weighted * ratio.clamp(1 - epsilon_low, 1 + epsilon_high)
+    loss = torch.maximum(surrogate, clipped_surrogate)
+    ceiling = -weighted * params.dual_clip_c
+    negative = advantages < 0
+    dual_clipped = negative & (loss > ceiling)
+    loss = torch.where(negative, torch.minimum(loss, ceiling), loss)
+    dropped = _count_per_sequence(dual_clipped, cu_seqlens) > params.max_dual_clipped
+
+    ratio_clipped = clipped_surrogate > surrogate
+    return FIPOOutput(
+        loss=loss,
+        kept=mask & ~_per_token(dropped, logps, cu_seqlens),
+        log_ratio=detached,
+        future_kl=credit,
+        raw_weight=raw_weight,
+        weight=weight,
+        participates=_participates(detached, mask, params),
+        at_low=raw_weight < params.weight_low,
+        at_high=raw_weight > params.weight_high,
+        safety_capped=mask & (weight != raw_weight.clamp(params.weight_low, params.weight_high)),
+        clipped_low=ratio_clipped & negative,
+        clipped_high=ratio_clipped & ~negative,
+        dual_clipped=dual_clipped,
+        dropped=dropped,
+    )
+
+
+def future_kl(
+    log_ratio: Tensor,
+    loss_mask: Tensor,
+    params: FIPOParams,
+    *,
+    cu_seqlens: Tensor | None = None,
+    carry: Tensor | None = None,
+) -> Tensor:
+    """future_kl_t = Σ_{k ≥ t} γ^{d(t,k)} · M_k · log_ratio_k, in linear time.
+
+    Args:
+        log_ratio: (B, T) log π_θ − log π_old, or (N,) packed with `cu_seqlens`. Clamped to ±20. Differentiable.
+        loss_mask: Like `log_ratio`, boolean or 0/1; true = trained.
+        params: decay_rate, dual_clip_c, distance and chunk_size are used.
+        cu_seqlens: (S + 1,) integer boundaries of packed sequences, from 0 to N.
+        carry: (B,), or (S,) packed: future_kl of the token right after each sequence's last one here.
+
+    Returns:
+        Like `log_ratio`, in float32 or float64. `[:, 0]` is the carry for what lies to the left.
+
+    Raises:
+        InvalidInputError: Shapes, dtypes or devices do not fit.
+    """
+    _check_layout({"log_ratio": log_ratio, "loss_mask": loss_mask}, cu_seqlens, carry)
+    mask = loss_mask.bool()
+    log_ratio = _clamped_log_ratio(log_ratio.to(torch.promote_types(log_ratio.dtype, torch.float32)), mask)
+    summands = torch.where(_participates(log_ratio, mask, params), log_ratio, 0)
+    if carry is not None:
+        carry = carry.to(summands.dtype)
+    if params.distance == "trained":
+        return _scan_trained(summands, mask, params, cu_seqlens, carry)
+    return discounted_suffix_sum(
+        summands, params.decay_rate, block=params.chunk_size, carry=carry, cu_seqlens=cu_seqlens
+    )
+
+
+def influence_weights(future_kl: Tensor, log_ratio: Tensor, advantages: Tensor, params: FIPOParams) -> Tensor:
+    """weight_t = clip(exp(future_kl_t), weight_low, weight_high), within [0.8, 1] where A_t < 0 and ratio_t > safety.
+
+    Args:
+        future_kl: (B, T) or (N,), from `future_kl`.
+        log_ratio: Like `future_kl`.
+        advantages: Anything that broadcasts to `future_kl`; (B,) is taken as (B, 1) for a (B, T) future_kl.
+        params: The clip range and the safety threshold are used.
+
+    Returns:
+        Like `future_kl`, detached: FIPO lets no gradient flow through the weight.
+    """
+    if future_kl.dim() == 2 and advantages.dim() == 1:
+        advantages = advantages[:, None]
+    weight = future_kl.detach().exp().clamp(params.weight_low, params.weight_high)
+    risky = (advantages < 0) & (log_ratio.detach().exp() > params.safety_thresh)
+    return torch.where(risky, weight.clamp(SAFE_WEIGHT_LOW, SAFE_WEIGHT_HIGH), weight)
+
+
+def _clamped_log_ratio(log_ratio: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, log_ratio, 0).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+
+
+def _participates(log_ratio: Tensor, mask: Tensor, params: FIPOParams) -> Tensor:
+    return mask & (log_ratio.detach().exp() <= params.dual_clip_c)
+
+
+def _scan_trained(
+    summands: Tensor, mask: Tensor, params: FIPOParams, cu_seqlens: Tensor | None, carry: Tensor | None
+) -> Tensor:
+    """The scan with distances counted in trained tokens: cut the others out, scan, and spread the result again.
+
+    A token that is not trained gets the value of the next trained one, so that `[:, 0]` is the carry here too.
+    """
+    if summands.numel() == 0:
+        return summands.clone()
+    flat = summands.reshape(-1)
+    boundaries = cu_seqlens
+    if boundaries is None:
+        boundaries = torch.arange(len(summands) + 1, device=flat.device) * summands.shape[1]
+    trained_before = torch.nn.functional.pad(mask.reshape(-1).cumsum(0), (1, 0))
+    packed = discounted_suffix_sum(
+        flat[mask.reshape(-1)],
+        params.decay_rate,
+        block=params.chunk_size,
+        carry=carry,
+        cu_seqlens=trained_before[boundaries],
+    )
+    sequence = torch.arange(len(boundaries) - 1, device=flat.device).repeat_interleave(boundaries.diff())
+    next_trained = trained_before[:-1]
+    has_next = next_trained < trained_before[boundaries[1:]][sequence]
+    at_end = flat.new_zeros(len(boundaries) - 1) if carry is None else carry
+    spread = at_end[sequence].masked_scatter(has_next, packed[next_trained[has_next]])
+    return spread.view(summands.shape)
+
+
+def _per_token(values: Tensor, like: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """Spread per-sequence values over tokens; per-token values pass."""
+    if values.shape == like.shape:
+        return values
+    if cu_seqlens is None:
+        rows = like.shape[0]
+        if values.shape in ((rows,), (rows, 1)):
+            return values.reshape(rows, 1).expand(like.shape)
+        expected = f"({rows},), ({rows}, 1) or {tuple(like.shape)}"
+    else:
+        sequences = len(cu_seqlens) - 1
+        if values.shape == (sequences,):
+            return values.repeat_interleave(cu_seqlens.diff())
+        expected = f"({sequences},) or {tuple(like.shape)}"
+    raise InvalidInputError(
+        f"advantages have shape {tuple(values.shape)}, but must have {expected}; pass one a sequence or one a token."
+    )
+
+
+def _count_per_sequence(flags: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    if cu_seqlens is None:
+        return flags.sum(-1)
+    counts = torch.nn.functional.pad(flags.cumsum(0), (1, 0))
+    return counts[cu_seqlens].diff()
+
+
+def _check_clip_range(epsilon_low: float, epsilon_high: float) -> None:
+    if not (0 <= epsilon_low < 1 and epsilon_high >= 0):
+        raise InvalidParameterError(
+            f"epsilon_low is {epsilon_low} and epsilon_high is {epsilon_high}, but PPO's clip range needs "
+            "0 ≤ epsilon_low < 1 and epsilon_high ≥ 0; change them."
+        )
+
+
+def _check_layout(tensors: dict[str, Tensor], cu_seqlens: Tensor | None, carry: Tensor | None) -> None:
+    (name, first), *others = tensors.items()
+    dimensions = 2 if cu_seqlens is None else 1
+    if first.dim() != dimensions:
+        raise InvalidInputError(
+            f"{name} has shape {tuple(first.shape)}, but must be (B, T), or (N,) together with cu_seqlens; reshape it."
+        )
+    for other_name, other in others:
+        if other.shape != first.shape:
+            raise InvalidInputError(
+                f"{other_name} has shape {tuple(other.shape)}, but {name} has {tuple(first.shape)}; "
+                "give both the same shape."
+            )
+        if other.device != first.device:
+            raise InvalidInputError(
+                f"{other_name} is on {other.device}, but {name} is on {first.device}; move them to one device."
+            )
+    for any_name, tensor in tensors.items():
+        if any_name != "loss_mask" and not tensor.is_floating_point():
+            raise InvalidInputError(
+                f"{any_name} has dtype {tensor.dtype}, but must be floating point; pass log-probabilities, not ids."
+            )
+    sequences = first.shape[0]
+    if cu_seqlens is not None:
+        _check_cu_seqlens(cu_seqlens, first.numel())
+        sequences = len(cu_seqlens) - 1
+    if carry is not None and carry.shape != (sequences,):
+        raise InvalidInputError(
+            f"carry has shape {tuple(carry.shape)}, but must be ({sequences},); pass one value a sequence."
+        )
+
+
+def _check_cu_seqlens(cu_seqlens: Tensor, tokens: int) -> None:
+    integer = not cu_seqlens.is_floating_point() and cu_seqlens.dim() == 1 and len(cu_seqlens) > 0
+    if not integer or cu_seqlens[0] != 0 or cu_seqlens[-1] != tokens or (cu_seqlens.diff() < 0).any():
+        raise InvalidInputError(
+            f"cu_seqlens is {cu_seqlens.tolist()[:8]}…, but must be integer boundaries that rise from 0 to {tokens}, "
+            "the number of packed tokens; pass the cumulative sequence lengths."
+        )

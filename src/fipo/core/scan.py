@@ -1,0 +1,111 @@
+"""Discounted suffix sums in linear time: the recurrence behind Future-KL.
+
+    y_t = x_t + γ · y_{t+1},   γ = 2^(−1/half_life)
+
+The scan works in blocks: one triangular matrix product inside every block, then the same recurrence, with γ^block,
+over the blocks' heads. There is no loop over tokens and no γ^(−t), which would overflow. A block's result depends on
+what lies to its right only through one number, the carry, so packed sequences, streams and split contexts are exact.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+SMALLEST_BLOCK = 2  # a block of one token would make the scan over the heads as long as the scan itself
+
+
+def discounted_suffix_sum(
+    x: Tensor, half_life: float, *, block: int = 128, carry: Tensor | None = None, cu_seqlens: Tensor | None = None
+) -> Tensor:
+    """y_t = x_t + γ · y_{t+1} along the last dimension, with γ = 2^(−1/half_life).
+
+    Args:
+        x: (B, T) padded, or (N,) packed with `cu_seqlens`; float32 or float64. Differentiable.
+        half_life: In tokens; `inf` gives plain suffix sums.
+        block: Tokens per block.
+        carry: (B,), or (S,) for S packed sequences: y of the token right after each sequence; zero by default.
+        cu_seqlens: (S + 1,) integer boundaries of the packed sequences, from 0 to N.
+
+    Returns:
+        Like `x`. `y[:, 0]` (packed: y at each sequence's start) is the carry for what lies to the left.
+    """
+    block = max(block, SMALLEST_BLOCK)
+    with _exact_products(x) as product_dtype:
+        if cu_seqlens is None:
+            return _scan_padded(x, half_life, block, carry, product_dtype)
+        return _scan_packed(x, half_life, block, carry, cu_seqlens, product_dtype)
+
+
+def _scan_padded(x: Tensor, half_life: float, block: int, carry: Tensor | None, product_dtype: torch.dtype) -> Tensor:
+    rows, length = x.shape
+    if x.numel() == 0:
+        return x.clone()
+    if length <= block:
+        return _scan_blocks(x, half_life, carry, product_dtype)
+    gap = -length % block  # zeros on the left: the carry enters on the right and must meet the last token
+    blocks = pad(x, (gap, 0)).view(-1, block)
+    inside = _scan_blocks(blocks, half_life, None, product_dtype)
+    heads = _scan_padded(inside[:, 0].view(rows, -1), half_life / block, block, carry, product_dtype)
+    from_right = pad(heads[:, 1:], (0, 1))
+    if carry is not None:
+        from_right = torch.cat([heads[:, 1:], carry[:, None]], dim=1)
+    y = torch.addcmul(inside, from_right.reshape(-1, 1), _powers_to_end(block, half_life, x))
+    return y.view(rows, -1)[:, gap:]
+
+
+def _scan_packed(
+    x: Tensor, half_life: float, block: int, carry: Tensor | None, cu_seqlens: Tensor, product_dtype: torch.dtype
+) -> Tensor:
+    if x.numel() == 0:
+        return x.clone()
+    lengths = cu_seqlens.diff()
+    blocks_per_sequence = (lengths + block - 1) // block
+    cu_blocks = pad(blocks_per_sequence.cumsum(0), (1, 0))
+    last_block = cu_blocks[1:] - 1
+    occupied = lengths > 0
+    # Every sequence is right-aligned in blocks of its own, so the zeros lie left of it.
+    ends_apart = (cu_blocks[1:] * block - cu_seqlens[1:]).repeat_interleave(lengths)
+    slots = torch.arange(x.numel(), device=x.device) + ends_apart
+    number_of_blocks = int(cu_blocks[-1])
+    blocks = x.new_zeros(number_of_blocks * block).index_put((slots,), x).view(-1, block)
+    inside = _scan_blocks(blocks, half_life, None, product_dtype)
+
+    from_right = x.new_zeros(number_of_blocks)
+    if int(blocks_per_sequence.max()) > 1:
+        heads = _scan_packed(inside[:, 0], half_life / block, block, carry, cu_blocks, product_dtype)
+        is_last = torch.zeros(number_of_blocks, dtype=torch.bool, device=x.device)
+        is_last[last_block[occupied]] = True
+        from_right = torch.where(is_last, 0, pad(heads[1:], (0, 1)))
+    if carry is not None:
+        from_right = from_right.index_put((last_block[occupied],), carry[occupied])
+    y = torch.addcmul(inside, from_right[:, None], _powers_to_end(block, half_life, x))
+    return y.view(-1)[slots]
+
+
+def _scan_blocks(x: Tensor, half_life: float, carry: Tensor | None, product_dtype: torch.dtype) -> Tensor:
+    """The recurrence in every row of `x` (R, C) by one product with a triangular (C, C) matrix of powers of γ."""
+    width = x.shape[1]
+    position = torch.arange(width, device=x.device, dtype=torch.float64)
+    distance = position[:, None] - position[None, :]  # from column t (the result) to row k (the summand)
+    powers = torch.where(distance >= 0, torch.exp2(-distance / half_life), 0)
+    y = (x.to(product_dtype) @ powers.to(product_dtype)).to(x.dtype)
+    if carry is not None:
+        y = torch.addcmul(y, carry[:, None], _powers_to_end(width, half_life, x))
+    return y
+
+
+def _powers_to_end(width: int, half_life: float, like: Tensor) -> Tensor:
+    """γ^(width − t) for t < width: what the value right of a block is worth at each of its tokens. Shape (width,)."""
+    distance = torch.arange(width, 0, -1, device=like.device, dtype=torch.float64)
+    return torch.exp2(-distance / half_life).to(like.dtype)
+
+
+@contextmanager
+def _exact_products(x: Tensor) -> Iterator[torch.dtype]:
+    """Keep autocast and TF32 away from the block product; yields the dtype in which the product is exact enough."""
+    rounds = torch.get_float32_matmul_precision() != "highest" or torch.backends.cuda.matmul.allow_tf32
+    with torch.autocast(x.device.type, enabled=False):
+        yield torch.float64 if rounds else x.dtype

@@ -1,0 +1,89 @@
+"""Bad input ends in one sentence that names the value, the expectation and the remedy."""
+
+import math
+
+import pytest
+import torch
+
+from fipo import FIPOParams, InvalidInputError, InvalidParameterError, fipo_loss, future_kl, token_mean
+
+BAD_KNOBS = [
+    ("decay_rate", 0.0),
+    ("decay_rate", -1.0),
+    ("decay_rate", math.nan),
+    ("clip_ratio_low", 1.0),
+    ("clip_ratio_low", -0.1),
+    ("clip_ratio_high", -0.1),
+    ("clip_ratio_high", math.inf),
+    ("dual_clip_c", 1.0),
+    ("dual_clip_c", math.nan),
+    ("safety_thresh", 0.9),
+    ("chunk_size", 0),
+    ("chunk_size", 1.5),
+    ("chunk_size", True),
+    ("max_dual_clipped", -1),
+    ("distance", "tokens"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_KNOBS)
+def test_knobs_out_of_range(name, value):
+    with pytest.raises(InvalidParameterError, match=f"{name} is {value!r}, but must be .*; change {name}"):
+        FIPOParams(**{name: value})
+
+
+def test_presets_of_the_paper():
+    assert FIPOParams.preset("7b").safety_thresh == 3.0
+    assert (FIPOParams.preset("7b").weight_low, FIPOParams.preset("7b").weight_high) == (0.8, 1.2)
+    assert (FIPOParams.preset("32b").weight_low, FIPOParams.preset("32b").weight_high) == (1.0, 1.2)
+    assert FIPOParams.preset("32b", decay_rate=64.0).decay_rate == 64.0
+    with pytest.raises(InvalidParameterError, match="preset is '8b', but must be one of"):
+        FIPOParams.preset("8b")
+
+
+def test_params_are_keyword_only_and_frozen():
+    with pytest.raises(TypeError):
+        FIPOParams(32.0)
+    with pytest.raises(AttributeError):
+        FIPOParams().decay_rate = 1.0
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"old_logps": torch.zeros(2, 4)}, r"old_logps has shape \(2, 4\), but logps has \(2, 3\)"),
+        ({"loss_mask": torch.ones(3)}, r"loss_mask has shape \(3,\), but logps has \(2, 3\)"),
+        ({"advantages": torch.ones(3)}, r"advantages have shape \(3,\), but must have \(2,\), \(2, 1\) or \(2, 3\)"),
+        ({"logps": torch.zeros(2, 3, dtype=torch.long)}, "logps has dtype torch.int64, but must be floating point"),
+        ({"logps": torch.zeros(6)}, r"logps has shape \(6,\), but must be \(B, T\)"),
+        ({"carry": torch.zeros(3)}, r"carry has shape \(3,\), but must be \(2,\)"),
+        ({"old_logps": torch.zeros(2, 3, device="meta")}, "old_logps is on meta, but logps is on cpu; move"),
+    ],
+)
+def test_tensors_that_do_not_fit(changed, sentence):
+    arguments = {
+        "logps": torch.zeros(2, 3),
+        "old_logps": torch.zeros(2, 3),
+        "advantages": torch.ones(2),
+        "loss_mask": torch.ones(2, 3),
+        "params": FIPOParams(),
+    }
+    with pytest.raises(InvalidInputError, match=sentence):
+        fipo_loss(**{**arguments, **changed})
+
+
+@pytest.mark.parametrize("cu_seqlens", [[1, 6], [0, 5], [0, 4, 3, 6], [0.0, 6.0], []])
+def test_boundaries_that_do_not_rise_from_zero_to_the_number_of_tokens(cu_seqlens):
+    with pytest.raises(InvalidInputError, match=r"cu_seqlens is .*rise from 0 to 6"):
+        future_kl(torch.zeros(6), torch.ones(6), FIPOParams(), cu_seqlens=torch.tensor(cu_seqlens))
+
+
+def test_clip_range():
+    zeros = torch.zeros(1, 1)
+    with pytest.raises(InvalidParameterError, match=r"epsilon_low is 1\.5"):
+        fipo_loss(zeros, zeros, torch.ones(1), zeros, FIPOParams(), epsilon_low=1.5)
+
+
+def test_token_mean_of_mismatched_shapes():
+    with pytest.raises(InvalidInputError, match=r"mask has shape \(3,\), but values have \(2,\)"):
+        token_mean(torch.zeros(2), torch.ones(3))

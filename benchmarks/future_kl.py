@@ -38,7 +38,7 @@ def quadratic_future_kl(log_ratio: Tensor, mask: Tensor, chunk: int = 128) -> Te
 def median_seconds(call: Callable[[], object], budget: float = 3.0) -> float:
     times: list[float] = []
     call()
-    while sum(times) < budget and len(times) < 200 or len(times) < 3:
+    while (sum(times) < budget and len(times) < 200) or len(times) < 3:
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)

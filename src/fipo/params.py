@@ -23,7 +23,7 @@ class FIPOParams:
         safety_thresh: Where the advantage is negative and the ratio exceeds this, the weight stays in [0.8, 1].
         dual_clip_c: Dual-clip bound: tokens with a larger ratio give no future credit, and where the advantage is
             negative the loss is capped at −A·dual_clip_c; above 1.
-        chunk_size: Tokens per block of the Future-KL scan. It changes speed, never the result.
+        chunk_size: Tokens per block of the Future-KL scan at most. It changes speed, never the result.
         max_dual_clipped: A sequence with more dual-clipped tokens than this is dropped from the loss.
         distance: What γ counts between two tokens: "position" (the paper) or "trained", the number of trained
             tokens, so that a long tool output does not erase credit.

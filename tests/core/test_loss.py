@@ -80,7 +80,7 @@ def test_packed_equals_padded(batch, data):
     padding = torch.arange(new.shape[1]) >= torch.tensor(lengths, dtype=torch.long)[:, None]
     mask = mask & ~padding
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0)
-    per_sequence = advantages[:, 0] if new.shape[1] else advantages.sum(-1)
+    per_sequence = advantages.sum(-1, keepdim=True)
     padded = fipo_loss(new, old, per_sequence, mask, params, **EPSILON)
     flat = [pack(t, lengths) for t in (new, old)]
     packed = fipo_loss(*flat, per_sequence, pack(mask, lengths).bool(), params, cu_seqlens=cu_seqlens, **EPSILON)

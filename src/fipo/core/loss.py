@@ -10,6 +10,7 @@ Everything runs in float32, or in float64 where an input is float64: with a bflo
 would be 35. A masked position never reaches a trained one, whatever it holds.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -63,7 +64,7 @@ def fipo_loss(
     Args:
         logps: (B, T) log π_θ of the sampled tokens, or (N,) packed with `cu_seqlens`. Differentiable.
         old_logps: Like `logps`: log π_old, the policy at the start of the rollout's updates.
-        advantages: (B,), (B, 1) or (B, T); packed: (S,) or (N,).
+        advantages: (B,), (B, 1) or (B, T); packed: (N,), (S, 1), or (S,) where S ≠ N.
         loss_mask: Like `logps`, boolean or 0/1; true = trained.
         params: The knobs.
         epsilon_low, epsilon_high: PPO's clip range, [1 − epsilon_low, 1 + epsilon_high].
@@ -82,8 +83,8 @@ def fipo_loss(
     _check_layout({"logps": logps, "old_logps": old_logps, "loss_mask": loss_mask}, cu_seqlens, carry)
     dtype = torch.promote_types(torch.promote_types(logps.dtype, old_logps.dtype), torch.float32)
     mask = loss_mask.bool()
-    advantages = torch.where(mask, _per_token(advantages, logps, cu_seqlens).to(dtype), 0)
-    log_ratio = _clamped_log_ratio(logps.to(dtype) - old_logps.to(dtype), mask)
+    advantages = torch.where(mask, _advantage_per_token(advantages, logps, cu_seqlens).to(dtype), 0)
+    log_ratio = torch.where(mask, logps.to(dtype) - old_logps.to(dtype), 0).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     ratio = log_ratio.exp()
 
     with torch.no_grad():
@@ -105,7 +106,7 @@ def fipo_loss(
     ratio_clipped = clipped_surrogate > surrogate
     return FIPOOutput(
         loss=loss,
-        kept=mask & ~_per_token(dropped, logps, cu_seqlens),
+        kept=mask & ~_spread(dropped, logps, cu_seqlens),
         log_ratio=detached,
         future_kl=credit,
         raw_weight=raw_weight,
@@ -146,8 +147,9 @@ def future_kl(
     """
     _check_layout({"log_ratio": log_ratio, "loss_mask": loss_mask}, cu_seqlens, carry)
     mask = loss_mask.bool()
-    log_ratio = _clamped_log_ratio(log_ratio.to(torch.promote_types(log_ratio.dtype, torch.float32)), mask)
+    log_ratio = log_ratio.to(torch.promote_types(log_ratio.dtype, torch.float32))
     summands = torch.where(_participates(log_ratio, mask, params), log_ratio, 0)
+    summands.clamp_(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     if carry is not None:
         carry = carry.to(summands.dtype)
     if params.distance == "trained":
@@ -176,12 +178,9 @@ def influence_weights(future_kl: Tensor, log_ratio: Tensor, advantages: Tensor, 
     return torch.where(risky, weight.clamp(SAFE_WEIGHT_LOW, SAFE_WEIGHT_HIGH), weight)
 
 
-def _clamped_log_ratio(log_ratio: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask, log_ratio, 0).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-
-
 def _participates(log_ratio: Tensor, mask: Tensor, params: FIPOParams) -> Tensor:
-    return mask & (log_ratio.detach().exp() <= params.dual_clip_c)
+    """M, with ratio ≤ c taken as log_ratio ≤ log c. A NaN at a trained token stays in, so that it is seen."""
+    return mask & ~(log_ratio > math.log(params.dual_clip_c))
 
 
 def _scan_trained(
@@ -213,23 +212,22 @@ def _scan_trained(
     return spread.view(summands.shape)
 
 
-def _per_token(values: Tensor, like: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """Spread per-sequence values over tokens; per-token values pass."""
-    if values.shape == like.shape:
-        return values
+def _advantage_per_token(advantages: Tensor, like: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    if advantages.shape == like.shape:
+        return advantages
+    sequences = len(like) if cu_seqlens is None else len(cu_seqlens) - 1
+    if advantages.shape not in ((sequences,), (sequences, 1)):
+        raise InvalidInputError(
+            f"advantages have shape {tuple(advantages.shape)}, but must have ({sequences},), ({sequences}, 1) or "
+            f"{tuple(like.shape)}; pass one a sequence or one a token."
+        )
+    return _spread(advantages.reshape(sequences), like, cu_seqlens)
+
+
+def _spread(per_sequence: Tensor, like: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     if cu_seqlens is None:
-        rows = like.shape[0]
-        if values.shape in ((rows,), (rows, 1)):
-            return values.reshape(rows, 1).expand(like.shape)
-        expected = f"({rows},), ({rows}, 1) or {tuple(like.shape)}"
-    else:
-        sequences = len(cu_seqlens) - 1
-        if values.shape == (sequences,):
-            return values.repeat_interleave(cu_seqlens.diff())
-        expected = f"({sequences},) or {tuple(like.shape)}"
-    raise InvalidInputError(
-        f"advantages have shape {tuple(values.shape)}, but must have {expected}; pass one a sequence or one a token."
-    )
+        return per_sequence[:, None].expand(like.shape)
+    return per_sequence.repeat_interleave(cu_seqlens.diff())
 
 
 def _count_per_sequence(flags: Tensor, cu_seqlens: Tensor | None) -> Tensor:

@@ -1,0 +1,124 @@
+"""FIPOConfig: TRL's GRPOConfig with FIPO's knobs and the paper's scaffold as defaults."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from trl import GRPOConfig
+
+from fipo.errors import InvalidParameterError
+from fipo.params import FIPOParams
+
+UPDATES_PER_ROLLOUT = 8  # the paper's: 512 prompts a rollout in mini-batches of 64
+NORMALISERS = ("dapo", "grpo", "bnpo", "dr_grpo")
+
+
+def _knob(help: str, **metadata: Any) -> Any:
+    return field(default=None, metadata={"help": help, **metadata})
+
+
+@dataclass
+class FIPOConfig(GRPOConfig):
+    """Every argument of TRL's GRPOConfig, and FIPO's.
+
+    A knob left at None takes its value from `fipo_preset`, or else from FIPOParams. Defaults that differ from GRPO's:
+    `epsilon_high` is 0.28 (DAPO), and where neither `steps_per_generation` nor `generation_batch_size` nor
+    `num_iterations` is set, a rollout feeds 8 updates. `loss_type` chooses only the normaliser.
+
+    Raises:
+        InvalidParameterError: A knob is out of range, contradicts another, or cannot be combined with FIPO.
+    """
+
+    epsilon_high: float | None = field(default=0.28, metadata={"help": "Upper clip of the ratio, 1 + epsilon_high."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses. Off: they are shown."})
+
+    fipo_preset: str | None = _knob("The paper's settings: 7b or 32b. Knobs set by hand win.", aliases=["--preset"])
+    fipo_decay_rate: float | None = _knob("Half-life of future credit in tokens; inf: no decay. Default 32.")
+    fipo_clip_ratio_low: float | None = _knob("The weight's lower bound is 1 − this. Default 0.2.")
+    fipo_clip_ratio_high: float | None = _knob("The weight's upper bound is 1 + this. Default 0.2.")
+    fipo_clip_high_only: bool | None = _knob("Lower bound 1: credit only amplifies. Default false.")
+    fipo_safety_thresh: float | None = _knob(
+        "With A < 0 and a ratio above this the weight stays in [0.8, 1]. Default 10."
+    )
+    fipo_dual_clip_c: float | None = _knob("Dual clip; the same knob as TRL's delta. Default 10.")
+    fipo_chunk_size: int | None = _knob("Tokens per block of the scan at most; never changes a result. Default 128.")
+    fipo_max_dual_clipped: int | None = _knob("Drop sequences with more dual-clipped tokens than this. Default 1.")
+    fipo_distance: str | None = _knob("What the half-life counts: position or trained. Default position.")
+    fipo_dynamic_sampling_rounds: int = field(
+        default=0,
+        metadata={"help": "DAPO's dynamic sampling: replace groups of equal rewards, in at most this many rounds."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.steps_per_generation is None and self.generation_batch_size is None and self.num_iterations == 1:
+            self.steps_per_generation = UPDATES_PER_ROLLOUT * self.gradient_accumulation_steps
+        super().__post_init__()
+        self._resolve_knobs()
+        self._refuse_what_does_not_combine()
+        self._refuse_a_no_op()
+
+    @property
+    def fipo_params(self) -> FIPOParams:
+        return FIPOParams(**{knob.name: getattr(self, f"fipo_{knob.name}") for knob in fields(FIPOParams)})
+
+    @property
+    def updates_per_rollout(self) -> int:
+        """Optimizer steps between two rollouts."""
+        return self.steps_per_generation * self.num_iterations // self.gradient_accumulation_steps
+
+    def _resolve_knobs(self) -> None:
+        given = {knob.name: getattr(self, f"fipo_{knob.name}") for knob in fields(FIPOParams)}
+        given = {name: value for name, value in given.items() if value is not None}
+        if self.delta is not None:
+            if given.setdefault("dual_clip_c", self.delta) != self.delta:
+                raise InvalidParameterError(
+                    f"fipo_dual_clip_c is {self.fipo_dual_clip_c} and delta is {self.delta}, but they are one knob; "
+                    "set one of them."
+                )
+        params = FIPOParams.preset(self.fipo_preset, **given) if self.fipo_preset else FIPOParams(**given)
+        for knob in fields(FIPOParams):
+            setattr(self, f"fipo_{knob.name}", getattr(params, knob.name))
+        self.delta = params.dual_clip_c
+
+    def _refuse_what_does_not_combine(self) -> None:
+        epsilon_high = self.epsilon if self.epsilon_high is None else self.epsilon_high
+        refusals = [
+            (
+                self.loss_type not in NORMALISERS,
+                f"loss_type is {self.loss_type!r}, but with FIPO it chooses only the normaliser; "
+                f"set one of {', '.join(NORMALISERS)}.",
+            ),
+            (
+                self.importance_sampling_level != "token",
+                f"importance_sampling_level is {self.importance_sampling_level!r}, but FIPO gives every token its own "
+                "ratio and weight; set it to 'token'.",
+            ),
+            (
+                self.fipo_dual_clip_c is not None and self.fipo_dual_clip_c <= 1 + epsilon_high,
+                f"fipo_dual_clip_c is {self.fipo_dual_clip_c}, but must exceed 1 + epsilon_high = {1 + epsilon_high:g}, "
+                "or the dual clip would undo the clip; raise fipo_dual_clip_c.",
+            ),
+            (
+                self.fipo_dynamic_sampling_rounds < 0,
+                f"fipo_dynamic_sampling_rounds is {self.fipo_dynamic_sampling_rounds}, but must be at least 0 (off).",
+            ),
+        ]
+        for refused, sentence in refusals:
+            if refused:
+                raise InvalidParameterError(sentence)
+
+    def _refuse_a_no_op(self) -> None:
+        micro_batches = self.steps_per_generation * self.num_iterations
+        if micro_batches % self.gradient_accumulation_steps:
+            raise InvalidParameterError(
+                f"steps_per_generation × num_iterations is {micro_batches}, but must be a multiple of "
+                f"gradient_accumulation_steps ({self.gradient_accumulation_steps}), so that a rollout ends with an "
+                "update; change steps_per_generation."
+            )
+        if self.updates_per_rollout < 2:
+            prompts = self.generation_batch_size // self.num_generations
+            raise InvalidParameterError(
+                f"The {prompts} prompts × {self.num_generations} samples of a rollout feed {self.updates_per_rollout} "
+                f"update (steps_per_generation {self.steps_per_generation} × num_iterations {self.num_iterations} ÷ "
+                f"gradient_accumulation_steps {self.gradient_accumulation_steps}), so π_θ = π_old, every weight is 1 "
+                "and FIPO would silently be GRPO; raise steps_per_generation or num_iterations to get at least 2."
+            )

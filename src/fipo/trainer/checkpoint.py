@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 STAGING = "checkpoint.partial"  # no "checkpoint-<step>", so that nobody resumes from it
 
 
-class ExactResume:
-    """Mix-in for GRPOTrainer.
+class ExactResume(GRPOTrainer):
+    """GRPOTrainer that resumes exactly.
 
     TRL forgets the rollout in use when it resumes, and shuffles a later epoch like the first. Here the checkpoint also
     holds the rollout and the position in it, and an epoch's order depends on the seed and the epoch alone. A checkpoint
@@ -24,31 +25,32 @@ class ExactResume:
     """
 
     _staging = False
+    _fresh_prompts = 0  # prompts drawn by dynamic sampling so far, on this rank
 
     def _get_output_dir(self, trial: Any) -> str:
-        run = super()._get_output_dir(trial=trial)  # type: ignore[misc]
+        run = super()._get_output_dir(trial=trial)
         return os.path.join(run, STAGING) if self._staging else run
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         run = Path(self._get_output_dir(trial))
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"  # type: ignore[attr-defined]
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         staged = run / STAGING / name
-        if self.args.should_save:  # type: ignore[attr-defined]
+        if self.args.should_save:
             shutil.rmtree(run / STAGING, ignore_errors=True)
-        self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]
+        self.accelerator.wait_for_everyone()
         self._staging = True
         try:
-            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            super()._save_checkpoint(model, trial)
             self._save_rollout(staged)
         finally:
             self._staging = False
-        self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]
-        if self.args.should_save:  # type: ignore[attr-defined]
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
             self._publish(staged, run / name)
-        self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]
+        self.accelerator.wait_for_everyone()
 
     def _publish(self, staged: Path, final: Path) -> None:
-        state, args = self.state, self.args  # type: ignore[attr-defined]
+        state, args = self.state, self.args
         if state.best_model_checkpoint == str(staged):
             state.best_model_checkpoint = str(final)
             state.save_to_json(str(staged / "trainer_state.json"))
@@ -63,14 +65,14 @@ class ExactResume:
         )
 
     def _rollout_file(self, checkpoint: Path) -> Path:
-        return checkpoint / f"rollout_{self.accelerator.process_index}.pt"  # type: ignore[attr-defined]
+        return checkpoint / f"rollout_{self.accelerator.process_index}.pt"
 
     def _save_rollout(self, checkpoint: Path) -> None:
-        state = {"step": self._step, "fresh_prompts": self._fresh_prompts, "rollout": self._buffered_inputs}  # type: ignore[attr-defined, has-type]
+        state = {"step": self._step, "fresh_prompts": self._fresh_prompts, "rollout": self._buffered_inputs}
         torch.save(state, self._rollout_file(checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
         file = self._rollout_file(Path(checkpoint))
@@ -79,13 +81,13 @@ class ExactResume:
                 f"{file} is missing, but resuming needs the rollout that the checkpoint was taken in; resume with as "
                 "many processes as saved it, or from a checkpoint that FIPOTrainer wrote."
             )
-        device = self.accelerator.device  # type: ignore[attr-defined]
+        device = self.accelerator.device
         state = torch.load(file, map_location=device, weights_only=True)
         self._step, self._fresh_prompts = state["step"], state["fresh_prompts"]
         self._buffered_inputs = state["rollout"]
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler:
-        plain = super()._get_train_sampler(dataset)  # type: ignore[misc]
+        plain = super()._get_train_sampler(dataset)
         names = ("data_source", "mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed")
         return EpochRepeatSampler(**{name: getattr(plain, name) for name in names})
 

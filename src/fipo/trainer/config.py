@@ -49,7 +49,8 @@ class FIPOConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
-        if self.steps_per_generation is None and self.generation_batch_size is None and self.num_iterations == 1:
+        steps: int | None = self.steps_per_generation  # type: ignore[has-type]
+        if steps is None and self.generation_batch_size is None and self.num_iterations == 1:
             self.steps_per_generation = UPDATES_PER_ROLLOUT * self.gradient_accumulation_steps
         super().__post_init__()
         self._resolve_knobs()
@@ -68,12 +69,12 @@ class FIPOConfig(GRPOConfig):
     def _resolve_knobs(self) -> None:
         given = {knob.name: getattr(self, f"fipo_{knob.name}") for knob in fields(FIPOParams)}
         given = {name: value for name, value in given.items() if value is not None}
-        if self.delta is not None:
-            if given.setdefault("dual_clip_c", self.delta) != self.delta:
-                raise InvalidParameterError(
-                    f"fipo_dual_clip_c is {self.fipo_dual_clip_c} and delta is {self.delta}, but they are one knob; "
-                    "set one of them."
-                )
+        delta: float | None = self.delta  # type: ignore[has-type]
+        if delta is not None and given.setdefault("dual_clip_c", delta) != delta:
+            raise InvalidParameterError(
+                f"fipo_dual_clip_c is {self.fipo_dual_clip_c} and delta is {delta}, but they are one knob; "
+                "set one of them."
+            )
         params = FIPOParams.preset(self.fipo_preset, **given) if self.fipo_preset else FIPOParams(**given)
         for knob in fields(FIPOParams):
             setattr(self, f"fipo_{knob.name}", getattr(params, knob.name))
@@ -94,8 +95,8 @@ class FIPOConfig(GRPOConfig):
             ),
             (
                 self.fipo_dual_clip_c is not None and self.fipo_dual_clip_c <= 1 + epsilon_high,
-                f"fipo_dual_clip_c is {self.fipo_dual_clip_c}, but must exceed 1 + epsilon_high = {1 + epsilon_high:g}, "
-                "or the dual clip would undo the clip; raise fipo_dual_clip_c.",
+                f"fipo_dual_clip_c is {self.fipo_dual_clip_c}, but must exceed 1 + epsilon_high, {1 + epsilon_high:g}, "
+                "or the dual clip would undo the clip; raise it.",
             ),
             (
                 self.fipo_dynamic_sampling_rounds < 0,

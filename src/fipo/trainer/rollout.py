@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from fipo.errors import InvalidParameterError
+from fipo.trainer.checkpoint import ExactResume
 
 logger = logging.get_logger(__name__)
 
@@ -19,10 +20,8 @@ MERGED = (  # what a rollout may hold for dynamic sampling to merge; (B, …) te
 )
 
 
-class RolloutExtras:
-    """Mix-in for GRPOTrainer."""
-
-    _fresh_prompts = 0  # prompts drawn by dynamic sampling so far, on this rank
+class RolloutExtras(ExactResume):
+    """GRPOTrainer whose rollouts are FIPO's."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -41,7 +40,7 @@ class RolloutExtras:
         return rollout
 
     def _scored_rollout(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        rollout = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        rollout = super()._generate_and_score_completions(inputs)
         start = self.accelerator.process_index * len(inputs)
         rewards = self._rewards_per_func[start : start + len(inputs)]
         failed = rewards.isnan().all(-1)
@@ -59,7 +58,7 @@ class RolloutExtras:
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         """TRL's, but a sample whose reward raised is unscorable as a whole: its other rewards do not stand for it."""
-        rewards = super()._calculate_rewards(*args, **kwargs)  # type: ignore[misc]
+        rewards = super()._calculate_rewards(*args, **kwargs)
         failures = [func.failed for func in self.reward_funcs if hasattr(func, "failed")]
         if failures:
             local = torch.tensor(failures, device=rewards.device).any(0)

@@ -5,10 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.utils import logging
-from trl import GRPOTrainer
 
 from fipo.core.loss import FIPOOutput, fipo_loss
-from fipo.trainer.checkpoint import ExactResume
 from fipo.trainer.config import FIPOConfig
 from fipo.trainer.metrics import CreditMetrics
 from fipo.trainer.rollout import RolloutExtras
@@ -17,20 +15,22 @@ logger = logging.get_logger(__name__)
 
 NOISE_LIMIT = 0.01  # a weight moved by more than this by noise alone is worth a warning
 MODEL_INPUTS = (  # what TRL passes on to multimodal models
-    "pixel_values image_grid_thw num_images pixel_attention_mask spatial_shapes num_tiles image_sizes token_type_ids "
-    "mm_token_type_ids image_position_ids"
-).split()
+    *("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles"),
+    *("image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids"),
+)
 
 
-class FIPOTrainer(RolloutExtras, ExactResume, GRPOTrainer):
+class FIPOTrainer(RolloutExtras):
     """Trains with FIPO; everything but the loss is TRL's GRPOTrainer, whose arguments it takes.
 
     With the weights neutral (both clip ratios 0) and no sequence dropped, loss and gradient equal those of GRPOTrainer
-    with the same `loss_type` and `delta`. `ExactResume` makes checkpoints atomic and resuming exact, `RolloutExtras`
-    adds dynamic sampling, the treatment of failed rewards, and length percentiles.
+    with the same `loss_type` and `delta`. Two layers lie between: `ExactResume` makes checkpoints atomic and resuming
+    exact, `RolloutExtras` adds dynamic sampling, the treatment of failed rewards, and length percentiles.
     """
 
     args: FIPOConfig
+    entropy_coef: float
+    _entropy_window_stats: Tensor | None
     _tag_names = ["trl", "fipo"]  # noqa: RUF012 - TRL's attribute
 
     def __init__(self, model: Any, reward_funcs: Any, args: FIPOConfig, **kwargs: Any) -> None:
@@ -165,9 +165,7 @@ class FIPOTrainer(RolloutExtras, ExactResume, GRPOTrainer):
         self.entropy_coef = min(max(self.entropy_coef + step, self.args.entropy_coef_min), self.args.entropy_coef_max)
 
     @torch.no_grad()
-    def _record(
-        self, out: FIPOOutput, mask: Tensor, advantages: Tensor, entropies: Tensor, kl: Tensor | None
-    ) -> None:
+    def _record(self, out: FIPOOutput, mask: Tensor, advantages: Tensor, entropies: Tensor, kl: Tensor | None) -> None:
         extra = {"entropy": entropies}
         per_token = advantages if advantages.dim() == 2 else advantages[:, None]
         extra["fipo/length_weighted_advantage"] = per_token.expand(mask.shape)
@@ -188,7 +186,7 @@ class FIPOTrainer(RolloutExtras, ExactResume, GRPOTrainer):
             self._warned_of_noise = True
             logger.warning(
                 f"Noise floor: at the first update after a rollout log-ratios must be 0, but they move the weights by "
-                f"{weight_shift:.1%} on average. Usual causes: log-probs of the rollout engine as π_old, logits rounded "
-                "to bfloat16 (set cast_lm_head_to_fp32), or a temperature or top-p that differs between sampling and "
+                f"{weight_shift:.1%} on average. Usual causes: log-probs of the rollout engine as π_old, logits "
+                "rounded to bfloat16 (set cast_lm_head_to_fp32), or another temperature or top-p in sampling than in "
                 "scoring."
             )

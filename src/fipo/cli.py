@@ -1,0 +1,59 @@
+"""The command `fipo`: thin; every subcommand lives where its subject does."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from fipo import __version__
+from fipo.errors import FIPOError
+
+USAGE = """\
+fipo train recipe.yaml [--flag value …]          train; every flag of TRL's GRPOConfig and ModelConfig works
+fipo train --model_name_or_path … --dataset … --rewards … --output_dir …
+fipo test-reward recipe.yaml completions.jsonl   score completions with a recipe's rewards, without a model
+fipo --version"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code; an expected error is one sentence on standard error, and 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    commands = {"train": _train, "test-reward": _test_reward}
+    if arguments[:1] == ["--version"]:
+        print(f"fipo {__version__}")
+        return 0
+    if not arguments or arguments[0] not in commands:
+        asked_for_help = arguments[:1] in (["-h"], ["--help"])
+        print(USAGE, file=sys.stdout if asked_for_help else sys.stderr)
+        return 0 if asked_for_help else 2
+    try:
+        return commands[arguments[0]](arguments[1:])
+    except (FIPOError, ModuleNotFoundError) as error:
+        print(f"fipo: {_explain(error)}", file=sys.stderr)
+        return 2
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"The module {error.name} is missing; install fipo with its extra: pip install 'fipo[train]'."
+    return str(error)
+
+
+def _train(arguments: list[str]) -> int:
+    from fipo.trainer.recipe import parse_recipe
+    from fipo.trainer.run import train
+
+    return train(*parse_recipe(arguments))
+
+
+def _test_reward(arguments: list[str]) -> int:
+    from fipo.trainer.score import score_file
+
+    parser = argparse.ArgumentParser(prog="fipo test-reward", description="Score completions without a model.")
+    parser.add_argument("recipe", help="a recipe whose rewards are used")
+    parser.add_argument("completions", type=Path, help="JSONL with completion and answer a line")
+    options = parser.parse_args(arguments)
+    return score_file(options.recipe, options.completions)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

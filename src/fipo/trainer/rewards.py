@@ -1,0 +1,211 @@
+"""Rewards by name. Each scores one completion; a sample whose reward raises is reported and left out of the loss."""
+
+import importlib
+import math
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+from fipo.errors import InvalidParameterError
+from fipo.trainer.specs import Spec
+
+logger = logging.get_logger(__name__)
+
+Score = Callable[..., float]  # (completion: str, *, row: dict, length: int) -> float; length in tokens
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+class Reward:
+    """One named reward in the form that TRL calls: a list of completions in, a list of floats or None out.
+
+    None stands for a sample whose scoring raised; `failed` marks these samples of the last call, `failures` counts
+    them, and the first one's traceback is logged.
+    """
+
+    def __init__(self, spec: Spec, *, max_completion_length: int) -> None:
+        options = dict(spec.options)
+        self.weight = float(options.pop("weight", 1.0))
+        self.__name__ = spec.name.rpartition(":")[2] if spec.name.startswith("python:") else spec.name
+        self._batch = _batch_function(spec.name, options, max_completion_length)
+        self.failed: list[bool] = []
+        self.failures = 0
+
+    def __call__(self, completions: list[Any], completion_ids: list[list[int]], **columns: Any) -> list[float | None]:
+        batch = {"completions": completions, "completion_ids": completion_ids, **columns}
+        try:
+            scores: list[float | None] = self._checked(self._batch(**batch), len(completions))
+        except Exception:  # find out which samples it is; a reward may raise anything
+            scores = [self._one(batch, index) for index in range(len(completions))]
+        self.failed = [score is None for score in scores]
+        return scores
+
+    def _one(self, batch: dict[str, Any], index: int) -> float | None:
+        single = {
+            name: [value[index]] if isinstance(value, list) and len(value) == len(batch["completions"]) else value
+            for name, value in batch.items()
+        }
+        try:
+            return self._checked(self._batch(**single), 1)[0]
+        except Exception:
+            if not self.failures:
+                logger.warning(
+                    f"Reward {self.__name__} raised; its samples are counted and left out of the loss. The first "
+                    f"traceback:\n{traceback.format_exc()}"
+                )
+            self.failures += 1
+            return None
+
+    @staticmethod
+    def _checked(scores: Any, expected: int) -> list[float | None]:
+        scores = [float(score) for score in scores]
+        if len(scores) != expected or not all(map(math.isfinite, scores)):
+            raise ValueError(f"expected {expected} finite scores, got {scores}")
+        return scores
+
+
+def load_rewards(names: list[str], *, max_completion_length: int) -> list[Reward]:
+    """The rewards of a recipe, in its order; the first one decides what counts as accurate.
+
+    Raises:
+        InvalidParameterError: An unknown reward, a wrong option or a function that cannot be imported.
+    """
+    if not names:
+        raise InvalidParameterError(f"rewards is empty, but training needs one; name one of {', '.join(BUILT_IN)}.")
+    return [Reward(Spec.parse(name), max_completion_length=max_completion_length) for name in names]
+
+
+def text_of(completion: Any) -> str:
+    """The text of a completion in TRL's plain or conversational form."""
+    return completion if isinstance(completion, str) else "".join(turn.get("content") or "" for turn in completion)
+
+
+def _batch_function(name: str, options: dict[str, Any], max_completion_length: int) -> Callable[..., list[float]]:
+    if name.startswith("python:"):
+        function = _imported(name)
+        return lambda **batch: function(**batch, **options)
+    if name not in BUILT_IN:
+        raise InvalidParameterError(
+            f"The reward {name!r} is unknown; use one of {', '.join(BUILT_IN)} or python:package.module:function."
+        )
+    if name == "overlong":
+        options.setdefault("limit", max_completion_length)
+    try:
+        score = BUILT_IN[name](**options)
+    except TypeError as error:
+        raise InvalidParameterError(
+            f"The reward {name!r} does not take these options: {error}; change them."
+        ) from error
+
+    def scored(completions: list[Any], completion_ids: list[list[int]], **columns: Any) -> list[float]:
+        rows = [
+            {key: value[i] for key, value in columns.items() if isinstance(value, list) and len(value) > i}
+            for i in range(len(completions))
+        ]
+        return [
+            score(text_of(completion), row=row, length=len(ids))
+            for completion, row, ids in zip(completions, rows, completion_ids, strict=True)
+        ]
+
+    return scored
+
+
+def _imported(name: str) -> Callable[..., list[float]]:
+    module_name, _, function_name = name.removeprefix("python:").partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InvalidParameterError(
+            f"The reward {name!r} cannot be imported ({error}); write python:package.module:function and start from "
+            "the folder that holds the package."
+        ) from error
+
+
+def _math() -> Score:
+    """1 if the completion's final expression equals the answer mathematically (the package math-verify)."""
+    from math_verify import parse, verify
+
+    def score(completion: str, *, row: dict[str, Any], length: int) -> float:
+        answer = str(row["answer"])
+        gold = parse(answer) or parse(f"${answer}$")
+        if not gold:
+            raise ValueError(f"the answer {answer!r} is not mathematics")
+        return float(verify(gold, parse(completion)))
+
+    return score
+
+
+def _last_number() -> Score:
+    """1 if the last number in the completion equals the answer."""
+
+    def score(completion: str, *, row: dict[str, Any], length: int) -> float:
+        numbers = NUMBER.findall(completion)
+        return float(bool(numbers) and _number(numbers[-1]) == _number(str(row["answer"])))
+
+    return score
+
+
+def _number(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+def _exact() -> Score:
+    """1 if the completion is the answer, but for white space at the ends."""
+    return lambda completion, *, row, length: float(completion.strip() == str(row["answer"]).strip())
+
+
+def _regex(pattern: str) -> Score:
+    """1 if the pattern is found; a group named `answer`, where there is one, must then equal the answer."""
+    try:
+        compiled = re.compile(str(pattern), re.DOTALL)
+    except re.error as error:
+        raise InvalidParameterError(f"pattern is {pattern!r}, which is no regular expression: {error}.") from error
+
+    def score(completion: str, *, row: dict[str, Any], length: int) -> float:
+        found = compiled.search(completion)
+        if found is None or "answer" not in compiled.groupindex:
+            return float(found is not None)
+        return float((found["answer"] or "").strip() == str(row["answer"]).strip())
+
+    return score
+
+
+def _reasoning_gym() -> Score:
+    """The task's own score in [0, 1], for datasets named `rg:…`; of what stands in <answer> tags, where there are."""
+    import json
+
+    from reasoning_gym import get_score_answer_fn
+    from reasoning_gym.utils import extract_answer
+
+    def score(completion: str, *, row: dict[str, Any], length: int) -> float:
+        entry = json.loads(row["reasoning_gym"])
+        answer = extract_answer(completion) or completion.strip()
+        return get_score_answer_fn(entry["metadata"]["source_dataset"])(answer, entry)
+
+    return score
+
+
+def _overlong(limit: int, buffer: int | None = None) -> Score:
+    """DAPO's soft penalty: 0 up to limit − buffer tokens, then linearly down to −1 at limit."""
+    span = limit // 5 if buffer is None else buffer
+    if not 0 < span <= limit:
+        raise InvalidParameterError(
+            f"overlong has buffer {span}, but it must lie between 1 and the completion limit of {limit} tokens."
+        )
+    return lambda completion, *, row, length: -min(max(length - (limit - span), 0) / span, 1.0)
+
+
+BUILT_IN: dict[str, Callable[..., Score]] = {
+    "math": _math,
+    "last_number": _last_number,
+    "exact": _exact,
+    "regex": _regex,
+    "reasoning_gym": _reasoning_gym,
+    "overlong": _overlong,
+}

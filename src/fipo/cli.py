@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
 from fipo import __version__
@@ -39,10 +40,22 @@ def _explain(error: Exception) -> str:
 
 
 def _train(arguments: list[str]) -> int:
+    _quiet_libraries()
     from fipo.trainer.recipe import parse_recipe
     from fipo.trainer.run import train
 
     return train(*parse_recipe(arguments))
+
+
+def _quiet_libraries() -> None:
+    """Their progress bars and notices of future changes would bury what the run says."""
+    import datasets
+    from transformers.utils import logging
+
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+    warnings.simplefilter("ignore", FutureWarning)
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
 
 
 def _test_reward(arguments: list[str]) -> int:

@@ -10,6 +10,7 @@ class RunArguments:
     """Data, rewards and evaluation of a run; every field is a key of a recipe and a flag of `fipo train`."""
 
     dataset: str = field(default="", metadata={"help": "rg:task?option=value, a local file, or a hub dataset."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub dataset."})
     dataset_split: str = field(default="train", metadata={"help": "Split of a hub dataset."})
     prompt_column: str = field(default="prompt", metadata={"help": "Column with text or chat messages."})
     answer_column: str = field(default="answer", metadata={"help": "Column with the answer; empty: there is none."})

@@ -21,14 +21,15 @@ class FIPOConfig(GRPOConfig):
     """Every argument of TRL's GRPOConfig, and FIPO's.
 
     A knob left at None takes its value from `fipo_preset`, or else from FIPOParams. Defaults that differ from GRPO's:
-    `epsilon_high` is 0.28 (DAPO), and where neither `steps_per_generation` nor `generation_batch_size` nor
-    `num_iterations` is set, a rollout feeds 8 updates. `loss_type` chooses only the normaliser.
+    `epsilon_high` is 0.28 (DAPO), dropout is off, and a rollout feeds 8 updates where none of `steps_per_generation`,
+    `generation_batch_size` and `num_iterations` is set. `loss_type` chooses only the normaliser.
 
     Raises:
         InvalidParameterError: A knob is out of range, contradicts another, or cannot be combined with FIPO.
     """
 
     epsilon_high: float | None = field(default=0.28, metadata={"help": "Upper clip of the ratio, 1 + epsilon_high."})
+    disable_dropout: bool = field(default=True, metadata={"help": "Dropout would be noise in every log-ratio."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses. Off: they are shown."})
 
     fipo_preset: str | None = _knob("The paper's settings: 7b or 32b. Knobs set by hand win.", aliases=["--preset"])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fipo.trainer.config import FIPOConfig
@@ -39,13 +39,12 @@ def header(trainer: FIPOTrainer, model_name: str) -> str:
 def summary(before: Evaluation | None, after: Evaluation | None, seconds: float, run: str) -> str:
     """The end of a run: accuracy before and after, and where things lie."""
     lines = [f"Finished in {seconds / 60:.1f} minutes. Model, checkpoints and {METRICS_FILE}: {run}"]
-    if before and after:
-        for name, start, end in (
-            ("greedy", before.greedy, after.greedy),
-            (f"avg@{after.k}", before.avg_at_k, after.avg_at_k),
-            (f"pass@{after.k}", before.pass_at_k, after.pass_at_k),
-        ):
-            lines.append(f"  held-out {name:>8}  {start:6.1%} → {end:6.1%}  ({100 * (end - start):+.1f} points)")
+    for name, end in after.shares().items() if after else ():
+        line = f"  held-out {name:>8}  {end:6.1%}"
+        if before:
+            start = before.shares()[name]
+            line = f"  held-out {name:>8}  {start:6.1%} → {end:6.1%}  ({100 * (end - start):+.1f} points)"
+        lines.append(line)
     return "\n".join(lines)
 
 
@@ -60,6 +59,7 @@ class Display(TrainerCallback):
         self.console, self.sample_every = console, sample_every
         self.trainer: FIPOTrainer | None = None
         self.seen: dict[str, Any] = {}
+        self.task: TaskID | None = None
         self.bar = Progress(
             MofNCompleteColumn(), BarColumn(bar_width=20), TimeRemainingColumn(), TextColumn("{task.fields[signs]}"),
             console=console,
@@ -71,9 +71,15 @@ class Display(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **extra: Any) -> None:
         self.seen |= {name: value for name, value in extra["logs"].items() if value is not None}
+        if self.task is None:  # the evaluation before training
+            return
         self.bar.update(self.task, completed=state.global_step, signs=self._signs())
+        if not self.console.is_terminal and "loss" in extra["logs"]:  # a log file has no bar
+            self.console.print(
+                f"update {state.global_step}/{state.max_steps} · {self._signs()}", markup=False, soft_wrap=True
+            )
         if self.sample_every and state.global_step % self.sample_every == 0 and "loss" in extra["logs"]:
-            self._print_sample(state.global_step)
+            self._print_sample()
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.bar.stop()
@@ -90,11 +96,11 @@ class Display(TrainerCallback):
             signs.append(f"weight {seen['fipo/weight_min']:.2f}–{seen['fipo/weight_max']:.2f}")
         return " · ".join(signs)
 
-    def _print_sample(self, step: int) -> None:
+    def _print_sample(self) -> None:
         logs = self.trainer._logs if self.trainer else None
         if logs and logs["completion"]:
             prompt, completion = _last(logs["prompt"][-1]), _one_line(text_of(logs["completion"][-1]))
-            self.console.print(f"[dim]update {step}[/]  {escape(prompt)} [bold]→[/] {escape(completion)}")
+            self.console.print(f"[dim]sample:[/] {escape(prompt)} [bold]→[/] {escape(completion)}", soft_wrap=True)
 
 
 class MetricsFile(TrainerCallback):

@@ -17,6 +17,7 @@ PROCEDURAL = "rg:"
 def load_prompts(
     source: str,
     *,
+    config: str | None = None,
     split: str = "train",
     prompt_column: str = "prompt",
     answer_column: str = "answer",
@@ -28,16 +29,17 @@ def load_prompts(
     Args:
         source: `rg:task?option=value` (1,000 questions unless `size` is given), a .jsonl, .json, .csv or .parquet
             file, or a dataset's name on the Hugging Face hub.
+        config: Which configuration of a hub dataset.
         split: Which split of a hub dataset.
         prompt_column: Holds text or chat messages.
-        answer_column: May be absent: rewards that need it then fail, and say so.
+        answer_column: Holds the answer; empty where no reward needs one.
         system_prompt: Put before every prompt that has no system message of its own.
         seed: Of a procedural task, unless its options name one.
 
     Raises:
         DataError: No such source, split or column, or no rows.
     """
-    dataset = _procedural(source, seed) if source.startswith(PROCEDURAL) else _stored(source, split)
+    dataset = _procedural(source, seed) if source.startswith(PROCEDURAL) else _stored(source, config, split)
     if not len(dataset):
         raise DataError(f"{source} has no rows, but training needs prompts; check the file or the split {split!r}.")
     if prompt_column not in dataset.column_names:
@@ -45,16 +47,16 @@ def load_prompts(
             f"{source} has no column {prompt_column!r}, only {dataset.column_names}; name the prompt's column with "
             "prompt_column."
         )
-    if answer_column != "answer":
-        if answer_column not in dataset.column_names:
-            raise DataError(
-                f"{source} has no column {answer_column!r}, only {dataset.column_names}; name the answer's column with "
-                "answer_column."
-            )
-        dataset = dataset.remove_columns({"answer"} & set(dataset.column_names))
+    if answer_column and answer_column not in dataset.column_names:
+        raise DataError(
+            f"{source} has no column {answer_column!r}, only {dataset.column_names}; name the answer's column with "
+            "answer_column, or set it to an empty text if no reward needs one."
+        )
+    if answer_column and answer_column != "answer":
+        dataset = dataset.remove_columns(list({"answer"} & set(dataset.column_names)))
         dataset = dataset.rename_column(answer_column, "answer")
     prompts = [_messages(value, system_prompt, source) for value in dataset[prompt_column]]
-    dataset = dataset.remove_columns({prompt_column, "prompt"} & set(dataset.column_names))
+    dataset = dataset.remove_columns(list({prompt_column, "prompt"} & set(dataset.column_names)))
     return dataset.add_column("prompt", prompts)
 
 
@@ -65,7 +67,7 @@ def _messages(prompt: Any, system_prompt: str | None, source: str) -> list[dict[
         messages = prompt
     else:
         raise DataError(
-            f"{source} has the prompt {str(prompt)[:80]!r}, but prompts are text or a list of chat messages with role "
+            f"{source} has the prompt {str(prompt)[:80]}, but prompts are text or a list of chat messages with role "
             "and content; convert it."
         )
     if system_prompt is not None and messages[0]["role"] != "system":
@@ -78,7 +80,7 @@ def _is_chat(prompt: Any) -> bool:
     return bool(messages) and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages)
 
 
-def _stored(source: str, split: str) -> Dataset:
+def _stored(source: str, config: str | None, split: str) -> Dataset:
     path = Path(source)
     if path.suffix in FORMATS:
         if not path.is_file():
@@ -90,7 +92,7 @@ def _stored(source: str, split: str) -> Dataset:
         except Exception as error:  # the readers raise many kinds
             raise DataError(f"{source} cannot be read as {path.suffix[1:]} ({error}); repair the file.") from error
     try:
-        return load_dataset(source, split=split)
+        return load_dataset(source, config, split=split)
     except (DatasetNotFoundError, ConnectionError, FileNotFoundError, ValueError) as error:
         raise DataError(
             f"The dataset {source!r} with split {split!r} cannot be loaded ({error}); name a hub dataset, a "

@@ -26,12 +26,9 @@ class Evaluation:
     k: int
     completions: list[str]
 
-    def as_logs(self) -> dict[str, float]:
-        return {
-            "eval_greedy_accuracy": self.greedy,
-            f"eval_avg@{self.k}": self.avg_at_k,
-            f"eval_pass@{self.k}": self.pass_at_k,
-        }
+    def shares(self) -> dict[str, float]:
+        """By the names under which they are logged."""
+        return {"greedy": self.greedy, f"avg@{self.k}": self.avg_at_k, f"pass@{self.k}": self.pass_at_k}
 
 
 def evaluate(trainer: FIPOTrainer, prompts: Dataset, reward: Reward, k: int) -> Evaluation:

@@ -97,9 +97,7 @@ def _batch_function(name: str, options: dict[str, Any], max_completion_length: i
     try:
         score = BUILT_IN[name](**options)
     except TypeError as error:
-        raise InvalidParameterError(
-            f"The reward {name!r} does not take these options: {error}; change them."
-        ) from error
+        raise InvalidParameterError(f"The reward {name!r} does not take its options ({error}); change them.") from error
 
     def scored(completions: list[Any], completion_ids: list[list[int]], **columns: Any) -> list[float]:
         rows = [
@@ -142,17 +140,19 @@ def _math() -> Score:
 
 
 def _last_number() -> Score:
-    """1 if the last number in the completion equals the answer."""
+    """1 if the last number in the completion equals the last one in the answer."""
+
+    def last(text: str) -> float | None:
+        numbers = NUMBER.findall(text)
+        return float(numbers[-1].replace(",", "")) if numbers else None
 
     def score(completion: str, *, row: dict[str, Any], length: int) -> float:
-        numbers = NUMBER.findall(completion)
-        return float(bool(numbers) and _number(numbers[-1]) == _number(str(row["answer"])))
+        gold = last(str(row["answer"]))
+        if gold is None:
+            raise ValueError(f"the answer {row['answer']!r} holds no number")
+        return float(last(completion) == gold)
 
     return score
-
-
-def _number(text: str) -> float:
-    return float(text.replace(",", ""))
 
 
 def _exact() -> Score:

@@ -58,9 +58,11 @@ def train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) -> 
     trainer.add_callback(stop)
     if trainer.is_world_process_zero():
         _add_view(trainer, run, console)
+        console.print(view.header(trainer, model_args.model_name_or_path), markup=False, soft_wrap=True)
     before = after = None
     if prompts.held_out is not None:
-        before = _evaluate(trainer, prompts.held_out, rewards[0], run.eval_k)
+        if checkpoint is None:
+            before = _evaluate(trainer, prompts.held_out, rewards[0], run.eval_k)
         trainer.add_callback(EvaluateEvery(trainer, prompts.held_out, rewards[0], run))
     trainer.train(resume_from_checkpoint=checkpoint)
     if stop.stopped:
@@ -70,11 +72,13 @@ def train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) -> 
     if prompts.held_out is not None:
         after = _evaluate(trainer, prompts.held_out, rewards[0], run.eval_k)
     if trainer.is_world_process_zero():
-        console.print(view.summary(before, after, time.monotonic() - started, config.output_dir), markup=False)
+        console.print(
+            view.summary(before, after, time.monotonic() - started, config.output_dir), markup=False, soft_wrap=True
+        )
         if prompts.held_out is not None and before and after:
             prompt = prompts.held_out[0]["prompt"]
             pair = view.before_and_after(prompt, before.completions[0], after.completions[0])
-            console.print(pair, markup=False)
+            console.print(pair, markup=False, soft_wrap=True)
     trainer.end()
     return 0
 
@@ -86,6 +90,7 @@ def load_data(run: RunArguments, config: FIPOConfig, rewards: list[Reward]) -> P
             "dataset is empty, but training needs prompts; name a file, a hub dataset or rg:task."
         )
     options: dict[str, Any] = {
+        "config": run.dataset_config,
         "split": run.dataset_split,
         "prompt_column": run.prompt_column,
         "answer_column": run.answer_column,
@@ -153,7 +158,7 @@ class EvaluateEvery(TrainerCallback):
 def _evaluate(trainer: FIPOTrainer, prompts: Dataset, reward: Reward, k: int) -> Evaluation:
     evaluation = evaluate(trainer, prompts, reward, k)
     trainer.model.eval()  # TRL logs under the mode of the model
-    trainer.log(evaluation.as_logs())
+    trainer.log({f"eval_{name}": share for name, share in evaluation.shares().items()})
     trainer.model.train()
     return evaluation
 
@@ -164,8 +169,6 @@ def _add_view(trainer: FIPOTrainer, run: RunArguments, console: Console) -> None
     display.trainer = trainer
     trainer.add_callback(display)
     trainer.add_callback(view.MetricsFile(trainer.args.output_dir))
-    name = trainer.model.config._name_or_path or type(trainer.model).__name__
-    console.print(view.header(trainer, Path(name).name), markup=False)
 
 
 def _checkpoint_to_resume(run: RunArguments, config: FIPOConfig) -> str | None:

@@ -187,6 +187,6 @@ class FIPOTrainer(RolloutExtras):
             logger.warning(
                 f"Noise floor: at the first update after a rollout log-ratios must be 0, but they move the weights by "
                 f"{weight_shift:.1%} on average. Usual causes: log-probs of the rollout engine as π_old, logits "
-                "rounded to bfloat16 (set cast_lm_head_to_fp32), or another temperature or top-p in sampling than in "
-                "scoring."
+                "rounded to bfloat16 (set cast_lm_head_to_fp32), dropout, or another temperature or top-p in sampling "
+                "than in scoring."
             )

@@ -1,0 +1,67 @@
+"""Defaults are the paper's scaffold; what cannot work is refused with a sentence."""
+
+import pytest
+
+from fipo import FIPOParams, InvalidParameterError
+from fipo.trainer import FIPOConfig
+
+BASE = {"use_cpu": True, "bf16": False, "report_to": "none"}
+
+
+def config(tmp_path, **options):
+    return FIPOConfig(str(tmp_path), **{**BASE, **options})
+
+
+def test_defaults_are_the_papers_scaffold(tmp_path):
+    it = config(tmp_path)
+    assert it.updates_per_rollout == 8
+    assert (it.epsilon, it.epsilon_high, it.beta, it.loss_type) == (0.2, 0.28, 0.0, "dapo")
+    assert it.fipo_params == FIPOParams()
+    assert it.delta == it.fipo_dual_clip_c == 10.0
+
+
+@pytest.mark.parametrize(
+    ("options", "updates"),
+    [
+        ({"gradient_accumulation_steps": 4}, 8),
+        ({"num_iterations": 3}, 3),
+        ({"steps_per_generation": 4}, 4),
+        ({"generation_batch_size": 32}, 4),
+    ],
+)
+def test_updates_per_rollout(tmp_path, options, updates):
+    assert config(tmp_path, **options).updates_per_rollout == updates
+
+
+def test_presets_yield_to_what_the_user_sets(tmp_path):
+    it = config(tmp_path, fipo_preset="32b", fipo_clip_ratio_high=0.3)
+    assert (it.fipo_params.weight_low, it.fipo_params.weight_high) == (1.0, 1.3)
+    assert config(tmp_path, fipo_preset="7b").fipo_safety_thresh == 3.0
+
+
+def test_delta_and_dual_clip_are_one_knob(tmp_path):
+    assert config(tmp_path, delta=4.0).fipo_dual_clip_c == 4.0
+    assert config(tmp_path, fipo_dual_clip_c=5.0).delta == 5.0
+    assert config(tmp_path, fipo_dual_clip_c=5.0, delta=5.0).delta == 5.0
+
+
+REFUSED = [
+    ({"steps_per_generation": 1}, r"1 prompts × 8 samples of a rollout feed 1 update .*raise steps_per_generation"),
+    ({"gradient_accumulation_steps": 4, "steps_per_generation": 4}, "feed 1 update"),
+    ({"gradient_accumulation_steps": 3, "steps_per_generation": 8}, "is 8, but must be a multiple of"),
+    ({"loss_type": "cispo"}, "loss_type is 'cispo', but with FIPO it chooses only the normaliser; set one of dapo"),
+    ({"importance_sampling_level": "sequence"}, "importance_sampling_level is 'sequence', but .* set it to 'token'"),
+    ({"fipo_dual_clip_c": 5.0, "delta": 4.0}, r"fipo_dual_clip_c is 5\.0 and delta is 4\.0, but they are one knob"),
+    ({"delta": 1.2}, r"fipo_dual_clip_c is 1\.2, but must exceed 1 \+ epsilon_high"),
+    ({"fipo_decay_rate": 0.0}, r"decay_rate is 0\.0"),
+    ({"fipo_clip_ratio_low": 1.0}, r"clip_ratio_low is 1\.0"),
+    ({"fipo_safety_thresh": 0.5}, r"safety_thresh is 0\.5"),
+    ({"fipo_preset": "8b"}, "preset is '8b'"),
+    ({"fipo_dynamic_sampling_rounds": -1}, "fipo_dynamic_sampling_rounds is -1"),
+]
+
+
+@pytest.mark.parametrize(("options", "sentence"), REFUSED)
+def test_refusals(tmp_path, options, sentence):
+    with pytest.raises(InvalidParameterError, match=sentence):
+        config(tmp_path, **options)

@@ -1,0 +1,78 @@
+"""Prompts from files and procedural tasks; what is wrong with them is said before a model is loaded."""
+
+import json
+
+import pytest
+
+from fipo import DataError
+from fipo.trainer.data import load_prompts
+
+ROWS = [{"prompt": "1+1", "answer": "2"}, {"prompt": "2+2", "answer": "4"}]
+
+
+def write(path, rows):
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    else:
+        from datasets import Dataset
+
+        getattr(Dataset.from_list(rows), f"to_{path.suffix[1:]}")(str(path))
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
+def test_files(tmp_path, suffix):
+    prompts = load_prompts(write(tmp_path / f"data.{suffix}", ROWS), system_prompt="Be brief.")
+    assert prompts[0]["prompt"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "1+1"},
+    ]
+    assert [str(answer) for answer in prompts["answer"]] == ["2", "4"]
+
+
+def test_columns_chats_and_extra_columns(tmp_path):
+    chat = [{"role": "system", "content": "own"}, {"role": "user", "content": "hi"}]
+    file = write(tmp_path / "data.jsonl", [{"question": chat, "solution": "x", "level": 3}])
+    prompts = load_prompts(file, prompt_column="question", answer_column="solution", system_prompt="other")
+    assert prompts[0] == {"answer": "x", "level": 3, "prompt": chat}
+
+
+def test_procedural_task():
+    prompts = load_prompts("rg:chain_sum?size=5&min_terms=2&max_terms=2", seed=3)
+    assert len(prompts) == 5
+    assert prompts[0]["prompt"][0]["role"] == "user"
+    assert prompts["answer"] == load_prompts("rg:chain_sum?size=5&min_terms=2&max_terms=2", seed=3)["answer"]
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("nowhere.jsonl", r"The dataset file nowhere\.jsonl does not exist"),
+        ("rg:nothing", "reasoning-gym has no task 'nothing'"),
+        ("rg:chain_sum?colour=1", "reasoning-gym's chain_sum does not take"),
+        ("nobody/nothing", "The dataset 'nobody/nothing' with split 'train' cannot be loaded"),
+    ],
+)
+def test_bad_sources(source, sentence):
+    with pytest.raises(DataError, match=sentence):
+        load_prompts(source)
+
+
+def test_bad_files(tmp_path):
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    with pytest.raises(DataError, match="is empty, but training needs prompts"):
+        load_prompts(str(empty))
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"prompt": ')
+    with pytest.raises(DataError, match="cannot be read as jsonl"):
+        load_prompts(str(broken))
+    file = write(tmp_path / "data.jsonl", [{"question": "1+1", "prompt": 5}])
+    with pytest.raises(DataError, match="has no column 'answer', only"):
+        load_prompts(file, prompt_column="question")
+    with pytest.raises(DataError, match="has no column 'text', only"):
+        load_prompts(file, prompt_column="text")
+    with pytest.raises(DataError, match="has the prompt 5, but prompts are text or a list"):
+        load_prompts(file, answer_column="")

@@ -12,6 +12,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
+from fipo.errors import DataError
+
 STAGING = "checkpoint.partial"  # no "checkpoint-<step>", so that nobody resumes from it
 
 
@@ -77,7 +79,7 @@ class ExactResume(GRPOTrainer):
             return
         file = self._rollout_file(Path(checkpoint))
         if not file.exists():
-            raise FileNotFoundError(
+            raise DataError(
                 f"{file} is missing, but resuming needs the rollout that the checkpoint was taken in; resume with as "
                 "many processes as saved it, or from a checkpoint that FIPOTrainer wrote."
             )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
 from trl import GRPOConfig
 
 from fipo.errors import InvalidParameterError
@@ -20,9 +21,9 @@ def _knob(help: str, **metadata: Any) -> Any:
 class FIPOConfig(GRPOConfig):
     """Every argument of TRL's GRPOConfig, and FIPO's.
 
-    A knob left at None takes its value from `fipo_preset`, or else from FIPOParams. Defaults that differ from GRPO's:
-    `epsilon_high` is 0.28 (DAPO), dropout is off, and a rollout feeds 8 updates where none of `steps_per_generation`,
-    `generation_batch_size` and `num_iterations` is set. `loss_type` chooses only the normaliser.
+    A knob left at None takes its value from `fipo_preset`, or else from FIPOParams. `loss_type` chooses only the
+    normaliser. Defaults that differ from GRPO's: `epsilon_high` is 0.28 (DAPO), dropout is off, CPUs do not autocast, and a
+    rollout feeds 8 updates where none of `steps_per_generation`, `generation_batch_size` and `num_iterations` is set.
 
     Raises:
         InvalidParameterError: A knob is out of range, contradicts another, or cannot be combined with FIPO.
@@ -50,6 +51,10 @@ class FIPOConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
+        on_cpu = self.use_cpu or not torch.accelerator.is_available()
+        autocast: bool | None = self.bf16  # type: ignore[has-type]
+        if autocast is None and on_cpu:  # TRL would autocast to bfloat16, which few processors are fast at
+            self.bf16 = False
         steps: int | None = self.steps_per_generation  # type: ignore[has-type]
         if steps is None and self.generation_batch_size is None and self.num_iterations == 1:
             self.steps_per_generation = UPDATES_PER_ROLLOUT * self.gradient_accumulation_steps

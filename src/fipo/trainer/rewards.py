@@ -198,7 +198,7 @@ def _overlong(limit: int, buffer: int | None = None) -> Score:
         raise InvalidParameterError(
             f"overlong has buffer {span}, but it must lie between 1 and the completion limit of {limit} tokens."
         )
-    return lambda completion, *, row, length: -min(max(length - (limit - span), 0) / span, 1.0)
+    return lambda completion, *, row, length: max(-1.0, min(0.0, (limit - span - length) / span))
 
 
 BUILT_IN: dict[str, Callable[..., Score]] = {

@@ -25,8 +25,12 @@ class RolloutExtras(ExactResume):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.args.fipo_dynamic_sampling_rounds:
+            self._refuse_spread_groups()
+
+    def _refuse_spread_groups(self) -> None:
         local = self.args.per_device_train_batch_size * self.args.steps_per_generation
-        if self.args.fipo_dynamic_sampling_rounds and local % self.num_generations:
+        if local % self.num_generations:
             raise InvalidParameterError(
                 f"per_device_train_batch_size × steps_per_generation is {local}, but dynamic sampling needs a multiple "
                 f"of num_generations ({self.num_generations}), so that no group is spread over ranks; change one."

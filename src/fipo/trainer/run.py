@@ -48,9 +48,8 @@ def train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) -> 
     if not model_args.model_name_or_path:
         raise InvalidParameterError("model_name_or_path is empty, but training needs a model; name one.")
     if run.dry_run:
-        console.print(
-            f"{len(prompts.train)} prompts; a rollout feeds {config.updates_per_rollout} updates. Nothing run."
-        )
+        updates = config.updates_per_rollout
+        console.print(f"{len(prompts.train)} prompts; a rollout feeds {updates} updates; nothing was run.")
         return 0
 
     trainer = build_trainer(run, config, model_args, prompts, rewards)
@@ -157,9 +156,11 @@ class EvaluateEvery(TrainerCallback):
 
 def _evaluate(trainer: FIPOTrainer, prompts: Dataset, reward: Reward, k: int) -> Evaluation:
     evaluation = evaluate(trainer, prompts, reward, k)
+    due = trainer.control.should_log  # logging here must not use up the update's own log
     trainer.model.eval()  # TRL logs under the mode of the model
     trainer.log({f"eval_{name}": share for name, share in evaluation.shares().items()})
     trainer.model.train()
+    trainer.control.should_log = due
     return evaluation
 
 

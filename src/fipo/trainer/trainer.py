@@ -33,7 +33,8 @@ class FIPOTrainer(RolloutExtras):
     _entropy_window_stats: Tensor | None
     _tag_names = ["trl", "fipo"]  # noqa: RUF012 - TRL's attribute
 
-    def __init__(self, model: Any, reward_funcs: Any, args: FIPOConfig, **kwargs: Any) -> None:
+    def __init__(self, model: Any, reward_funcs: Any, args: FIPOConfig | None = None, **kwargs: Any) -> None:
+        args = FIPOConfig() if args is None else args
         if not isinstance(args, FIPOConfig):
             raise TypeError(f"args is a {type(args).__name__}, but FIPOTrainer needs a FIPOConfig; pass one.")
         super().__init__(model, reward_funcs, args=args, **kwargs)

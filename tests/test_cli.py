@@ -1,0 +1,84 @@
+"""The command line: usage, versions, and scoring completions without a model."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from fipo import __version__
+from fipo.cli import main
+
+RECIPE = """
+dataset: rg:chain_sum
+rewards: [last_number, 'overlong?buffer=4&limit=8&weight=0.5']
+output_dir: nowhere
+use_cpu: true
+bf16: false
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return str(path)
+
+
+def test_test_reward_prints_scores(recipe, tmp_path, capsys):
+    rows = [
+        {"completion": "it is 83", "answer": "83"},
+        {"completion": "it is 8", "answer": "83", "completion_ids": [1] * 8},
+        {"completion": "it is 8", "answer": "unknown"},
+    ]
+    file = tmp_path / "completions.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["test-reward", recipe, str(file)]) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if "it is" in line]
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+    assert cells[0][2:] == ["1", "0", "1"]
+    assert cells[1][2:] == ["0", "-1", "-0.5"]
+    assert cells[2][2] == cells[2][4] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "does not exist"),
+        ("", "has no lines"),
+        ("{", "Line 1 of .* is not JSON"),
+        ('{"text": "a"}\n', "Line 1 of .* has no text in `completion`"),
+    ],
+)
+def test_bad_completions(recipe, tmp_path, capsys, content, sentence):
+    file = tmp_path / "completions.jsonl"
+    if content is not None:
+        file.write_text(content)
+    assert main(["test-reward", recipe, str(file)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("fipo: ")
+    assert re.search(sentence, error)
+
+
+def test_usage(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fipo {__version__}\n"
+    assert main(["--help"]) == 0
+    assert "fipo train recipe.yaml" in capsys.readouterr().out
+    assert main([]) == main(["nonsense"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"), [(["train", "nowhere.yaml"], "The recipe nowhere.yaml does not exist")]
+)
+def test_missing_recipe(arguments, sentence, capsys):
+    assert main(arguments) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_without_the_extra_it_says_what_to_install():
+    code = "import sys; sys.modules['trl'] = None; from fipo.cli import main; sys.exit(main(['train', 'x.yaml']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "pip install 'fipo[train]'" in done.stderr

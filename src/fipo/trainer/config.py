@@ -22,8 +22,9 @@ class FIPOConfig(GRPOConfig):
     """Every argument of TRL's GRPOConfig, and FIPO's.
 
     A knob left at None takes its value from `fipo_preset`, or else from FIPOParams. `loss_type` chooses only the
-    normaliser. Defaults that differ from GRPO's: `epsilon_high` is 0.28 (DAPO), dropout is off, CPUs do not autocast, and a
-    rollout feeds 8 updates where none of `steps_per_generation`, `generation_batch_size` and `num_iterations` is set.
+    normaliser. Defaults that differ from GRPO's: `epsilon_high` is 0.28 (DAPO), dropout is off, CPUs do not autocast,
+    and a rollout feeds 8 updates where none of `steps_per_generation`, `generation_batch_size` and `num_iterations` is
+    set.
 
     Raises:
         InvalidParameterError: A knob is out of range, contradicts another, or cannot be combined with FIPO.

@@ -2,16 +2,16 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-slow lint bench clean
 
 demo: .venv/installed
-	$(BIN)/fipo train recipes/demo.yaml --overwrite
+	$(BIN)/fipo train recipes/demo.yaml --overwrite true
 
 test: .venv/installed lint
 	$(BIN)/pytest
 
-test-all: .venv/installed lint
-	$(BIN)/pytest -m ''
+test-slow: .venv/installed
+	$(BIN)/pytest -m slow
 
 lint: .venv/installed
 	$(BIN)/ruff check .

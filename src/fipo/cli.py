@@ -1,6 +1,7 @@
 """The command `fipo`: thin; every subcommand lives where its subject does."""
 
 import argparse
+import errno
 import sys
 import warnings
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from fipo import __version__
 from fipo.errors import FIPOError
 
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 USAGE = """\
 fipo train recipe.yaml [--flag value …]          train; every flag of TRL's GRPOConfig and ModelConfig works
 fipo train --model_name_or_path … --dataset … --rewards … --output_dir …
@@ -28,15 +30,22 @@ def main(arguments: list[str] | None = None) -> int:
         return 0 if asked_for_help else 2
     try:
         return commands[arguments[0]](arguments[1:])
-    except (FIPOError, ModuleNotFoundError) as error:
-        print(f"fipo: {_explain(error)}", file=sys.stderr)
-        return 2
+    except FIPOError as error:
+        return _fail(str(error))
+    except ImportError as error:
+        return _fail(f"{error}; install what is missing, for training with pip install 'fipo[train]'.")
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        return _fail(f"{error}; the last whole checkpoint is untouched: make room and go on with --resume true.")
+    except KeyboardInterrupt:
+        _fail("Interrupted; what was not in a checkpoint is lost.")
+        return 130
 
 
-def _explain(error: Exception) -> str:
-    if isinstance(error, ModuleNotFoundError):
-        return f"The module {error.name} is missing; install fipo with its extra: pip install 'fipo[train]'."
-    return str(error)
+def _fail(sentence: str) -> int:
+    print(f"fipo: {sentence}", file=sys.stderr)
+    return 2
 
 
 def _train(arguments: list[str]) -> int:

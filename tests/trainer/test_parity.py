@@ -30,6 +30,7 @@ OPTIONS = {
     "off-policy mask": {"off_policy_mask_threshold": 0.1},
     "vllm": {"vllm_importance_sampling_correction": True},
     "lora": {"peft": True},
+    "accumulation": {"gradient_accumulation_steps": 2, "beta": 0.1, "entropy_coef": 0.01},
 }
 
 

@@ -73,6 +73,23 @@ def test_only_the_sample_that_raises_fails(tmp_path, monkeypatch):
     assert reward.failures == 2
 
 
+def test_none_means_that_a_reward_does_not_apply(tmp_path, monkeypatch):
+    (tmp_path / "partial.py").write_text(
+        "def f(completions, **_): return [None, 1.0]\nasync def g(completions, **_): return [1.0]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    (reward,) = load_rewards(["python:partial:f"], max_completion_length=1)
+    assert reward(completions=["a", "b"], completion_ids=[[1]] * 2) == [None, 1.0]
+    assert reward.failed == [False, False]
+    with pytest.raises(InvalidParameterError, match="is a coroutine, but must be a plain function"):
+        load_rewards(["python:partial:g"], max_completion_length=1)
+
+
+def test_rewards_of_one_name_are_told_apart():
+    rewards = load_rewards(["regex?pattern=a", "exact", "regex?pattern=b"], max_completion_length=1)
+    assert [reward.__name__ for reward in rewards] == ["regex", "exact", "regex_2"]
+
+
 def test_nan_is_a_failure():
     (reward,) = load_rewards(["last_number"], max_completion_length=1)
     assert reward(completions=["1"], completion_ids=[[1]], answer=["nothing"]) == [None]

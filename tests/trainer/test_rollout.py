@@ -78,7 +78,7 @@ def test_dynamic_sampling_ends_at_its_limit_and_counts(tmp_path):
     trainer = make(tmp_path, lambda completions, **_: [1.0] * len(completions), fipo_dynamic_sampling_rounds=2)
     trainer._generate_and_score_completions(group_batch(trainer, [0, 1, 2, 3]))
     assert trainer._metrics["train"]["fipo/dynamic_sampling/unfilled_groups"] == [4]
-    assert trainer._metrics["train"]["fipo/dynamic_sampling/rounds"] == [1, 2]
+    assert trainer._metrics["train"]["fipo/dynamic_sampling/rounds"] == [2]
     assert trainer._fresh_prompts == 8
 
 
@@ -88,7 +88,7 @@ def test_groups_spread_over_ranks_are_refused(tmp_path):
     trainer.args.fipo_dynamic_sampling_rounds = 1
     trainer.args.per_device_train_batch_size, trainer.args.steps_per_generation = 2, 2
     with pytest.raises(InvalidParameterError, match=r"is 4, but dynamic sampling needs a multiple of num_generations"):
-        trainer._refuse_spread_groups()
+        trainer._refuse_unfit_data()
 
 
 def test_a_sample_whose_reward_raised_is_out_of_the_loss(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ REWARD = """
 import os, time
 def digits(completions, **_):
     time.sleep(float(os.environ.get("SLOW", 0)))
-    return [sum(c.isdigit() for c in (x if isinstance(x, str) else x[0]["content"])) / 8 for x in completions]
+    return [sum(c.isdigit() for c in x[0]["content"]) / 8 for x in completions]
 """
 
 
@@ -144,8 +145,8 @@ def full(trainer_state, completions, **_):
 """
     )
     flags = ["--rewards", "python:my_reward:full", "--save_total_limit", "1", "--eval_size", "0"]
-    failed = train(recipe, *flags, expect=1)
-    assert "File too large" in failed.stderr
+    failed = train(recipe, *flags, expect=2)
+    assert "the last whole checkpoint is untouched: make room" in failed.stderr
     run = recipe.parent / "run"
     assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-3"]
     train(recipe, "--resume", "true", "--save_total_limit", "1", "--eval_size", "0")
@@ -155,8 +156,30 @@ def full(trainer_state, completions, **_):
 def test_another_runs_checkpoints_are_refused(recipe):
     train(recipe, "--max_steps", "3")
     refused = train(recipe, "--max_steps", "3", expect=2)
-    assert "holds the checkpoint checkpoint-3 of another run; go on with --resume" in refused.stderr
+    assert "holds the checkpoint-3 of another run; go on with --resume" in refused.stderr
+    bad = train(recipe, "--overwrite", "true", "--rewards", "nope", expect=2)
+    assert "unknown" in bad.stderr
+    assert (recipe.parent / "run" / "checkpoint-3").exists(), "nothing is deleted for a run that cannot start"
     train(recipe, "--max_steps", "3", "--overwrite", "true")
+
+
+def test_two_ranks_resume_in_the_middle_of_an_epoch(recipe):
+    """Rollouts, dynamic sampling, evaluation of an uneven share, checkpoints and resuming, on two processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    flags = ["--per_device_train_batch_size", "2", "--steps_per_generation", "4", "--num_generations", "2"]
+    command = [*launcher, "-m", "fipo.cli", "train", str(recipe), *flags, "--save_steps", "7", "--eval_size", "3"]
+
+    def run(*more):
+        done = subprocess.run([*command, *more], capture_output=True, text=True, cwd=recipe.parent, env=environment())
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    run()
+    folder = recipe.parent / "run"
+    expected = curve(folder, *NAMES)
+    assert sorted(expected) == list(range(1, 13))
+    shutil.rmtree(folder / "checkpoint-12")
+    run("--resume", "true")
+    assert curve(folder, *NAMES) == expected
 
 
 @pytest.mark.parametrize(
@@ -170,17 +193,23 @@ def test_another_runs_checkpoints_are_refused(recipe):
         (["--prompt_column", "text"], "has no column 'text'"),
         (["--model_name_or_path", "nowhere/nothing"], "The model 'nowhere/nothing' cannot be loaded"),
         (["--model_name_or_path", "package:nothing"], "There is no GGUF file in a package 'nothing'"),
-        (["--max_prompt_length", "1"], "0 prompts are within max_prompt_length (1 tokens)"),
+        (["--max_prompt_length", "1"], "max_prompt_length (1 tokens) leaves 0 training prompts"),
         (["--per_device_train_batch_size", "16"], "leaves 8 training prompts, but a rollout takes 16"),
         (["--resume", "true", "--output_dir", "fresh"], "fresh holds no checkpoint to resume"),
         (["--unknown_flag", "1"], "unknown_flag"),
         (["--preset", "8b"], "preset is '8b'"),
+        (["--dtype", "float7"], "dtype is 'float7', but must be auto, float32"),
+        (["--eval_k", "0"], "eval_k is 0, but must be at least 1"),
+        (["--chat_template", "nowhere.jinja"], "The chat template nowhere.jinja does not exist"),
+        (["--resume_from_checkpoint", "nowhere"], "resume_from_checkpoint is nowhere, which is no folder"),
+        (["--model_name_or_path", "broken.gguf"], "The model 'broken.gguf' cannot be loaded"),
     ],
 )
 def test_bad_input_is_one_sentence(recipe, flags, sentence, capsys, monkeypatch):
     from fipo.cli import main
 
     monkeypatch.chdir(recipe.parent)
+    Path("broken.gguf").write_bytes(b"GGUF?")
     assert main(["train", str(recipe), *flags]) == 2
     error = capsys.readouterr().err
     assert sentence in error

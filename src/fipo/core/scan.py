@@ -114,6 +114,13 @@ def _powers_to_end(width: int, half_life: float, dtype: torch.dtype, device: tor
 @contextmanager
 def _exact_products(x: Tensor) -> Iterator[torch.dtype]:
     """Keep autocast and TF32 away from the block product; yields the dtype in which the product is exact enough."""
-    rounds = torch.get_float32_matmul_precision() != "highest" or torch.backends.cuda.matmul.allow_tf32
     with torch.autocast(x.device.type, enabled=False):
-        yield torch.float64 if rounds else x.dtype
+        yield torch.float64 if _float32_products_are_rounded() else x.dtype
+
+
+def _float32_products_are_rounded() -> bool:
+    backends = torch.backends
+    if not hasattr(backends, "fp32_precision"):  # before torch 2.9
+        return torch.get_float32_matmul_precision() != "highest" or backends.cuda.matmul.allow_tf32
+    settings = (backends, backends.cuda.matmul, backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    return any(setting.fp32_precision not in ("none", "ieee") for setting in settings)

@@ -1,8 +1,11 @@
 """What `fipo train` takes beside FIPOConfig and TRL's ModelConfig."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from trl import ModelConfig
+
+from fipo.errors import InvalidParameterError
 
 
 @dataclass
@@ -23,6 +26,7 @@ class RunArguments:
         metadata={"help": "name or name?option=value&weight=w; the first one decides what counts as accurate."},
     )
 
+    eval_split: str = field(default="test", metadata={"help": "Split of a hub dataset in eval_dataset."})
     eval_dataset: str | None = field(default=None, metadata={"help": "Held-out prompts; default: part of dataset."})
     eval_size: int = field(default=64, metadata={"help": "Number of held-out prompts at most; 0: no evaluation."})
     eval_k: int = field(default=4, metadata={"help": "Samples a held-out prompt, for avg@k and pass@k."})
@@ -33,9 +37,22 @@ class RunArguments:
     overwrite: bool = field(default=False, metadata={"help": "Delete another run's checkpoints in output_dir."})
     dry_run: bool = field(default=False, metadata={"help": "Check everything that needs no model, and stop."})
 
+    def __post_init__(self) -> None:
+        if isinstance(self.rewards, str):  # `rewards: math` in a recipe
+            self.rewards = [self.rewards]
+        for name, least in (("eval_size", 0), ("eval_k", 1), ("eval_every", 0), ("sample_every", 0)):
+            value = getattr(self, name)
+            if value < least:
+                raise InvalidParameterError(f"{name} is {value}, but must be at least {least}; change it.")
+        if self.chat_template and not Path(self.chat_template).is_file():
+            raise InvalidParameterError(f"The chat template {self.chat_template} does not exist; check the path.")
+
 
 @dataclass
 class ModelArguments(ModelConfig):
     """TRL's ModelConfig; `model_name_or_path` may also be a .gguf file or package:NAME."""
 
-    dtype: str = field(default="auto", metadata={"help": "float32, bfloat16 …; auto: what the device is fast at."})
+    dtype: str = field(
+        default="auto",
+        metadata={"help": "float32, bfloat16 …; auto: bfloat16 under adapters where it is fast, else float32."},
+    )

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,18 +91,21 @@ class ExactResume(GRPOTrainer):
     def _get_train_sampler(self, dataset: Any = None) -> Sampler:
         plain = super()._get_train_sampler(dataset)
         names = ("data_source", "mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed")
-        return EpochRepeatSampler(**{name: getattr(plain, name) for name in names})
+        arguments = {name: getattr(plain, name) for name in names}
+        return EpochRepeatSampler(**arguments, epoch=lambda: int(self.state.epoch or 0))
 
 
 class EpochRepeatSampler(RepeatSampler):
-    """TRL's RepeatSampler with an order that depends on the seed and the epoch alone, so that resuming can find it."""
+    """TRL's RepeatSampler with an order that depends on the seed and the epoch alone, so that resuming can find it.
 
-    epoch = 0
+    It asks for the epoch: accelerate's `set_epoch` does not reach it in a resumed loader that is sharded over ranks.
+    """
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def __init__(self, *, epoch: Callable[[], int], **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
         if self.shuffle:
-            self.generator.manual_seed(self.seed + self.epoch)
+            self.generator.manual_seed(self.seed + self._epoch())
         return super().__iter__()

@@ -20,7 +20,7 @@ from fipo.trainer.trainer import FIPOTrainer
 METRICS_FILE = "metrics.jsonl"
 
 
-def header(trainer: FIPOTrainer, model_name: str) -> str:
+def header(trainer: FIPOTrainer, model_name: str, updates: int) -> str:
     """One line: model, parameters trained, prompts × samples, updates per rollout, tokens per update, device, dtype."""
     args: FIPOConfig = trainer.args
     parameters = list(trainer.model.parameters())
@@ -31,7 +31,7 @@ def header(trainer: FIPOTrainer, model_name: str) -> str:
         f"{model_name}: {_millions(trained)} of {_millions(total)} parameters trained · a rollout is "
         f"{args.generation_batch_size // args.num_generations} prompts × {args.num_generations} samples and feeds "
         f"{args.updates_per_rollout} updates of {sequences} sequences, at most "
-        f"{sequences * args.max_completion_length:,} tokens · {args.max_steps} updates · {trainer.accelerator.device} "
+        f"{sequences * args.max_completion_length:,} tokens · {updates} updates · {trainer.accelerator.device} "
         f"× {trainer.accelerator.num_processes}, {str(parameters[0].dtype).removeprefix('torch.')}"
     )
 
@@ -55,9 +55,8 @@ def before_and_after(prompt: Any, before: str, after: str) -> str:
 class Display(TrainerCallback):
     """One progress bar with the run's vital signs, and a sampled completion now and then; on the main process."""
 
-    def __init__(self, console: Console, sample_every: int) -> None:
-        self.console, self.sample_every = console, sample_every
-        self.trainer: FIPOTrainer | None = None
+    def __init__(self, console: Console, trainer: FIPOTrainer, model_name: str, sample_every: int) -> None:
+        self.console, self.trainer, self.model_name, self.sample_every = console, trainer, model_name, sample_every
         self.seen: dict[str, Any] = {}
         self.task: TaskID | None = None
         self.bar = Progress(
@@ -66,12 +65,13 @@ class Display(TrainerCallback):
         )  # fmt: skip
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.console.print(header(self.trainer, self.model_name, state.max_steps), markup=False, soft_wrap=True)
         self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step, signs="first rollout …")
         self.bar.start()
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **extra: Any) -> None:
         self.seen |= {name: value for name, value in extra["logs"].items() if value is not None}
-        if self.task is None:  # the evaluation before training
+        if self.task is None:  # the evaluation after training
             return
         self.bar.update(self.task, completed=state.global_step, signs=self._signs())
         if not self.console.is_terminal and "loss" in extra["logs"]:  # a log file has no bar
@@ -81,8 +81,10 @@ class Display(TrainerCallback):
         if self.sample_every and state.global_step % self.sample_every == 0 and "loss" in extra["logs"]:
             self._print_sample()
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def close(self) -> None:
+        """Gives the terminal back, however the training ended."""
         self.bar.stop()
+        self.task = None
 
     def _signs(self) -> str:
         seen = self.seen
@@ -97,8 +99,8 @@ class Display(TrainerCallback):
         return " · ".join(signs)
 
     def _print_sample(self) -> None:
-        logs = self.trainer._logs if self.trainer else None
-        if logs and logs["completion"]:
+        logs = self.trainer._logs
+        if logs["completion"]:
             prompt, completion = _last(logs["prompt"][-1]), _one_line(text_of(logs["completion"][-1]))
             self.console.print(f"[dim]sample:[/] {escape(prompt)} [bold]→[/] {escape(completion)}", soft_wrap=True)
 

@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 
-from fipo.trainer.rewards import Reward
+from fipo.trainer.rewards import Reward, as_completion
 from fipo.trainer.trainer import FIPOTrainer
 
 CORRECT = 1.0  # a completion is correct when the recipe's first reward gives it at least this
@@ -18,12 +18,16 @@ CORRECT = 1.0  # a completion is correct when the recipe's first reward gives it
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Shares of held-out prompts or samples, in [0, 1], and the first sampled completion of each prompt."""
+    """Shares of held-out prompts or samples, in [0, 1], and the first sampled completion of each prompt.
+
+    Completions whose scoring raised are counted in `failed` and in nothing else.
+    """
 
     greedy: float
     avg_at_k: float
     pass_at_k: float
     k: int
+    failed: int
     completions: list[str]
 
     def shares(self) -> dict[str, float]:
@@ -39,44 +43,59 @@ def evaluate(trainer: FIPOTrainer, prompts: Dataset, reward: Reward, k: int) -> 
     """
     was_training = trainer.model.training
     trainer.model.eval()
-    rows = [{"index": index, **row} for index, row in enumerate(prompts)]
-    with trainer.accelerator.split_between_processes(rows, apply_padding=True) as local, _fixed_randomness(trainer):
+    numbered = list(enumerate(prompts))
+    with trainer.accelerator.split_between_processes(numbered, apply_padding=True) as local, _fixed_randomness(trainer):
+        rows = [row for _, row in local]
         with _greedy(trainer):
-            greedy = _score(trainer, local, reward, 1)
-        sampled = _score(trainer, local, reward, k)
+            greedy = _score(trainer, rows, reward, 1)
+        sampled = _score(trainer, rows, reward, k)
     trainer.model.train(was_training)
-    results = {
-        row["index"]: (first, samples)
-        for row, first, samples in gather_object(list(zip(local, greedy, sampled, strict=True)))
-    }  # the last rank's padding repeats an index
-    correct = [[score >= CORRECT for _, score in samples] for _, samples in results.values()]
+    mine = [(index, *scores) for (index, _), *scores in zip(local, greedy, sampled, strict=True)]
+    results = {index: scores for index, *scores in gather_object(mine)}  # the last rank's padding repeats an index
+    first = [samples[0] for samples, _ in results.values()]
     return Evaluation(
-        greedy=_mean([first[0][1] >= CORRECT for first, _ in results.values()]),
-        avg_at_k=_mean([_mean(row) for row in correct]),
-        pass_at_k=_mean([any(row) for row in correct]),
+        greedy=_mean([_correct(first)]),
+        avg_at_k=_mean([_correct(samples) for _, samples in results.values()]),
+        pass_at_k=_mean([[any(_correct(samples))] for _, samples in results.values()]),
         k=k,
+        failed=sum(score is None for pair in results.values() for samples in pair for _, score in samples),
         completions=[results[index][1][0][0] for index in sorted(results)],
     )
 
 
-def _score(trainer: FIPOTrainer, rows: list[dict[str, Any]], reward: Reward, k: int) -> list[list[tuple[str, float]]]:
-    """For every row k pairs of completion and score; a score that raised counts as 0 here."""
+def _score(
+    trainer: FIPOTrainer, rows: list[dict[str, Any]], reward: Reward, k: int
+) -> list[list[tuple[str, float | None]]]:
+    """For every row k pairs of completion and score; the score is None where scoring raised."""
     size = max(trainer.args.per_device_eval_batch_size // k, 1)
     groups = []
     for start in range(0, len(rows), size):
         batch = [row for row in rows[start : start + size] for _ in range(k)]
-        prompt_ids, images, fields = trainer._tokenize_prompts([row["prompt"] for row in batch])
+        prompts = [row["prompt"] for row in batch]
+        prompt_ids, images, fields = trainer._tokenize_prompts(prompts)
         ids, _ = trainer._generate_single_turn(prompt_ids, images, fields, k)
         texts = trainer.processing_class.batch_decode(ids, skip_special_tokens=True)
-        columns = {name: [row[name] for row in batch] for name in rows[0]}
-        scores = [score or 0.0 for score in reward(completions=texts, completion_ids=ids, **columns)]
+        columns = {name: [row[name] for row in batch] for name in rows[0] if name != "prompt"}
+        scores = reward(
+            prompts=prompts,
+            completions=[as_completion(text, prompt) for text, prompt in zip(texts, prompts, strict=True)],
+            completion_ids=ids,
+            trainer_state=trainer.state,
+            **columns,
+        )
         pairs = list(zip(texts, scores, strict=True))
         groups += [pairs[i : i + k] for i in range(0, len(pairs), k)]
     return groups
 
 
-def _mean(values: list[Any]) -> float:
-    return sum(values) / max(len(values), 1)
+def _correct(samples: list[tuple[str, float | None]]) -> list[bool]:
+    return [score >= CORRECT for _, score in samples if score is not None]
+
+
+def _mean(rows: list[list[bool]]) -> float:
+    """Of the rows' means; a row without scores does not count."""
+    means = [sum(row) / len(row) for row in rows if row]
+    return sum(means) / max(len(means), 1)
 
 
 @contextmanager

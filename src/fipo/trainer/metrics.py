@@ -21,7 +21,6 @@ TOKEN_MEANS = {
     "clip_ratio/high_mean": lambda out: out.clipped_high,
     "clip_ratio/region_mean": lambda out: out.clipped_low | out.clipped_high,
 }
-PER_UPDATE = ("weight_mean", "weight_std", "weight_at_low", "weight_at_high", "policy_kl")
 NOISE = ("noise_floor", "noise_weight_shift")  # counted at update 0 only
 
 
@@ -70,7 +69,7 @@ class CreditMetrics:
         metrics["fipo/dropped_sequences"] = dropped / sequences
         for update in counts[:, 0].nonzero().flatten().tolist():
             here = self._means(sums[update], counts[update, 0].item())
-            metrics |= {f"fipo/update_{update}/{name}": here[f"fipo/{name}"] for name in PER_UPDATE}
+            metrics |= {f"fipo/update_{update}/{name.removeprefix('fipo/')}": value for name, value in here.items()}
         if counts[0, 0] > 0:
             here = dict(zip(self.names, (sums[0] / counts[0, 0]).tolist(), strict=True))
             metrics |= {f"fipo/{name}": here[name] for name in NOISE}

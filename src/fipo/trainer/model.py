@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from fipo.errors import DataError
+from fipo.errors import DataError, InvalidParameterError
 
 PACKAGE = "package:"
 CACHE = Path(os.environ.get("FIPO_CACHE", Path.home() / ".cache" / "fipo"))
@@ -20,42 +20,58 @@ PLAIN_CHAT = (  # for models without a chat template
 
 
 def load_model(
-    name: str, *, dtype: str, trust_remote_code: bool = False, **kwargs: Any
+    name: str,
+    *,
+    dtype: str,
+    adapters: bool,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **kwargs: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model in evaluation mode and its tokenizer, which pads on the left and has a chat template.
 
     Args:
         name: A hub name, a folder, a `.gguf` file, or `package:NAME` for the GGUF file in a Python package. GGUF
             weights are unpacked once into a cache of safetensors, since packed ones train several times slower.
-        dtype: "float32", "bfloat16" …, or "auto": on CPUs without bfloat16 arithmetic float32, else bfloat16.
+        dtype: "float32", "bfloat16" …, or "auto": bfloat16 for frozen weights under adapters where the device is fast
+            at it, else float32. Weights that are trained must not be bfloat16: it rounds small updates away.
+        adapters: Whether adapters are trained and the weights themselves are frozen.
         kwargs: For `AutoModelForCausalLM.from_pretrained`.
 
     Raises:
         DataError: The model cannot be found or loaded.
     """
-    path = _unpacked(_gguf_file(name)) if name.endswith(".gguf") or name.startswith(PACKAGE) else name
+    common = {"revision": revision, "trust_remote_code": trust_remote_code}
+    weights_dtype = _choose_dtype(dtype, adapters)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=choose_dtype(dtype), trust_remote_code=trust_remote_code, **kwargs
-        )
-        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+        path = _unpacked(_gguf_file(name)) if name.endswith(".gguf") or name.startswith(PACKAGE) else name
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=weights_dtype, **common, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", **common)
+    except DataError:
+        raise
+    except (OSError, ValueError, ImportError) as error:
         raise DataError(
-            f"The model {name!r} cannot be loaded ({str(error).splitlines()[0]}); give a hub name, a folder with a "
-            f"model, a .gguf file, or {PACKAGE}NAME."
+            f"The model {name!r} cannot be loaded ({(str(error).splitlines() or [''])[0]}); give a hub name, a folder "
+            f"with a model, a .gguf file, or {PACKAGE}NAME."
         ) from error
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_CHAT
     return model, tokenizer
 
 
-def choose_dtype(name: str) -> torch.dtype:
+def _choose_dtype(name: str, adapters: bool) -> torch.dtype:
     if name != "auto":
-        return getattr(torch, name)
+        dtype = getattr(torch, name, None)
+        if not isinstance(dtype, torch.dtype):
+            raise InvalidParameterError(
+                f"dtype is {name!r}, but must be auto, float32, bfloat16 or float16; change it."
+            )
+        return dtype
     if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    fast_on_cpu = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if fast_on_cpu else torch.float32  # without such arithmetic bfloat16 is ten times slower
+        fast = torch.cuda.is_bf16_supported()
+    else:  # without such arithmetic bfloat16 is ten times slower than float32
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if adapters and fast else torch.float32
 
 
 def _gguf_file(name: str) -> Path:

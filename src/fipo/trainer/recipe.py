@@ -28,5 +28,5 @@ def parse_recipe(arguments: list[str]) -> tuple[RunArguments, FIPOConfig, ModelA
     except (ValueError, TypeError, yaml.YAMLError) as error:
         if isinstance(error, InvalidParameterError):
             raise
-        raise InvalidParameterError(f"The recipe or the flags cannot be used: {error}") from error
+        raise InvalidParameterError(f"The recipe or the flags cannot be used: {error} Change what it names.") from error
     return run, config, model

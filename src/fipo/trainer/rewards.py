@@ -1,6 +1,7 @@
 """Rewards by name. Each scores one completion; a sample whose reward raises is reported and left out of the loss."""
 
 import importlib
+import inspect
 import math
 import re
 import sys
@@ -23,8 +24,8 @@ NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 class Reward:
     """One named reward in the form that TRL calls: a list of completions in, a list of floats or None out.
 
-    None stands for a sample whose scoring raised; `failed` marks these samples of the last call, `failures` counts
-    them, and the first one's traceback is logged.
+    None means that the reward does not apply to a sample, or that scoring it raised: `failed` marks the latter in the
+    last call, `failures` counts them, and the first one's traceback is logged.
     """
 
     def __init__(self, spec: Spec, *, max_completion_length: int) -> None:
@@ -37,12 +38,11 @@ class Reward:
 
     def __call__(self, completions: list[Any], completion_ids: list[list[int]], **columns: Any) -> list[float | None]:
         batch = {"completions": completions, "completion_ids": completion_ids, **columns}
+        self.failed = [False] * len(completions)
         try:
-            scores: list[float | None] = self._checked(self._batch(**batch), len(completions))
+            return self._checked(self._batch(**batch), len(completions))
         except Exception:  # find out which samples it is; a reward may raise anything
-            scores = [self._one(batch, index) for index in range(len(completions))]
-        self.failed = [score is None for score in scores]
-        return scores
+            return [self._one(batch, index) for index in range(len(completions))]
 
     def _one(self, batch: dict[str, Any], index: int) -> float | None:
         single = {
@@ -58,12 +58,13 @@ class Reward:
                     f"traceback:\n{traceback.format_exc()}"
                 )
             self.failures += 1
+            self.failed[index] = True
             return None
 
     @staticmethod
     def _checked(scores: Any, expected: int) -> list[float | None]:
-        scores = [float(score) for score in scores]
-        if len(scores) != expected or not all(map(math.isfinite, scores)):
+        scores = [None if score is None else float(score) for score in scores]
+        if len(scores) != expected or not all(score is None or math.isfinite(score) for score in scores):
             raise ValueError(f"expected {expected} finite scores, got {scores}")
         return scores
 
@@ -76,12 +77,23 @@ def load_rewards(names: list[str], *, max_completion_length: int) -> list[Reward
     """
     if not names:
         raise InvalidParameterError(f"rewards is empty, but training needs one; name one of {', '.join(BUILT_IN)}.")
-    return [Reward(Spec.parse(name), max_completion_length=max_completion_length) for name in names]
+    rewards = [Reward(Spec.parse(name), max_completion_length=max_completion_length) for name in names]
+    seen: dict[str, int] = {}
+    for reward in rewards:  # metrics go by name
+        seen[reward.__name__] = seen.get(reward.__name__, 0) + 1
+        if seen[reward.__name__] > 1:
+            reward.__name__ += f"_{seen[reward.__name__]}"
+    return rewards
 
 
 def text_of(completion: Any) -> str:
     """The text of a completion in TRL's plain or conversational form."""
     return completion if isinstance(completion, str) else "".join(turn.get("content") or "" for turn in completion)
+
+
+def as_completion(text: str, prompt: Any) -> Any:
+    """A completion in the form that TRL gives rewards: text after a text, chat messages after chat messages."""
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
 
 
 def _batch_function(name: str, options: dict[str, Any], max_completion_length: int) -> Callable[..., list[float]]:
@@ -117,12 +129,15 @@ def _imported(name: str) -> Callable[..., list[float]]:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        return getattr(importlib.import_module(module_name), function_name)
+        function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise InvalidParameterError(
             f"The reward {name!r} cannot be imported ({error}); write python:package.module:function and start from "
             "the folder that holds the package."
         ) from error
+    if inspect.iscoroutinefunction(function):
+        raise InvalidParameterError(f"The reward {name!r} is a coroutine, but must be a plain function; wrap it.")
+    return function
 
 
 def _math() -> Score:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from datasets import IterableDataset
 from torch import Tensor
 from transformers.utils import logging
 
@@ -26,9 +27,14 @@ class RolloutExtras(ExactResume):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.args.fipo_dynamic_sampling_rounds:
-            self._refuse_spread_groups()
+            self._refuse_unfit_data()
 
-    def _refuse_spread_groups(self) -> None:
+    def _refuse_unfit_data(self) -> None:
+        if isinstance(self.train_dataset, IterableDataset):
+            raise InvalidParameterError(
+                "train_dataset is an IterableDataset, but dynamic sampling draws prompts at random; load it whole or "
+                "set fipo_dynamic_sampling_rounds to 0."
+            )
         local = self.args.per_device_train_batch_size * self.args.steps_per_generation
         if local % self.num_generations:
             raise InvalidParameterError(
@@ -40,8 +46,11 @@ class RolloutExtras(ExactResume):
         rollout = self._scored_rollout(inputs)
         if self.model.training and self.args.fipo_dynamic_sampling_rounds:
             self._replace_dead_groups(rollout)
-        self._record_lengths(rollout["completion_mask"].sum(-1))
         return rollout
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
 
     def _scored_rollout(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         rollout = super()._generate_and_score_completions(inputs)
@@ -60,15 +69,18 @@ class RolloutExtras(ExactResume):
         mask = rollout["completion_mask"] * rollout.get("tool_mask", 1)
         return self.accelerator.gather(mask.sum()).sum()
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+    def _calculate_rewards(
+        self, inputs: list[Any], prompts: list[Any], completions: list[Any], completion_ids_list: list[list[int]]
+    ) -> Tensor:
         """TRL's, but a sample whose reward raised is unscorable as a whole: its other rewards do not stand for it."""
-        rewards = super()._calculate_rewards(*args, **kwargs)
+        self._record_lengths(torch.tensor([len(ids) for ids in completion_ids_list], device=self.accelerator.device))
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         failures = [func.failed for func in self.reward_funcs if hasattr(func, "failed")]
         if failures:
             local = torch.tensor(failures, device=rewards.device).any(0)
             failed = self.accelerator.gather(local)
             rewards[failed] = torch.nan
-            self._metrics["train" if self.model.training else "eval"]["rewards/failed"].append(failed.sum().item())
+            self._metrics[self._mode]["rewards/failed"].append(failed.sum().item())
         self._rewards_per_func = rewards
         return rewards
 
@@ -82,8 +94,8 @@ class RolloutExtras(ExactResume):
                 "fipo_dynamic_sampling_rounds to 0."
             )
         dead = self._dead_groups(rollout)
-        replaced = 0
-        for round_index in range(self.args.fipo_dynamic_sampling_rounds):
+        replaced = rounds = 0
+        for _ in range(self.args.fipo_dynamic_sampling_rounds):
             missing = self.accelerator.gather(torch.tensor([len(dead)], device=self.accelerator.device))
             if missing.max() == 0:
                 break
@@ -93,10 +105,11 @@ class RolloutExtras(ExactResume):
             _merge_groups(rollout, fresh, pairs, self.num_generations)
             replaced += len(pairs)
             dead = dead[len(pairs) :]
-            self._metrics["train"]["fipo/dynamic_sampling/rounds"].append(round_index + 1)
+            rounds += 1
         rollout["num_items_in_batch"] = self._count_items(rollout)
         counts = torch.tensor([[replaced, len(dead)]], device=self.accelerator.device)
         replaced, unfilled = self.accelerator.gather(counts).sum(0).tolist()
+        self._metrics["train"]["fipo/dynamic_sampling/rounds"].append(rounds)
         self._metrics["train"]["fipo/dynamic_sampling/replaced_groups"].append(replaced)
         self._metrics["train"]["fipo/dynamic_sampling/unfilled_groups"].append(unfilled)
 
@@ -121,7 +134,7 @@ class RolloutExtras(ExactResume):
     def _record_lengths(self, lengths: Tensor) -> None:
         lengths = self.accelerator.gather(lengths).float()
         quantiles = torch.tensor(LENGTH_PERCENTILES, device=lengths.device) / 100
-        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics = self._metrics[self._mode]
         for percentile, value in zip(LENGTH_PERCENTILES, lengths.quantile(quantiles).tolist(), strict=True):
             metrics[f"fipo/length_p{percentile}"].append(value)
 

@@ -44,7 +44,7 @@ def train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) -> 
     checkpoint = _checkpoint_to_resume(run, config)
     rewards = load_rewards(run.rewards, max_completion_length=config.max_completion_length)
     config.reward_weights = [reward.weight for reward in rewards]
-    prompts = load_data(run, config, rewards)
+    prompts = load_data(run, config)
     if not model_args.model_name_or_path:
         raise InvalidParameterError("model_name_or_path is empty, but training needs a model; name one.")
     if run.dry_run:
@@ -53,36 +53,43 @@ def train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) -> 
         return 0
 
     trainer = build_trainer(run, config, model_args, prompts, rewards)
+    if checkpoint is None:
+        _clear(config)
+    main = trainer.is_world_process_zero()
     stop = view.StopOnSignal()
     trainer.add_callback(stop)
-    if trainer.is_world_process_zero():
-        _add_view(trainer, run, console)
-        console.print(view.header(trainer, model_args.model_name_or_path), markup=False, soft_wrap=True)
-    before = after = None
-    if prompts.held_out is not None:
-        if checkpoint is None:
-            before = _evaluate(trainer, prompts.held_out, rewards[0], run.eval_k)
-        trainer.add_callback(EvaluateEvery(trainer, prompts.held_out, rewards[0], run))
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if stop.stopped:
-        console.print(f"Stopped at update {trainer.state.global_step}, with a checkpoint; go on with --resume.")
+    trainer.remove_callback(PrinterCallback)
+    display = view.Display(console, trainer, model_args.model_name_or_path, run.sample_every)
+    if main:
+        trainer.add_callback(display)
+        trainer.add_callback(view.MetricsFile(config.output_dir))
+    accuracy = Accuracy(trainer, prompts.held_out, rewards[0], run)
+    trainer.add_callback(accuracy)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        display.close()
+    if stop.stopped and trainer.state.global_step < trainer.state.max_steps:
+        if main:
+            console.print(
+                f"Stopped at update {trainer.state.global_step}, with a checkpoint; go on with --resume true."
+            )
         return 130
     trainer.save_model(config.output_dir)
-    if prompts.held_out is not None:
-        after = _evaluate(trainer, prompts.held_out, rewards[0], run.eval_k)
-    if trainer.is_world_process_zero():
-        console.print(
-            view.summary(before, after, time.monotonic() - started, config.output_dir), markup=False, soft_wrap=True
-        )
-        if prompts.held_out is not None and before and after:
-            prompt = prompts.held_out[0]["prompt"]
-            pair = view.before_and_after(prompt, before.completions[0], after.completions[0])
+    accuracy.measure()
+    if main:
+        seconds = time.monotonic() - started
+        report = view.summary(accuracy.before, accuracy.latest, seconds, config.output_dir)
+        console.print(report, markup=False, soft_wrap=True)
+        if prompts.held_out is not None and accuracy.before and accuracy.latest:
+            before, after = accuracy.before.completions[0], accuracy.latest.completions[0]
+            pair = view.before_and_after(prompts.held_out[0]["prompt"], before, after)
             console.print(pair, markup=False, soft_wrap=True)
     trainer.end()
     return 0
 
 
-def load_data(run: RunArguments, config: FIPOConfig, rewards: list[Reward]) -> Prompts:
+def load_data(run: RunArguments, config: FIPOConfig) -> Prompts:
     """Training and held-out prompts; without an eval_dataset the held-out ones are taken from the training data."""
     if not run.dataset:
         raise InvalidParameterError(
@@ -90,28 +97,40 @@ def load_data(run: RunArguments, config: FIPOConfig, rewards: list[Reward]) -> P
         )
     options: dict[str, Any] = {
         "config": run.dataset_config,
-        "split": run.dataset_split,
         "prompt_column": run.prompt_column,
         "answer_column": run.answer_column,
         "system_prompt": run.system_prompt,
-        "seed": config.data_seed or config.seed,
     }
-    train = load_prompts(run.dataset, **options)
+    seed = config.data_seed or config.seed
+    train = load_prompts(run.dataset, split=run.dataset_split, seed=seed, **options)
     held_out = None
     if run.eval_size and run.eval_dataset:
-        held_out = load_prompts(run.eval_dataset, **options)
+        held_out = load_prompts(run.eval_dataset, split=run.eval_split, seed=seed + 1, **options)
         held_out = held_out.select(range(min(run.eval_size, len(held_out))))
-    elif run.eval_size:
-        size = min(run.eval_size, len(train) // 5)
-        parts = train.train_test_split(test_size=size, seed=0) if size else {"train": train, "test": None}
+        train = _without(train, held_out)
+    elif run.eval_size and len(train) >= 2:
+        parts = train.train_test_split(test_size=min(run.eval_size, -(-len(train) // 5)), seed=0)
         train, held_out = parts["train"], parts["test"]
-    per_rollout = config.generation_batch_size // config.num_generations
-    if len(train) < per_rollout:
-        raise DataError(
-            f"{run.dataset} leaves {len(train)} training prompts, but a rollout takes {per_rollout}; give more prompts "
-            "or lower eval_size, per_device_train_batch_size or steps_per_generation."
-        )
+    _require_a_rollout(train, config, f"{run.dataset} leaves", "give more prompts, or lower eval_size")
     return Prompts(train, held_out)
+
+
+def _without(train: Dataset, held_out: Dataset) -> Dataset:
+    """The training prompts that are not held out; what is left out is counted."""
+    held = {str(prompt) for prompt in held_out["prompt"]}
+    rest = train.select([i for i, prompt in enumerate(train["prompt"]) if str(prompt) not in held])
+    if len(rest) < len(train):
+        logger.warning(f"{len(train) - len(rest)} training prompts are held out too, and are left out of the training.")
+    return rest
+
+
+def _require_a_rollout(prompts: Dataset, config: FIPOConfig, which: str, remedy: str) -> None:
+    needed = config.generation_batch_size // config.num_generations
+    if len(prompts) < needed:
+        raise DataError(
+            f"{which} {len(prompts)} training prompts, but a rollout takes {needed}; {remedy}, "
+            "per_device_train_batch_size or steps_per_generation."
+        )
 
 
 def build_trainer(
@@ -123,6 +142,7 @@ def build_trainer(
     model, tokenizer = load_model(
         model_args.model_name_or_path,
         dtype=model_args.dtype,
+        adapters=model_args.use_peft,
         revision=model_args.model_revision,
         trust_remote_code=config.trust_remote_code,
         attn_implementation=model_args.attn_implementation,
@@ -142,57 +162,69 @@ def build_trainer(
     )
 
 
-class EvaluateEvery(TrainerCallback):
-    """Held-out accuracy every `eval_every` updates."""
+class Accuracy(TrainerCallback):
+    """Held-out accuracy before, during and after the training. It is not measured before a run that is resumed."""
 
-    def __init__(self, trainer: FIPOTrainer, prompts: Dataset, reward: Reward, run: RunArguments) -> None:
+    def __init__(self, trainer: FIPOTrainer, prompts: Dataset | None, reward: Reward, run: RunArguments) -> None:
         self.trainer, self.prompts, self.reward, self.run = trainer, prompts, reward, run
+        self.before: Evaluation | None = None
+        self.latest: Evaluation | None = None
+
+    def measure(self) -> None:
+        """A collective; does nothing without held-out prompts."""
+        if self.prompts is None:
+            return
+        trainer = self.trainer
+        self.latest = evaluate(trainer, self.prompts, self.reward, self.run.eval_k)
+        due, training = trainer.control.should_log, trainer.model.training
+        trainer.model.eval()  # TRL logs under the mode of the model
+        trainer.log({f"eval_{name}": share for name, share in self.latest.shares().items()})
+        trainer.model.train(training)
+        trainer.control.should_log = due  # logging here must not use up the update's own log
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step == 0:  # not earlier: FSDP and DeepSpeed have placed the model by now
+            self.measure()
+            self.before = self.latest
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         due = self.run.eval_every and state.global_step % self.run.eval_every == 0
         if due and state.global_step < state.max_steps:
-            _evaluate(self.trainer, self.prompts, self.reward, self.run.eval_k)
-
-
-def _evaluate(trainer: FIPOTrainer, prompts: Dataset, reward: Reward, k: int) -> Evaluation:
-    evaluation = evaluate(trainer, prompts, reward, k)
-    due = trainer.control.should_log  # logging here must not use up the update's own log
-    trainer.model.eval()  # TRL logs under the mode of the model
-    trainer.log({f"eval_{name}": share for name, share in evaluation.shares().items()})
-    trainer.model.train()
-    trainer.control.should_log = due
-    return evaluation
-
-
-def _add_view(trainer: FIPOTrainer, run: RunArguments, console: Console) -> None:
-    trainer.remove_callback(PrinterCallback)
-    display = view.Display(console, run.sample_every)
-    display.trainer = trainer
-    trainer.add_callback(display)
-    trainer.add_callback(view.MetricsFile(trainer.args.output_dir))
+            self.measure()
 
 
 def _checkpoint_to_resume(run: RunArguments, config: FIPOConfig) -> str | None:
-    """The checkpoint to go on from. A folder with another run's checkpoints is refused, unless asked for."""
+    """The checkpoint to go on from. A folder with another run in it is refused, unless asked for."""
     folder = Path(config.output_dir)
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if config.resume_from_checkpoint:
-        return config.resume_from_checkpoint
     if run.resume:
         if last is None:
             raise DataError(f"{folder} holds no checkpoint to resume; check output_dir, or start without --resume.")
         return last
-    if last and not run.overwrite:
+    if config.resume_from_checkpoint:
+        if not Path(config.resume_from_checkpoint).is_dir():
+            raise DataError(
+                f"resume_from_checkpoint is {config.resume_from_checkpoint}, which is no folder; check the path, or "
+                "use --resume true for the last checkpoint."
+            )
+        return config.resume_from_checkpoint
+    found = Path(last).name if last else view.METRICS_FILE if (folder / view.METRICS_FILE).exists() else None
+    if found and not run.overwrite:
         raise DataError(
-            f"{folder} holds the checkpoint {Path(last).name} of another run; go on with --resume, delete it with "
-            "--overwrite, or choose another output_dir."
+            f"{folder} holds the {found} of another run; go on with --resume true, delete it with --overwrite true, or "
+            "choose another output_dir."
         )
-    if run.overwrite and config.process_index == 0:
+    return None
+
+
+def _clear(config: FIPOConfig) -> None:
+    """An empty place for a new run; only called once everything else is ready."""
+    folder = Path(config.output_dir)
+    if config.process_index == 0:
+        folder.mkdir(parents=True, exist_ok=True)
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         (folder / view.METRICS_FILE).unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    return None
 
 
 def _short_enough(
@@ -210,9 +242,7 @@ def _short_enough(
             f"{len(prompts) - len(short)} of {len(prompts)} prompts are longer than max_prompt_length "
             f"({run.max_prompt_length} tokens) and left out."
         )
-    if len(short) < config.generation_batch_size // config.num_generations:
-        raise DataError(
-            f"{len(short)} prompts are within max_prompt_length ({run.max_prompt_length} tokens), but a rollout takes "
-            f"{config.generation_batch_size // config.num_generations}; raise max_prompt_length."
-        )
+    _require_a_rollout(
+        short, config, f"max_prompt_length ({run.max_prompt_length} tokens) leaves", "raise it, or lower"
+    )
     return short

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from fipo.errors import DataError
 from fipo.trainer.recipe import parse_recipe
-from fipo.trainer.rewards import load_rewards
+from fipo.trainer.rewards import as_completion, load_rewards
 
 
 def score_file(recipe: str, completions: Path) -> int:
@@ -20,11 +20,12 @@ def score_file(recipe: str, completions: Path) -> int:
     run, config, _ = parse_recipe([recipe])
     rewards = load_rewards(run.rewards, max_completion_length=config.max_completion_length)
     rows = _read(completions)
-    names = {name for row in rows for name in row} - {"completion", "completion_ids"}
+    names = {name for row in rows for name in row} - {"prompt", "completion", "completion_ids"}
     columns = {name: [row.get(name) for row in rows] for name in names}
-    texts = [row["completion"] for row in rows]
+    prompts = [row.get("prompt", []) for row in rows]
+    texts = [as_completion(row["completion"], prompt) for row, prompt in zip(rows, prompts, strict=True)]
     ids = [row.get("completion_ids") or row["completion"].split() for row in rows]
-    scores = [reward(texts, ids, **columns) for reward in rewards]
+    scores = [reward(texts, ids, prompts=prompts, **columns) for reward in rewards]
 
     table = Table(*["completion", "answer"], *[reward.__name__ for reward in rewards], "total")
     for index, row in enumerate(rows):
@@ -43,7 +44,9 @@ def _read(path: Path) -> list[dict]:
     if not path.is_file():
         raise DataError(f"The file {path} does not exist; check the path.")
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_text().split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
         except ValueError as error:

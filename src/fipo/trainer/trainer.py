@@ -74,10 +74,6 @@ class FIPOTrainer(RolloutExtras):
         return loss
 
     @property
-    def _mode(self) -> str:
-        return "train" if self.model.training else "eval"
-
-    @property
     def _accumulation(self) -> int:
         return self.current_gradient_accumulation_steps if self.model.training else 1
 

@@ -84,7 +84,8 @@ class ExactResume(GRPOTrainer):
                 "many processes as saved it, or from a checkpoint that FIPOTrainer wrote."
             )
         device = self.accelerator.device
-        state = torch.load(file, map_location=device, weights_only=True)
+        place = "cpu" if device.type == "cpu" else device  # gloo calls it "cpu:0", which torch.load does not know
+        state = torch.load(file, map_location=place, weights_only=True)
         self._step, self._fresh_prompts = state["step"], state["fresh_prompts"]
         self._buffered_inputs = state["rollout"]
 

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", **common)
     except DataError:
         raise
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, struct.error) as error:
         raise DataError(
             f"The model {name!r} cannot be loaded ({(str(error).splitlines() or [''])[0]}); give a hub name, a folder "
             f"with a model, a .gguf file, or {PACKAGE}NAME."

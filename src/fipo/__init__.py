@@ -1,6 +1,15 @@
 """FIPO, Future-KL Influenced Policy Optimization: every token of a rollout gets its own credit. Needs torch alone."""
 
-from fipo.core import FIPOOutput, fipo_loss, future_kl, influence_weights, token_mean
+from fipo.core import (
+    FIPOOutput,
+    StreamingOutput,
+    fipo_loss,
+    future_kl,
+    influence_weights,
+    streaming_fipo_loss,
+    streaming_logps,
+    token_mean,
+)
 from fipo.errors import DataError, FIPOError, InvalidInputError, InvalidParameterError
 from fipo.params import FIPOParams
 
@@ -13,8 +22,11 @@ __all__ = [
     "FIPOParams",
     "InvalidInputError",
     "InvalidParameterError",
+    "StreamingOutput",
     "fipo_loss",
     "future_kl",
     "influence_weights",
+    "streaming_fipo_loss",
+    "streaming_logps",
     "token_mean",
 ]

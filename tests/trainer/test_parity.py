@@ -18,6 +18,7 @@ COMMON = {
     "per_device_train_batch_size": 8,
     "gradient_checkpointing": False,
 }
+WHOLE = {"fipo_streaming": False}  # what must see whole sequences first
 OPTIONS = {
     "plain": {},
     "kl": {"beta": 0.1},
@@ -25,9 +26,9 @@ OPTIONS = {
     "entropy bonus": {"entropy_coef": 0.01},
     "adaptive entropy": {"use_adaptive_entropy": True, "entropy_coef": 0.01, "entropy_target": 5.0},
     "adaptive entropy above target": {"use_adaptive_entropy": True, "entropy_coef": 0.01, "entropy_target": 0.1},
-    "high-entropy tokens": {"top_entropy_quantile": 0.5},
-    "high-entropy tokens with bonus": {"top_entropy_quantile": 0.5, "entropy_coef": 0.01},
-    "off-policy mask": {"off_policy_mask_threshold": 0.1},
+    "high-entropy tokens": {"top_entropy_quantile": 0.5, **WHOLE},
+    "high-entropy tokens with bonus": {"top_entropy_quantile": 0.5, "entropy_coef": 0.01, **WHOLE},
+    "off-policy mask": {"off_policy_mask_threshold": 0.1, **WHOLE},
     "vllm": {"vllm_importance_sampling_correction": True},
     "lora": {"peft": True},
     "accumulation": {"gradient_accumulation_steps": 2, "beta": 0.1, "entropy_coef": 0.01},
@@ -72,6 +73,7 @@ def loss_and_gradients(trainer, inputs):
 def test_neutral_weights_give_grpo(name, loss_type, tmp_path):
     options = {"loss_type": loss_type, "delta": 1.6, "epsilon_high": 0.28, **OPTIONS[name]}
     ours = make(FIPOTrainer, FIPOConfig, tmp_path, **options, **NEUTRAL)
+    options.pop("fipo_streaming", None)
     theirs = make(GRPOTrainer, GRPOConfig, tmp_path, **options)
     for trainer in (ours, theirs):
         trainer.use_vllm = name == "vllm"

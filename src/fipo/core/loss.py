@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fipo.core.layout import check_layout, count_per_sequence, per_token, spread
 from fipo.core.scan import discounted_suffix_sum
-from fipo.errors import InvalidInputError, InvalidParameterError
+from fipo.errors import InvalidParameterError
 from fipo.params import FIPOParams
 
 LOG_RATIO_LIMIT = 20.0  # exp(20) ≈ 5e8: far beyond any clip, far below overflow
@@ -58,6 +59,7 @@ def fipo_loss(
     epsilon_high: float = 0.28,
     cu_seqlens: Tensor | None = None,
     carry: Tensor | None = None,
+    dual_clipped_outside: Tensor | None = None,
 ) -> FIPOOutput:
     """Per-token FIPO policy loss.
 
@@ -70,7 +72,9 @@ def fipo_loss(
         epsilon_low, epsilon_high: PPO's clip range, [1 − epsilon_low, 1 + epsilon_high].
         cu_seqlens: (S + 1,) integer boundaries of packed sequences, from 0 to N.
         carry: (B,), or (S,) packed: future_kl of the token right after each sequence's last one here, when the
-            sequence goes on. The sequence drop counts only the tokens given.
+            sequence goes on.
+        dual_clipped_outside: (B,), or (S,) packed: dual-clipped tokens of each sequence that are not among those given,
+            which count towards the sequence drop too.
 
     Returns:
         A FIPOOutput in float32, or float64 where `logps` or `old_logps` is.
@@ -80,10 +84,10 @@ def fipo_loss(
         InvalidParameterError: The clip range is not one.
     """
     _check_clip_range(epsilon_low, epsilon_high)
-    _check_layout({"logps": logps, "old_logps": old_logps, "loss_mask": loss_mask}, cu_seqlens, carry)
+    check_layout({"logps": logps, "old_logps": old_logps, "loss_mask": loss_mask}, cu_seqlens, carry)
     dtype = torch.promote_types(torch.promote_types(logps.dtype, old_logps.dtype), torch.float32)
     mask = loss_mask.bool()
-    advantages = torch.where(mask, _advantage_per_token(advantages, logps, cu_seqlens).to(dtype), 0)
+    advantages = torch.where(mask, per_token("advantages", advantages, logps, cu_seqlens).to(dtype), 0)
     log_ratio = torch.where(mask, logps.to(dtype) - old_logps.to(dtype), 0).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     ratio = log_ratio.exp()
 
@@ -101,12 +105,13 @@ def fipo_loss(
     negative = advantages < 0
     dual_clipped = negative & (loss > ceiling)
     loss = torch.where(negative, torch.minimum(loss, ceiling), loss)
-    dropped = _count_per_sequence(dual_clipped, cu_seqlens) > params.max_dual_clipped
+    count = count_per_sequence(dual_clipped, cu_seqlens)
+    dropped = (count if dual_clipped_outside is None else count + dual_clipped_outside) > params.max_dual_clipped
 
     ratio_clipped = clipped_surrogate > surrogate
     return FIPOOutput(
         loss=loss,
-        kept=mask & ~_spread(dropped, logps, cu_seqlens),
+        kept=mask & ~spread(dropped, logps, cu_seqlens),
         log_ratio=detached,
         future_kl=credit,
         raw_weight=raw_weight,
@@ -145,7 +150,7 @@ def future_kl(
     Raises:
         InvalidInputError: Shapes, dtypes or devices do not fit.
     """
-    _check_layout({"log_ratio": log_ratio, "loss_mask": loss_mask}, cu_seqlens, carry)
+    check_layout({"log_ratio": log_ratio, "loss_mask": loss_mask}, cu_seqlens, carry)
     mask = loss_mask.bool()
     log_ratio = log_ratio.to(torch.promote_types(log_ratio.dtype, torch.float32))
     summands = torch.where(_participates(log_ratio, mask, params), log_ratio, 0)
@@ -212,75 +217,9 @@ def _scan_trained(
     return spread.view(summands.shape)
 
 
-def _advantage_per_token(advantages: Tensor, like: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    if advantages.shape == like.shape:
-        return advantages
-    sequences = len(like) if cu_seqlens is None else len(cu_seqlens) - 1
-    if advantages.shape not in ((sequences,), (sequences, 1)):
-        raise InvalidInputError(
-            f"advantages have shape {tuple(advantages.shape)}, but must have ({sequences},), ({sequences}, 1) or "
-            f"{tuple(like.shape)}; pass one a sequence or one a token."
-        )
-    return _spread(advantages.reshape(sequences), like, cu_seqlens)
-
-
-def _spread(per_sequence: Tensor, like: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    if cu_seqlens is None:
-        return per_sequence[:, None].expand(like.shape)
-    return per_sequence.repeat_interleave(cu_seqlens.diff())
-
-
-def _count_per_sequence(flags: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    if cu_seqlens is None:
-        return flags.sum(-1)
-    counts = torch.nn.functional.pad(flags.cumsum(0), (1, 0))
-    return counts[cu_seqlens].diff()
-
-
 def _check_clip_range(epsilon_low: float, epsilon_high: float) -> None:
     if not (0 <= epsilon_low < 1 and epsilon_high >= 0):
         raise InvalidParameterError(
             f"epsilon_low is {epsilon_low} and epsilon_high is {epsilon_high}, but PPO's clip range needs "
             "0 ≤ epsilon_low < 1 and epsilon_high ≥ 0; change them."
-        )
-
-
-def _check_layout(tensors: dict[str, Tensor], cu_seqlens: Tensor | None, carry: Tensor | None) -> None:
-    (name, first), *others = tensors.items()
-    dimensions = 2 if cu_seqlens is None else 1
-    if first.dim() != dimensions:
-        raise InvalidInputError(
-            f"{name} has shape {tuple(first.shape)}, but must be (B, T), or (N,) together with cu_seqlens; reshape it."
-        )
-    for other_name, other in others:
-        if other.shape != first.shape:
-            raise InvalidInputError(
-                f"{other_name} has shape {tuple(other.shape)}, but {name} has {tuple(first.shape)}; "
-                "give both the same shape."
-            )
-        if other.device != first.device:
-            raise InvalidInputError(
-                f"{other_name} is on {other.device}, but {name} is on {first.device}; move them to one device."
-            )
-    for any_name, tensor in tensors.items():
-        if any_name != "loss_mask" and not tensor.is_floating_point():
-            raise InvalidInputError(
-                f"{any_name} has dtype {tensor.dtype}, but must be floating point; pass log-probabilities, not ids."
-            )
-    sequences = first.shape[0]
-    if cu_seqlens is not None:
-        _check_cu_seqlens(cu_seqlens, first.numel())
-        sequences = len(cu_seqlens) - 1
-    if carry is not None and carry.shape != (sequences,):
-        raise InvalidInputError(
-            f"carry has shape {tuple(carry.shape)}, but must be ({sequences},); pass one value a sequence."
-        )
-
-
-def _check_cu_seqlens(cu_seqlens: Tensor, tokens: int) -> None:
-    integer = not cu_seqlens.is_floating_point() and cu_seqlens.dim() == 1 and len(cu_seqlens) > 0
-    if not integer or cu_seqlens[0] != 0 or cu_seqlens[-1] != tokens or (cu_seqlens.diff() < 0).any():
-        raise InvalidInputError(
-            f"cu_seqlens is {cu_seqlens.tolist()[:8]}…, but must be integer boundaries that rise from 0 to {tokens}, "
-            "the number of packed tokens; pass the cumulative sequence lengths."
         )

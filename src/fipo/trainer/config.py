@@ -46,6 +46,10 @@ class FIPOConfig(GRPOConfig):
     fipo_chunk_size: int | None = _knob("Tokens per block of the scan at most; never changes a result. Default 128.")
     fipo_max_dual_clipped: int | None = _knob("Drop sequences with more dual-clipped tokens than this. Default 1.")
     fipo_distance: str | None = _knob("What the half-life counts: position or trained. Default position.")
+    fipo_streaming: bool = field(
+        default=True,
+        metadata={"help": "Loss and gradients in one pass without logits. False: from log-probs by TRL's fused head."},
+    )
     fipo_dynamic_sampling_rounds: int = field(
         default=0,
         metadata={"help": "DAPO's dynamic sampling: replace groups of equal rewards, in at most this many rounds."},
@@ -104,6 +108,12 @@ class FIPOConfig(GRPOConfig):
                 self.fipo_dual_clip_c is not None and self.fipo_dual_clip_c <= 1 + epsilon_high,
                 f"fipo_dual_clip_c is {self.fipo_dual_clip_c}, but must exceed 1 + epsilon_high, {1 + epsilon_high:g}, "
                 "or the dual clip would undo the clip; raise it.",
+            ),
+            (
+                self.fipo_streaming and (self.top_entropy_quantile < 1 or self.off_policy_mask_threshold is not None),
+                f"top_entropy_quantile is {self.top_entropy_quantile} and off_policy_mask_threshold is "
+                f"{self.off_policy_mask_threshold}, but these must see all tokens before the loss of one, which a "
+                "single pass cannot; set fipo_streaming to false.",
             ),
             (
                 self.fipo_dynamic_sampling_rounds < 0,

@@ -1,13 +1,18 @@
 """FIPOTrainer: TRL's GRPOTrainer with the FIPO loss."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 from torch import Tensor
 from transformers.utils import logging
 
-from fipo.core.loss import FIPOOutput, fipo_loss
+from fipo.core import StreamingOutput, fipo_loss, streaming_fipo_loss
+from fipo.core.layout import per_token
+from fipo.core.objective import TokenBatch, reference_kl, token_objective
 from fipo.trainer.config import FIPOConfig
+from fipo.trainer.head import add_streaming_head, check_head
 from fipo.trainer.metrics import CreditMetrics
 from fipo.trainer.rollout import RolloutExtras
 
@@ -42,36 +47,78 @@ class FIPOTrainer(RolloutExtras):
         extra = ("entropy", "fipo/length_weighted_advantage") + (("kl",) if self.beta else ())
         self._credit = {mode: CreditMetrics(args.updates_per_rollout, extra) for mode in ("train", "eval")}
         self._warned_of_noise = False
+        if args.fipo_streaming:
+            self._add_streaming_heads()
+
+    def _add_streaming_heads(self) -> None:
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        for model in (self.model, self.ref_model):
+            if model is None:
+                continue
+            unwrapped = self.accelerator.unwrap_model(model)
+            base = unwrapped.get_base_model() if is_peft_model(unwrapped) else unwrapped
+            add_streaming_head(base, self.temperature, autocast=not self.args.cast_lm_head_to_fp32)
+            if not sharded:
+                check_head(base, self.temperature)
 
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Tensor:
-        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
-        logps, entropies, aux_loss = self._score(model, inputs)
-        old_logps = inputs["old_per_token_logps"]
-        out = fipo_loss(
-            logps,
-            old_logps,
-            inputs["advantages"],
-            mask,
-            self.params,
-            epsilon_low=self.epsilon_low,
-            epsilon_high=self.epsilon_high,
-        )
-        entropy_mask = None
-        if self.top_entropy_quantile < 1.0:
-            entropy_mask = self.get_high_entropy_mask(entropies, mask, 1 - self.top_entropy_quantile)
-
-        per_token = self._policy_term(out, logps, inputs, mask, entropy_mask)
-        kl = self._reference_kl(logps, old_logps, inputs) if self.beta else None
-        if kl is not None:
-            per_token = per_token + self.beta * kl
-        loss = self._normalise(torch.where(mask.bool(), per_token, 0), mask, inputs)
-        if self._entropy_bonus_enabled:
-            loss = self._add_entropy_bonus(loss, entropies, mask if entropy_mask is None else mask * entropy_mask)
+        mask = (inputs["completion_mask"] * inputs.get("tool_mask", 1)).bool()
+        compute = self._one_pass if self.args.fipo_streaming else self._from_logps
+        result, bonus_mask, aux_loss = compute(model, inputs, mask)
+        loss = result.loss
         if aux_loss is not None:
             self._metrics[self._mode]["aux_loss"].append(self.accelerator.gather_for_metrics(aux_loss).mean().item())
             loss = loss + self.router_aux_loss_coef * aux_loss / self._accumulation
-        self._record(out, mask, inputs["advantages"], entropies, kl)
+        if self._entropy_bonus_enabled and self.model.training:
+            self._steer_entropy(result.entropy, bonus_mask)
+        self._record(result, inputs, mask)
         return loss
+
+    def _one_pass(
+        self, model: torch.nn.Module, inputs: dict[str, Any], mask: Tensor
+    ) -> tuple[StreamingOutput, Tensor, Tensor | None]:
+        """The loss by `streaming_fipo_loss`, inside the model's forward."""
+        terms: dict[str, Any] = {**self._token_batch(inputs, mask, mask).given(), **self._loss_options}
+        length = mask.shape[1]
+        results = []
+
+        def streaming(hidden: Tensor, weight: Tensor, **head: Any) -> StreamingOutput:
+            targets = inputs["completion_ids"]
+            results.append(
+                streaming_fipo_loss(hidden[:, -length:], weight, targets, **terms, **self._kl_options, **head)
+            )
+            return results[0]
+
+        def forward(**model_inputs: Any) -> Any:
+            outputs = model(**model_inputs, streaming=streaming)
+            results[0] = replace(results[0], loss=outputs.loss)  # as DDP and FSDP hand it back
+            return outputs
+
+        _, _, aux_loss = self._score(forward, inputs)
+        return results[0], mask, aux_loss
+
+    def _from_logps(
+        self, model: torch.nn.Module, inputs: dict[str, Any], mask: Tensor
+    ) -> tuple[StreamingOutput, Tensor, Tensor | None]:
+        """The same loss from log-probs by TRL's fused head. What must see whole sequences first works only here."""
+        logps, entropy, aux_loss = self._score(model, inputs)
+        factor, bonus_mask = None, mask
+        if self.off_policy_mask_threshold is not None:
+            advantages = inputs["advantages"]
+            factor = self.get_off_policy_mask(
+                advantages=advantages if advantages.dim() == 2 else advantages[:, None],
+                per_token_logps=logps,
+                sampling_per_token_logps=inputs.get("sampling_per_token_logps", inputs["old_per_token_logps"]),
+                mask=mask,
+                off_policy_threshold=self.off_policy_mask_threshold,
+            )
+        if self.top_entropy_quantile < 1.0:
+            bonus_mask = mask & self.get_high_entropy_mask(entropy, mask.long(), 1 - self.top_entropy_quantile)
+            factor = bonus_mask if factor is None else factor * bonus_mask
+        batch = self._token_batch(inputs, mask, bonus_mask, factor)
+        out = fipo_loss(logps, batch.old_logps, batch.advantages, mask, **self._loss_options)
+        loss = token_objective(out, logps, entropy, batch, **self._kl_options).sum()
+        return StreamingOutput(loss, out, logps.detach(), entropy.detach()), bonus_mask, aux_loss
 
     @property
     def _accumulation(self) -> int:
@@ -82,7 +129,15 @@ class FIPOTrainer(RolloutExtras):
         """Which optimizer step since the last rollout this is, from 0."""
         return self._step // self.args.gradient_accumulation_steps % self.args.updates_per_rollout
 
-    def _score(self, model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
+    @property
+    def _loss_options(self) -> dict[str, Any]:
+        return {"params": self.params, "epsilon_low": self.epsilon_low, "epsilon_high": self.epsilon_high}
+
+    @property
+    def _kl_options(self) -> dict[str, Any]:
+        return {"beta": self.beta, "unbiased_kl": self.args.use_bias_correction_kl}
+
+    def _score(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Log-probs and entropies (B, T) of the completion tokens, and the router's auxiliary loss."""
         return self._get_per_token_logps_and_entropies(
             model,
@@ -94,81 +149,78 @@ class FIPOTrainer(RolloutExtras):
             **{name: inputs.get(name) for name in MODEL_INPUTS},
         )
 
-    def _policy_term(
-        self, out: FIPOOutput, logps: Tensor, inputs: dict[str, Any], mask: Tensor, entropy_mask: Tensor | None
-    ) -> Tensor:
-        """The FIPO loss of kept tokens, times TRL's optional factors (OPSM, high-entropy mask, vLLM correction)."""
-        per_token = torch.where(out.kept, out.loss, 0)
-        if self.off_policy_mask_threshold is not None:
-            advantages = inputs["advantages"]
-            per_token = per_token * self.get_off_policy_mask(
-                advantages=advantages if advantages.dim() == 2 else advantages[:, None],
-                per_token_logps=logps,
-                sampling_per_token_logps=inputs.get("sampling_per_token_logps", inputs["old_per_token_logps"]),
-                mask=mask,
-                off_policy_threshold=self.off_policy_mask_threshold,
-            )
-        if entropy_mask is not None:
-            per_token = per_token * entropy_mask
+    def _token_batch(
+        self, inputs: dict[str, Any], mask: Tensor, bonus_mask: Tensor, factor: Tensor | None = None
+    ) -> TokenBatch:
+        """What the loss needs besides the policy; `factor` multiplies the policy loss."""
         if self.use_vllm and self.vllm_importance_sampling_correction:
-            per_token = per_token * inputs["importance_sampling_ratio"]
-        return per_token
+            ratio = inputs["importance_sampling_ratio"]
+            factor = ratio if factor is None else ratio * factor
+        denominator = self._denominator(inputs, mask).expand(mask.shape)
+        bonus = None
+        if self._entropy_bonus_enabled:  # a mean of its own over tokens, whatever the denominator
+            bonus = self._entropy_coefficient * denominator * bonus_mask
+            bonus = bonus / (bonus_mask.sum().clamp(min=1.0) * self._accumulation)
+        return TokenBatch(
+            old_logps=inputs["old_per_token_logps"],
+            advantages=per_token("advantages", inputs["advantages"], mask, None),
+            loss_mask=mask,
+            ref_logps=inputs["ref_per_token_logps"] if self.beta else None,
+            importance_weights=None if factor is None else factor.expand(mask.shape),
+            entropy_coef=bonus,
+            denominator=denominator,
+        )
 
-    def _reference_kl(self, logps: Tensor, old_logps: Tensor, inputs: dict[str, Any]) -> Tensor:
-        """KL(π_θ ‖ π_ref) per token: the k3 estimate, importance-corrected with `use_bias_correction_kl`."""
-        log_ratio = inputs["ref_per_token_logps"] - logps
-        kl = log_ratio.exp() - log_ratio - 1
-        return kl * (logps - old_logps).exp() if self.args.use_bias_correction_kl else kl
-
-    def _normalise(self, per_token: Tensor, mask: Tensor, inputs: dict[str, Any]) -> Tensor:
-        """TRL's normalisers. Dropped sequences stay in every denominator, so batches split over ranks add up."""
+    def _denominator(self, inputs: dict[str, Any], mask: Tensor) -> Tensor:
+        """TRL's normalisers, (1,) or (B, 1). Dropped sequences count, so that batches split over ranks add up."""
+        rows = mask.shape[0]
         if self.loss_type == "dapo":
             # The rollout's tokens over all ranks, as the share of one update (train) and one rank.
             tokens = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
-            share = self._accumulation / self.args.steps_per_generation if self.model.training else 1.0
-            return per_token.sum() / (tokens * share)
+            return (tokens * (self._accumulation / self.args.steps_per_generation if self.model.training else 1.0))[
+                None
+            ]
         if self.loss_type == "grpo":
-            loss = (per_token.sum(-1) / mask.sum(-1).clamp(min=1.0)).mean()
+            tokens = mask.sum(-1, keepdim=True).clamp(min=1.0) * rows
         elif self.loss_type == "bnpo":
-            loss = per_token.sum() / mask.sum().clamp(min=1.0)
+            tokens = mask.sum()[None].clamp(min=1.0)
         else:  # dr_grpo; FIPOConfig admits no other
-            loss = per_token.sum() / (per_token.size(0) * self.max_completion_length)
-        return loss / self._accumulation
+            tokens = mask.new_full((1,), rows * self.max_completion_length, dtype=torch.float32)
+        return tokens * self._accumulation
 
-    def _add_entropy_bonus(self, loss: Tensor, entropies: Tensor, mask: Tensor) -> Tensor:
-        """TRL's entropy bonus: a static coefficient, or one that steers the entropy towards `entropy_target`."""
-        total, tokens = (entropies * mask).sum(), mask.sum()
-        coefficient = self.entropy_coef
-        if self.use_adaptive_entropy and self._last_world_entropy > self.args.entropy_target:
-            coefficient = 0.0
-        if self.use_adaptive_entropy and self.model.training:
-            self._steer_entropy(torch.stack([total, tokens]).detach())
-        if self.model.training and self.accelerator.sync_gradients:
-            self._metrics["train"]["entropy_coef"].append(self.entropy_coef)
-        return loss - coefficient * total / tokens.clamp(min=1.0) / self._accumulation
+    @property
+    def _entropy_coefficient(self) -> float:
+        above_target = self.use_adaptive_entropy and self._last_world_entropy > self.args.entropy_target
+        return 0.0 if above_target else self.entropy_coef
 
-    def _steer_entropy(self, stats: Tensor) -> None:
-        """Adds a micro-batch's (entropy sum, tokens); after the last one of an update, moves the coefficient."""
-        window = stats if self._entropy_window_stats is None else self._entropy_window_stats + stats
-        self._entropy_window_stats = window
+    def _steer_entropy(self, entropy: Tensor, mask: Tensor) -> None:
+        """TRL's adaptive bonus: after the last micro-batch of an update, moves the coefficient towards the target."""
+        if self.use_adaptive_entropy:
+            stats = torch.stack([(entropy * mask).sum(), mask.sum()])
+            window = stats if self._entropy_window_stats is None else self._entropy_window_stats + stats
+            self._entropy_window_stats = window
         if not self.accelerator.sync_gradients:
             return
-        total, tokens = self.accelerator.reduce(window, reduction="sum").tolist()
-        self._entropy_window_stats = None
-        self._last_world_entropy = total / max(tokens, 1.0)
-        step = self.args.entropy_coef_delta
-        if self._last_world_entropy > self.args.entropy_target:
-            step = -step
-        self.entropy_coef = min(max(self.entropy_coef + step, self.args.entropy_coef_min), self.args.entropy_coef_max)
+        if self.use_adaptive_entropy:
+            total, tokens = self.accelerator.reduce(window, reduction="sum").tolist()
+            self._entropy_window_stats = None
+            self._last_world_entropy = total / max(tokens, 1.0)
+            step = self.args.entropy_coef_delta
+            if self._last_world_entropy > self.args.entropy_target:
+                step = -step
+            self.entropy_coef = min(
+                max(self.entropy_coef + step, self.args.entropy_coef_min), self.args.entropy_coef_max
+            )
+        self._metrics["train"]["entropy_coef"].append(self.entropy_coef)
 
     @torch.no_grad()
-    def _record(self, out: FIPOOutput, mask: Tensor, advantages: Tensor, entropies: Tensor, kl: Tensor | None) -> None:
-        extra = {"entropy": entropies}
-        per_token = advantages if advantages.dim() == 2 else advantages[:, None]
-        extra["fipo/length_weighted_advantage"] = per_token.expand(mask.shape)
-        if kl is not None:
-            extra["kl"] = kl
-        self._credit[self._mode].add(out, mask, self.update_index if self.model.training else 0, **extra)
+    def _record(self, result: StreamingOutput, inputs: dict[str, Any], mask: Tensor) -> None:
+        advantages = per_token("advantages", inputs["advantages"], mask, None)
+        extra = {"entropy": result.entropy, "fipo/length_weighted_advantage": advantages}
+        if self.beta:
+            old_logps = inputs["old_per_token_logps"] if self.args.use_bias_correction_kl else None
+            extra["kl"] = reference_kl(result.logps, inputs["ref_per_token_logps"], old_logps)
+        self._credit[self._mode].add(result.tokens, mask, self.update_index if self.model.training else 0, **extra)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = self._mode
@@ -184,6 +236,6 @@ class FIPOTrainer(RolloutExtras):
             logger.warning(
                 f"Noise floor: at the first update after a rollout log-ratios must be 0, but they move the weights by "
                 f"{weight_shift:.1%} on average. Usual causes: log-probs of the rollout engine as π_old, logits "
-                "rounded to bfloat16 (set cast_lm_head_to_fp32), dropout, or another temperature or top-p in sampling "
+                "rounded to bfloat16 (fipo_streaming: false), dropout, or another temperature or top-p in sampling "
                 "than in scoring."
             )

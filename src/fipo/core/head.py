@@ -1,0 +1,157 @@
+"""A language model's head on a chunk of tokens: log-probs, entropies and all gradients from one buffer of logits.
+
+    logits = softcap(scale · (hidden @ weightᵀ + bias)) / temperature,   softcap(x) = c · tanh(x / c)
+
+Logits are float32 (float64 for float64 inputs) whatever the inputs: bfloat16 and float16 inputs are multiplied with
+float32 accumulation and nothing is rounded in between. The buffer is reused from chunk to chunk.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fipo.errors import InvalidParameterError
+
+ROW_BLOCK_BYTES = 4 << 20  # elementwise passes over the logits work on rows that stay in a processor's cache
+WEIGHT_TILE_BYTES = 16 << 20  # converted copies of the weight are made in tiles of at most this
+
+
+class Head:
+    """The head applied to one chunk after the other. `score` fills the buffer, `backward` consumes it."""
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        temperature: float,
+        softcap: float | None,
+        scale: float,
+    ) -> None:
+        """Of `hidden` only the dtype counts: under autocast it is autocast's, else that of both inputs together."""
+        if not temperature > 0 or (softcap is not None and not softcap > 0):
+            raise InvalidParameterError(
+                f"temperature is {temperature} and logit_softcap is {softcap}, but both must be above 0; change them."
+            )
+        self.weight, self.bias = weight, bias
+        self.temperature, self.softcap, self.scale = temperature, softcap, scale
+        device = weight.device.type
+        self._input_dtype = torch.promote_types(hidden.dtype, weight.dtype)
+        if torch.is_autocast_enabled(device) and self._input_dtype != torch.float64:
+            self._input_dtype = torch.get_autocast_dtype(device)
+        self.dtype = torch.promote_types(self._input_dtype, torch.float32)
+        self._operand_dtype = self._input_dtype if device == "cuda" else self.dtype
+        self._buffer = torch.empty(0, len(weight), dtype=self.dtype, device=weight.device)
+
+    @property
+    def bytes_per_token(self) -> int:
+        return len(self.weight) * self.dtype.itemsize
+
+    def score(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probs of `targets` (C,) and entropies (C,) after `hidden` (C, H); without gradient."""
+        self._hidden, self._targets = self._operand(hidden), targets
+        if len(hidden) > len(self._buffer):  # the first chunk is the largest
+            self._buffer = self._buffer.new_empty(len(hidden), len(self.weight))
+        logits = self._buffer[: len(hidden)]
+        for tile, weight in self._weight_tiles():
+            self._product(logits[:, tile], self._hidden, weight.t(), accumulate=False)
+            if self.bias is not None:
+                logits[:, tile] += self.bias[tile]
+        logps, self._log_z, self._entropy = (torch.empty_like(logits[:, 0]) for _ in range(3))
+        for rows in self._row_blocks(logits):
+            z = self._transform(logits[rows])
+            top = z.amax(-1, keepdim=True)
+            p = (z - top).exp_()
+            total = p.sum(-1)
+            self._log_z[rows] = total.log().add_(top[:, 0])
+            self._entropy[rows] = self._log_z[rows] - p.mul_(z).sum(-1).div_(total)
+            logps[rows] = z.gather(1, targets[rows, None])[:, 0] - self._log_z[rows]
+        return logps, self._entropy
+
+    def backward(
+        self,
+        grad_logps: Tensor,
+        grad_entropy: Tensor | None,
+        *,
+        hidden: bool = True,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor | None:
+        """Gradients of the chunk scored last, from those of its log-probs (C,) and entropies (C,).
+
+        Adds the head's to `weight` (V, H) and `bias` (V,) where given, and returns the hidden states' (C, H) if asked.
+        """
+        grad = self._buffer[: len(grad_logps)]
+        for rows in self._row_blocks(grad):
+            self._differentiate(grad[rows], rows, grad_logps, grad_entropy)
+        if bias is not None:
+            bias += grad.sum(0)
+        grad_hidden = torch.empty_like(self._hidden, dtype=self.dtype) if hidden else None
+        if not hidden and weight is None:
+            return None
+        for tile, weight_tile in self._weight_tiles():
+            operand = grad[:, tile].to(self._operand_dtype)
+            if grad_hidden is not None:
+                self._product(grad_hidden, operand, weight_tile, accumulate=tile.start > 0)
+            if weight is not None:
+                self._product(weight[tile], operand.t(), self._hidden, accumulate=True)
+        return grad_hidden
+
+    def _transform(self, logits: Tensor) -> Tensor:
+        """From products to logits, in place."""
+        if self.softcap is not None:
+            return logits.mul_(self.scale / self.softcap).tanh_().mul_(self.softcap / self.temperature)
+        factor = self.scale / self.temperature
+        return logits if factor == 1 else logits.mul_(factor)
+
+    def _differentiate(self, z: Tensor, rows: slice, grad_logps: Tensor, grad_entropy: Tensor | None) -> None:
+        """Overwrites a block of logits with the loss's gradient with respect to the products.
+
+        d log p_target / dz_j = 1[j = target] − p_j,   d entropy / dz_j = −p_j · (log p_j + entropy)
+        """
+        slope = None
+        if self.softcap is not None:  # 1 − tanh²
+            slope = (z * (self.temperature / self.softcap)).square_().neg_().add_(1)
+        log_p = z.sub_(self._log_z[rows, None])
+        if grad_entropy is None:
+            log_p.exp_().mul_(-grad_logps[rows, None])
+        else:
+            p = log_p.exp()
+            log_p.add_(self._entropy[rows, None]).mul_(grad_entropy[rows, None]).add_(grad_logps[rows, None])
+            log_p.mul_(p).neg_()
+        z.scatter_add_(1, self._targets[rows, None], grad_logps[rows, None])
+        factor = self.scale / self.temperature
+        if slope is not None:
+            z.mul_(slope)
+        if factor != 1:
+            z.mul_(factor)
+
+    def _operand(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._input_dtype).to(self._operand_dtype)
+
+    def _weight_tiles(self) -> Iterator[tuple[slice, Tensor]]:
+        """The weight, whole where it is multiplied as it is, else in converted tiles of rows."""
+        vocabulary, width = self.weight.shape
+        rows = vocabulary
+        if not self.weight.dtype == self._input_dtype == self._operand_dtype:
+            rows = max(1, WEIGHT_TILE_BYTES // (width * self._operand_dtype.itemsize))
+        for start in range(0, vocabulary, rows):
+            tile = slice(start, min(start + rows, vocabulary))
+            yield tile, self._operand(self.weight[tile])
+
+    def _row_blocks(self, logits: Tensor) -> Iterator[slice]:
+        tokens, vocabulary = logits.shape
+        rows = tokens
+        if logits.device.type == "cpu":
+            rows = max(1, ROW_BLOCK_BYTES // (vocabulary * logits.itemsize))
+        for start in range(0, tokens, rows):
+            yield slice(start, min(start + rows, tokens))
+
+    def _product(self, out: Tensor, a: Tensor, b: Tensor, *, accumulate: bool) -> None:
+        """out (+)= a @ b, with the accumulation and the result in out's dtype."""
+        beta = 1 if accumulate else 0
+        if a.dtype == out.dtype:
+            torch.addmm(out, a, b, beta=beta, out=out)
+        else:
+            torch.addmm(out, a, b, beta=beta, out_dtype=out.dtype, out=out)

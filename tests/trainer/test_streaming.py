@@ -1,0 +1,133 @@
+"""The one-pass loss inside the trainer: the same as the plain path, and models it cannot serve are refused."""
+
+import pytest
+import tiny
+import torch
+from test_parity import COMMON, OPTIONS, WHOLE, loss_and_gradients, make, reward
+from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM, GraniteConfig
+from transformers import GraniteForCausalLM, MixtralConfig, MixtralForCausalLM
+from trl import GRPOConfig, GRPOTrainer
+
+from fipo import InvalidParameterError
+from fipo.trainer import FIPOConfig, FIPOTrainer
+
+SIZES = {
+    **{"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None},
+}
+NEUTRAL = {"fipo_clip_ratio_low": 0.0, "fipo_clip_ratio_high": 0.0, "fipo_max_dual_clipped": 10**6}
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo"])
+@pytest.mark.parametrize("name", [name for name, options in OPTIONS.items() if not WHOLE.items() <= options.items()])
+def test_both_paths_give_the_same(name, loss_type, tmp_path):
+    options = {
+        "loss_type": loss_type,
+        "fipo_dual_clip_c": 1.6,
+        "fipo_max_dual_clipped": 0,
+        "temperature": 0.8,
+        **OPTIONS[name],
+    }
+    one_pass = make(FIPOTrainer, FIPOConfig, tmp_path, **options)
+    plain = make(FIPOTrainer, FIPOConfig, tmp_path, **options, fipo_streaming=False)
+    for trainer in (one_pass, plain):
+        trainer.use_vllm = name == "vllm"
+    inputs = tiny.with_old_logps(plain, tiny.rollout())
+    inputs["advantages"] -= 0.5
+    loss, gradients = loss_and_gradients(one_pass, inputs)
+    expected_loss, expected = loss_and_gradients(plain, inputs)
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=1e-7)
+    assert gradients.keys() == expected.keys()
+    for key in expected:
+        torch.testing.assert_close(gradients[key], expected[key], rtol=1e-5, atol=1e-7)
+    metrics, expected = (trainer._credit["train"].reduce(trainer.accelerator) for trainer in (one_pass, plain))
+    assert expected["fipo/dropped_sequences"] > 0
+    assert metrics == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_gradient_checkpointing_and_evaluation(tmp_path):
+    trainers = [
+        make(FIPOTrainer, FIPOConfig, tmp_path, gradient_checkpointing=checkpointing, fipo_streaming=streaming)
+        for checkpointing, streaming in ((True, True), (False, False))
+    ]
+    inputs = tiny.with_old_logps(trainers[1], tiny.rollout())
+    (loss, gradients), (expected_loss, expected) = (loss_and_gradients(trainer, inputs) for trainer in trainers)
+    torch.testing.assert_close(loss, expected_loss)
+    for key in expected:
+        torch.testing.assert_close(gradients[key], expected[key], rtol=1e-5, atol=1e-7)
+    for trainer in trainers:
+        trainer.model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(*(trainer.compute_loss(trainer.model, inputs) for trainer in trainers))
+
+
+def trainer_of(model, tmp_path, trainer_class=FIPOTrainer, config_class=FIPOConfig, **options):
+    config = config_class(str(tmp_path / "run"), **{**COMMON, **options})
+    data = tiny.prompts()
+    trainer = trainer_class(model, reward, config, train_dataset=data, processing_class=tiny.tokenizer())
+    trainer.current_gradient_accumulation_steps = 1
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("model_class", "config"),
+    [
+        (Gemma2ForCausalLM, Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=3.0)),
+        (CohereForCausalLM, CohereConfig(**SIZES, logit_scale=0.3)),
+        (GraniteForCausalLM, GraniteConfig(**SIZES, logits_scaling=7.0)),
+    ],
+)
+def test_what_lies_between_products_and_logits_is_known(model_class, config, tmp_path):
+    """`check_head`, which runs in the trainer's constructor, compares with the model's own logits."""
+    torch.manual_seed(0)
+    model = model_class(config)
+    for parameter in model.parameters():
+        parameter.data.mul_(3)  # so that the transformation matters
+    trainer = trainer_of(model, tmp_path)
+    inputs = tiny.with_old_logps(trainer, tiny.rollout())
+    loss, _ = loss_and_gradients(trainer, inputs)
+    assert loss.isfinite()
+
+
+def test_an_unknown_transformation_is_refused(tmp_path):
+    class Odd(tiny.LlamaForCausalLM):
+        def forward(self, *args, **kwargs):
+            output = super().forward(*args, **kwargs)
+            output.logits = output.logits * 3
+            return output
+
+    with pytest.raises(InvalidParameterError, match="The logits of Odd give other log-probs.*fipo_streaming to false"):
+        trainer_of(Odd(tiny.model().config), tmp_path)
+
+
+def test_a_head_that_is_no_linear_layer_is_refused(tmp_path):
+    model = tiny.model()
+    model.lm_head = torch.nn.Sequential(model.lm_head)
+    with pytest.raises(InvalidParameterError, match="is a Sequential, but .* leave the head out of adapters"):
+        trainer_of(model, tmp_path)
+
+
+@pytest.mark.parametrize("option", [{"top_entropy_quantile": 0.5}, {"off_policy_mask_threshold": 0.1}])
+def test_what_needs_whole_sequences_is_refused(option, tmp_path):
+    with pytest.raises(InvalidParameterError, match="set fipo_streaming to false"):
+        FIPOConfig(str(tmp_path), **COMMON, **option)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_mixture_of_experts_has_its_auxiliary_loss(streaming, tmp_path):
+    torch.manual_seed(0)
+    config = MixtralConfig(**SIZES, num_local_experts=4, output_router_logits=True, router_aux_loss_coef=0.5)
+    model = MixtralForCausalLM(config)
+    copy = MixtralForCausalLM(config)
+    copy.load_state_dict(model.state_dict())
+    options = {"delta": 1.6, "epsilon_high": 0.28}
+    ours = trainer_of(model, tmp_path, **options, **NEUTRAL, fipo_streaming=streaming)
+    theirs = trainer_of(copy, tmp_path, GRPOTrainer, GRPOConfig, **options)
+    assert ours.aux_loss_enabled
+    inputs = tiny.with_old_logps(theirs, tiny.rollout())
+    loss, gradients = loss_and_gradients(ours, inputs)
+    expected_loss, expected = loss_and_gradients(theirs, inputs)
+    torch.testing.assert_close(loss, expected_loss)
+    for key in expected:
+        torch.testing.assert_close(gradients[key], expected[key], rtol=1e-5, atol=1e-7)
+    assert ours._metrics["train"]["aux_loss"] == pytest.approx(theirs._metrics["train"]["aux_loss"])

@@ -4,16 +4,31 @@ import pytest
 import tiny
 import torch
 from test_parity import COMMON, OPTIONS, WHOLE, loss_and_gradients, make, reward
-from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM, GraniteConfig
-from transformers import GraniteForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 from trl import GRPOConfig, GRPOTrainer
 
 from fipo import InvalidParameterError
 from fipo.trainer import FIPOConfig, FIPOTrainer
 
 SIZES = {
-    **{"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
-    **{"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None},
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": None,
 }
 NEUTRAL = {"fipo_clip_ratio_low": 0.0, "fipo_clip_ratio_high": 0.0, "fipo_max_dual_clipped": 10**6}
 
@@ -96,14 +111,14 @@ def test_an_unknown_transformation_is_refused(tmp_path):
             output.logits = output.logits * 3
             return output
 
-    with pytest.raises(InvalidParameterError, match="The logits of Odd give other log-probs.*fipo_streaming to false"):
+    with pytest.raises(InvalidParameterError, match=r"The logits of Odd give other log-probs.*fipo_streaming to false"):
         trainer_of(Odd(tiny.model().config), tmp_path)
 
 
 def test_a_head_that_is_no_linear_layer_is_refused(tmp_path):
     model = tiny.model()
     model.lm_head = torch.nn.Sequential(model.lm_head)
-    with pytest.raises(InvalidParameterError, match="is a Sequential, but .* leave the head out of adapters"):
+    with pytest.raises(InvalidParameterError, match=r"is a Sequential, but .* leave the head out of adapters"):
         trainer_of(model, tmp_path)
 
 

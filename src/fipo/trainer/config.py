@@ -50,6 +50,8 @@ class FIPOConfig(GRPOConfig):
         default=True,
         metadata={"help": "Loss and gradients in one pass without logits. False: from log-probs by TRL's fused head."},
     )
+    fipo_trace_every: int = field(default=8, metadata={"help": "Write traces of every so many rollouts; 0: never."})
+    fipo_trace_samples: int = field(default=64, metadata={"help": "Completions of a traced rollout to write."})
     fipo_dynamic_sampling_rounds: int = field(
         default=0,
         metadata={"help": "DAPO's dynamic sampling: replace groups of equal rewards, in at most this many rounds."},

@@ -17,7 +17,7 @@ PAD_LEFT = ("prompt_ids", "prompt_mask")
 MERGED = (  # what a rollout may hold for dynamic sampling to merge; (B, …) tensors, padded with zeros
     *PAD_LEFT,
     *("completion_ids", "completion_mask", "tool_mask", "old_per_token_logps", "ref_per_token_logps"),
-    *("sampling_per_token_logps", "importance_sampling_ratio", "advantages"),
+    *("sampling_per_token_logps", "importance_sampling_ratio", "advantages", "reward_total", "rewards_by_name"),
 )
 
 
@@ -62,6 +62,8 @@ class RolloutExtras(ExactResume):
             rollout["tool_mask"] = mask * ~failed[:, None]
         rollout["num_items_in_batch"] = self._count_items(rollout)
         weights = self.reward_weights.to(rewards.device)
+        rollout["rewards_by_name"] = rewards
+        rollout["sample_index"] = start + torch.arange(len(inputs), device=rewards.device)
         rollout["reward_total"] = torch.where(failed, torch.nan, (rewards * weights).nansum(-1))
         return rollout
 
@@ -87,7 +89,7 @@ class RolloutExtras(ExactResume):
     def _replace_dead_groups(self, rollout: dict[str, Any]) -> None:
         """Fill groups of equal rewards with fresh prompts' groups of unequal ones; all ranks go through all rounds."""
         unknown = {name for name, value in rollout.items() if isinstance(value, Tensor) and value.dim()} - {*MERGED}
-        unknown -= {"reward_total"}
+        unknown -= {"sample_index"}  # of the place in the rollout, whatever fills it
         if unknown:
             raise InvalidParameterError(
                 f"The rollout holds {sorted(unknown)}, which dynamic sampling cannot merge; set "
@@ -144,7 +146,7 @@ def _merge_groups(rollout: dict[str, Any], fresh: dict[str, Any], pairs: list[tu
     if "tool_mask" in fresh or "tool_mask" in rollout:
         for each in (rollout, fresh):
             each.setdefault("tool_mask", torch.ones_like(each["completion_mask"]))
-    for name in {*MERGED, "reward_total"} & rollout.keys():
+    for name in {*MERGED} & rollout.keys():
         old, new = rollout[name], fresh[name]
         if old.dim() == 2:
             width = max(old.shape[1], new.shape[1])

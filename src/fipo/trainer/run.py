@@ -16,6 +16,7 @@ from trl import get_peft_config, get_quantization_config
 
 from fipo.errors import DataError, InvalidParameterError
 from fipo.trainer import console as view
+from fipo.trainer import tracing
 from fipo.trainer.arguments import ModelArguments, RunArguments
 from fipo.trainer.config import FIPOConfig
 from fipo.trainer.data import load_prompts
@@ -224,6 +225,7 @@ def _clear(config: FIPOConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
+        shutil.rmtree(folder / tracing.FOLDER, ignore_errors=True)
         (folder / view.METRICS_FILE).unlink(missing_ok=True)
 
 

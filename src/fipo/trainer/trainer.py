@@ -1,6 +1,7 @@
 """FIPOTrainer: TRL's GRPOTrainer with the FIPO loss."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from fipo.trainer.config import FIPOConfig
 from fipo.trainer.head import add_streaming_head, check_head
 from fipo.trainer.metrics import CreditMetrics
 from fipo.trainer.rollout import RolloutExtras
+from fipo.trainer.tracing import TraceWriter
 
 logger = logging.get_logger(__name__)
 
@@ -47,6 +49,16 @@ class FIPOTrainer(RolloutExtras):
         extra = ("entropy", "fipo/length_weighted_advantage") + (("kl",) if self.beta else ())
         self._credit = {mode: CreditMetrics(args.updates_per_rollout, extra) for mode in ("train", "eval")}
         self._warned_of_noise = False
+        self._traces = TraceWriter(
+            Path(args.output_dir),
+            self._tokenizer,
+            self.params,
+            self.reward_func_names,
+            every=args.fipo_trace_every,
+            samples=args.fipo_trace_samples,
+            group_size=self.num_generations,
+            rank=self.accelerator.process_index,
+        )
         if args.fipo_streaming:
             self._add_streaming_heads()
 
@@ -221,6 +233,9 @@ class FIPOTrainer(RolloutExtras):
             old_logps = inputs["old_per_token_logps"] if self.args.use_bias_correction_kl else None
             extra["kl"] = reference_kl(result.logps, inputs["ref_per_token_logps"], old_logps)
         self._credit[self._mode].add(result.tokens, mask, self.update_index if self.model.training else 0, **extra)
+        rollout, step = divmod(self._step, self.args.steps_per_generation * self.num_iterations)
+        if self.model.training and self._traces.due(rollout) and "sample_index" in inputs:  # not a batch made by hand
+            self._traces.write(result, inputs, mask, rollout=rollout, step=step, update=self.update_index)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = self._mode

@@ -1,0 +1,122 @@
+"""From hidden states to the loss and its gradients: time and peak memory of fipo's one pass and its peers.
+
+    python benchmarks/lm_head.py           # fifteen minutes on two cores
+
+Contenders: `products`, the three bare matrix products, a limit; `plain`, whole logits and autograd; `trl`, TRL's
+ChunkedLogProbFunction with the FIPO loss on top; `liger`, LigerFusedLinearGRPOLoss (GRPO: it knows no FIPO); `fipo`.
+Each runs in a process of its own. Peak memory is what one call adds, the gradients included.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import measure
+import torch
+from torch import Tensor
+
+from fipo import FIPOParams, fipo_loss, streaming_fipo_loss, token_mean
+
+CONTENDERS = ("products", "plain", "trl", "liger", "fipo")
+SHAPES = (  # rows, tokens, hidden size, vocabulary, repeats
+    ("SmolLM2", 4, 1024, 576, 49152, 5),
+    ("Qwen3.5", 4, 1024, 1024, 248320, 1),
+)
+WITHOUT_BF16_ARITHMETIC = ("SmolLM2", 4, 128, 576, 49152, 3)  # bfloat16 products crawl there
+PARAMS = FIPOParams()
+
+
+def inputs(rows: int, tokens: int, width: int, vocabulary: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(rows, tokens, width, generator=generator).to(dtype).requires_grad_()
+    weight = (torch.randn(vocabulary, width, generator=generator) / width**0.5).to(dtype).requires_grad_()
+    targets = torch.randint(0, vocabulary, (rows, tokens), generator=generator)
+    old_logps = -11.0 + 0.1 * torch.randn(rows, tokens, generator=generator)
+    mask = torch.ones(rows, tokens, dtype=torch.bool)
+    advantages = torch.randn(rows, generator=generator)
+    names = ("hidden", "lm_head_weight", "targets", "old_logps", "advantages", "loss_mask")
+    return dict(zip(names, (hidden, weight, targets, old_logps, advantages, mask), strict=True))
+
+
+def loss_of(logps: Tensor, x: dict[str, Tensor]) -> Tensor:
+    out = fipo_loss(logps.float(), x["old_logps"], x["advantages"], x["loss_mask"], PARAMS)
+    return token_mean(out.loss, out.kept)
+
+
+def plain(x: dict[str, Tensor]) -> Tensor:
+    logits = x["hidden"] @ x["lm_head_weight"].T
+    return loss_of(logits.log_softmax(-1).gather(-1, x["targets"][..., None])[..., 0], x)
+
+
+def trl(x: dict[str, Tensor]) -> Tensor:
+    from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+
+    hidden, outputs = x["hidden"].flatten(0, 1), ("log_probs", "entropy")  # as its GRPOTrainer calls it
+    logps, *_ = ChunkedLogProbFunction.apply(
+        hidden, x["lm_head_weight"], None, x["targets"].flatten(), 1.0, 32768, None, 1.0, outputs
+    )
+    return loss_of(logps.view(x["targets"].shape), x)
+
+
+def liger() -> Callable[[dict[str, Tensor]], Tensor]:
+    from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
+
+    module = LigerFusedLinearGRPOLoss(beta=0.0, use_ref_model=False, epsilon_high=0.28, delta=PARAMS.dual_clip_c)
+
+    def loss(x: dict[str, Tensor]) -> Tensor:
+        mask = x["loss_mask"].long()
+        names = ("hidden", "lm_head_weight", "targets")
+        return module(*(x[n] for n in names), mask, x["advantages"], old_per_token_logps=x["old_logps"])[0]
+
+    return loss
+
+
+def fipo(x: dict[str, Tensor]) -> Tensor:
+    return streaming_fipo_loss(**x, params=PARAMS).loss
+
+
+def products(x: dict[str, Tensor]) -> None:
+    hidden, weight = x["hidden"].detach().flatten(0, 1), x["lm_head_weight"].detach()
+    logits = hidden @ weight.T
+    logits @ weight
+    logits.T @ hidden
+
+
+def one(contender: str, shape: list[Any], dtype: str) -> dict[str, Any]:
+    _, rows, tokens, width, vocabulary, repeats = shape
+    x = inputs(rows, tokens, width, vocabulary, getattr(torch, dtype))
+    function = liger() if contender == "liger" else globals()[contender]
+
+    def call() -> None:
+        x["hidden"].grad = x["lm_head_weight"].grad = None
+        loss = function(x)
+        if loss is not None:
+            loss.backward()
+
+    times = measure.seconds(call, repeats=repeats, budget=120, warm_up=repeats > 1)
+    x["hidden"].grad = x["lm_head_weight"].grad = None
+    return {**measure.summary(times), "peak_mb": measure.peak_bytes(call) / 1e6}
+
+
+def everything() -> list[dict[str, Any]]:
+    rows = []
+    jobs = [(shape, "float32") for shape in SHAPES]
+    jobs.insert(1, (SHAPES[0] if measure.has_bf16_arithmetic() else WITHOUT_BF16_ARITHMETIC, "bfloat16"))
+    for shape, dtype in jobs:
+        limit = None
+        for contender in CONTENDERS:
+            row = measure.in_own_process(__file__, contender=contender, shape=shape, dtype=dtype)
+            limit = limit or row["median_s"]
+            row["times_products"] = row["median_s"] / limit
+            row["shape"] = "{} {}×{}×{}×{}".format(*shape)
+            rows.append(row)
+            print(
+                f"{row['shape']:>30} {dtype:>9} {contender:>9} {row['median_s']:>8.2f} s "
+                f"({row['min_s']:.2f} to {row['max_s']:.2f}) {row['times_products']:>6.2f} × products "
+                f"{row['peak_mb']:>8.0f} MB",
+                flush=True,
+            )
+    return rows
+
+
+if __name__ == "__main__":
+    measure.main(one, everything)

@@ -1,0 +1,86 @@
+"""Measuring: repeated calls, peak memory, one process a contender, and the machine that did it."""
+
+import argparse
+import gc
+import json
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "trl", "transformers", "liger-kernel")
+
+
+def seconds(call: Callable[[], object], *, repeats: int, budget: float = 60.0, warm_up: bool = True) -> list[float]:
+    """Times of at least one and at most `repeats` calls; stops when `budget` seconds are spent."""
+    if warm_up:
+        call()
+    times: list[float] = []
+    while len(times) < repeats and sum(times) < budget:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """What one call adds to the memory of this process at its highest, without the high-water mark of earlier ones."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    before = memory("VmRSS")
+    call()
+    return memory("VmHWM") - before
+
+
+def memory(field: str) -> int:
+    """A field of /proc/self/status in bytes."""
+    (found,) = re.findall(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(found) * 1024
+
+
+def in_own_process(script: str, **arguments: Any) -> dict[str, Any]:
+    """Runs `script --one '<json>'`, which prints its result as JSON in the last line."""
+    command = [sys.executable, script, "--one", json.dumps(arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+    return {**arguments, **json.loads(done.stdout.splitlines()[-1])}
+
+
+def summary(times: Iterable[float]) -> dict[str, float]:
+    times = sorted(times)
+    return {"median_s": statistics.median(times), "min_s": times[0], "max_s": times[-1], "calls": len(times)}
+
+
+def machine() -> dict[str, Any]:
+    model = re.findall(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return {
+        "processor": model[0] if model else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "bf16_arithmetic": has_bf16_arithmetic(),
+        **{name: metadata.version(name) for name in PACKAGES},
+    }
+
+
+def has_bf16_arithmetic() -> bool:
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def main(one: Callable[..., dict[str, Any]], everything: Callable[[], list[dict[str, Any]]]) -> None:
+    """A benchmark's command line: `--one` serves `in_own_process`, and without it everything runs."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    job = parser.parse_args().one
+    if job:
+        print(json.dumps(one(**json.loads(job))))
+    else:
+        everything()

@@ -1,0 +1,51 @@
+"""The exact bytes of every token. Decoding tokens one by one breaks characters that span several."""
+
+import json
+import re
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def byte_decoder(tokenizer: Any) -> Callable[[int], bytes]:
+    """A function from a token id to its bytes, for a fast Hugging Face tokenizer; ids it does not know give b"".
+
+    Byte-level BPE (GPT-2, Llama 3, Qwen), SentencePiece with byte fallback (Llama 2, Gemma) and plain vocabularies.
+    """
+    pieces = json.dumps(json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder"))
+    added = {index: token.content for index, token in tokenizer.added_tokens_decoder.items()}
+    convert = _byte_level if '"ByteLevel"' in pieces else _word_piece if '"WordPiece"' in pieces else _sentence_piece
+
+    @cache
+    def decode(index: int) -> bytes:
+        if index in added:
+            return added[index].encode()
+        piece = tokenizer.convert_ids_to_tokens(index)
+        return b"" if piece is None else convert(piece)
+
+    return decode
+
+
+def _byte_level(piece: str) -> bytes:
+    table = _byte_level_table()
+    return b"".join(bytes([table[c]]) if c in table else c.encode() for c in piece)
+
+
+def _sentence_piece(piece: str) -> bytes:
+    found = BYTE_TOKEN.fullmatch(piece)
+    return bytes([int(found[1], 16)]) if found else piece.replace("▁", " ").encode()
+
+
+def _word_piece(piece: str) -> bytes:
+    return piece.removeprefix("##").encode() if piece.startswith("##") else b" " + piece.encode()
+
+
+@cache
+def _byte_level_table() -> dict[str, int]:
+    """GPT-2's alphabet: printable Latin-1 stands for itself, the other bytes for the characters from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {chr(byte): byte for byte in printable}
+    return table | {chr(0x100 + i): byte for i, byte in enumerate(others)}

@@ -1,0 +1,91 @@
+"""Traces survive the disk exactly, and what cannot be read is named while the rest is shown."""
+
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fipo import DataError, FIPOParams, InvalidInputError
+from fipo.traces import SCHEMA_VERSION, Trace, read_traces, write_traces
+from fipo.traces.schema import PER_TOKEN, SCHEMA
+
+
+def make(sample=0, length=7, **changes):
+    rng = np.random.default_rng(sample)
+    values = {name: rng.normal(size=length).astype("float32") for name, kind in PER_TOKEN.items() if kind == "float"}
+    values |= {
+        "token_ids": rng.integers(0, 1000, length).astype("int32"),
+        "token_bytes": [bytes(rng.integers(0, 256, 3).astype("uint8")) for _ in range(length)],
+        "trained": rng.random(length) < 0.8,
+        "flags": rng.integers(0, 32, length).astype("uint8"),
+    }
+    sample_values = {"run": "r", "rollout": 3, "update": 1, "group": sample // 2, "sample": sample, "prompt": "2 + 2?"}
+    outcome = {"reward": 0.5, "rewards": {"math": 1.0, "overlong": -0.5}, "dropped": False, "stop_reason": "stop"}
+    return Trace(**{**values, **sample_values, **outcome, **changes})
+
+
+def assert_same(found, expected):
+    for name in SCHEMA.names:
+        a, b = getattr(found, name), getattr(expected, name)
+        if isinstance(b, np.ndarray):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)
+        else:
+            assert a == b, name
+
+
+def test_round_trip(tmp_path):
+    params = FIPOParams(decay_rate=float("inf"), clip_high_only=True)
+    traces = [make(0), make(1, length=0), make(2, entropy=None, old_logps=None, reward=None, rewards={})]
+    file = write_traces(traces, tmp_path / "deep" / "x.parquet", params)
+    found = read_traces(file)
+    assert found.params == params
+    assert found.problems == []
+    assert len(found) == 3
+    for a, b in zip(found, traces, strict=True):
+        assert_same(a, b)
+    assert os.listdir(file.parent) == ["x.parquet"]
+
+
+def test_a_folder_is_read_in_order(tmp_path):
+    for sample in (2, 0, 1):
+        write_traces([make(sample, rollout=9 - sample)], tmp_path / "run" / "traces" / f"{sample}.parquet")
+    assert [trace.sample for trace in read_traces(tmp_path / "run")] == [2, 1, 0]
+
+
+def test_columns_of_different_length_are_refused():
+    with pytest.raises(InvalidInputError, match="weight has 2 entries, but token_ids has 7; give one a token"):
+        make(weight=np.ones(2, dtype="float32"))
+
+
+def test_no_traces(tmp_path):
+    with pytest.raises(DataError, match=r"holds no readable trace: it holds no .parquet file"):
+        read_traces(tmp_path)
+
+
+def test_what_can_be_read_is_read(tmp_path):
+    whole = write_traces([make()], tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").write_bytes(whole.read_bytes()[:-200])
+    newer = SCHEMA.with_metadata({"fipo.schema_version": str(SCHEMA_VERSION + 1)})
+    pq.write_table(pa.table([pa.array([], field.type) for field in SCHEMA], schema=newer), tmp_path / "c.parquet")
+    pq.write_table(pa.table({"completion": ["hello"]}), tmp_path / "d.parquet")
+    found = read_traces(tmp_path)
+    assert len(found) == 1
+    truncated, version, foreign = found.problems
+    assert "b.parquet was left out" in truncated
+    assert f"its schema version is {SCHEMA_VERSION + 1}, but this fipo reads {SCHEMA_VERSION}; update fipo" in version
+    assert "its schema version is missing" in foreign
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    file = write_traces([make(0)], tmp_path / "a.parquet")
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_traces([make(1)], file)
+    assert read_traces(file)[0].sample == 0

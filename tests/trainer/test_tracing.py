@@ -1,0 +1,63 @@
+"""What the trainer writes is what it trained on."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from test_parity import COMMON
+
+from fipo import fipo_loss
+from fipo.traces import read_traces
+from fipo.trainer import FIPOConfig, FIPOTrainer
+
+
+def more_ones(completions, **_):
+    return [float(completion.count("1")) for completion in completions]
+
+
+def run(tmp_path, **options):
+    config = FIPOConfig(
+        str(tmp_path / "run"),
+        **{**COMMON, "learning_rate": 1e-2, "max_steps": 8, "save_strategy": "no", **options},
+    )
+    trainer = FIPOTrainer(
+        tiny.model(), more_ones, config, train_dataset=tiny.prompts(64), processing_class=tiny.tokenizer()
+    )
+    trainer.train()
+    return trainer
+
+
+def test_a_run_leaves_its_traces(tmp_path):
+    trainer = run(tmp_path, fipo_trace_every=1)
+    traces = read_traces(tmp_path / "run")
+    assert traces.params == trainer.params
+    assert not traces.problems
+    assert len(traces) == 64  # 2 rollouts of 4 updates of 8 completions
+    assert sorted({(trace.rollout, trace.sample) for trace in traces}) == [(r, s) for r in (0, 1) for s in range(32)]
+    for trace in traces:
+        assert trace.run == "run"
+        assert trace.text == trainer.processing_class.decode(trace.token_ids)
+        assert trace.reward == trace.rewards["more_ones"] == trace.text.count("1")
+        assert trace.truncated == (trace.stop_reason == "length")
+        assert trace.group == trace.sample // 4
+        np.testing.assert_allclose(trace.logps - trace.old_logps, trace.log_ratio, atol=1e-5)
+        if trace.update == 0:
+            assert np.abs(trace.log_ratio).max() < 1e-5
+    assert max(np.abs(trace.raw_weight - 1).max() for trace in traces if trace.update == 3) > 0.01
+    one = traces[-1]
+    columns = (torch.from_numpy(getattr(one, name))[None] for name in ("logps", "old_logps", "advantages", "trained"))
+    out = fipo_loss(*columns, traces.params)
+    np.testing.assert_allclose(out.weight[0], one.weight, atol=1e-6)
+
+
+@pytest.mark.parametrize(("options", "expected"), [({"fipo_trace_every": 2, "fipo_trace_samples": 8}, 8), ({}, 32)])
+def test_budget(options, expected, tmp_path):
+    run(tmp_path, **options)
+    traces = read_traces(tmp_path / "run")
+    assert {trace.rollout for trace in traces} == {0}
+    assert len(traces) == expected
+
+
+def test_off(tmp_path):
+    run(tmp_path, fipo_trace_every=0)
+    assert not (tmp_path / "run" / "traces").exists()

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from trl import GRPOConfig
 
+from fipo.core.control import CONTROLS
 from fipo.errors import InvalidParameterError
 from fipo.params import FIPOParams
 
@@ -49,6 +50,10 @@ class FIPOConfig(GRPOConfig):
     fipo_streaming: bool = field(
         default=True,
         metadata={"help": "Loss and gradients in one pass without logits. False: from log-probs by TRL's fused head."},
+    )
+    fipo_control: str | None = field(
+        default=None,
+        metadata={"help": "For experiments: weights 1 (none), each response's mean (uniform), or shuffled (shuffle)."},
     )
     fipo_trace_every: int = field(default=8, metadata={"help": "Write traces of every so many rollouts; 0: never."})
     fipo_trace_samples: int = field(default=64, metadata={"help": "Completions of a traced rollout to write."})
@@ -116,6 +121,15 @@ class FIPOConfig(GRPOConfig):
                 f"top_entropy_quantile is {self.top_entropy_quantile} and off_policy_mask_threshold is "
                 f"{self.off_policy_mask_threshold}, but these must see all tokens before the loss of one, which a "
                 "single pass cannot; set fipo_streaming to false.",
+            ),
+            (
+                self.fipo_control not in (None, *CONTROLS),
+                f"fipo_control is {self.fipo_control!r}, but must be one of {', '.join(CONTROLS)}, or not given.",
+            ),
+            (
+                self.fipo_streaming and self.fipo_control is not None,
+                f"fipo_control is {self.fipo_control!r}, but controls need whole responses, which a single pass does "
+                "not hold; set fipo_streaming to false.",
             ),
             (
                 self.fipo_dynamic_sampling_rounds < 0,

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from fipo.core import StreamingOutput, fipo_loss, streaming_fipo_loss
+from fipo.core.control import control_weights
 from fipo.core.layout import per_token
 from fipo.core.objective import TokenBatch, reference_kl, token_objective
 from fipo.trainer.config import FIPOConfig
@@ -129,6 +130,10 @@ class FIPOTrainer(RolloutExtras):
             factor = bonus_mask if factor is None else factor * bonus_mask
         batch = self._token_batch(inputs, mask, bonus_mask, factor)
         out = fipo_loss(logps, batch.old_logps, batch.advantages, mask, **self._loss_options)
+        if self.args.fipo_control is not None:
+            step = self._step * self.accelerator.num_processes + self.accelerator.process_index
+            generator = torch.Generator().manual_seed(self.args.seed + step)  # a resumed run shuffles alike
+            out = control_weights(out, mask, self.args.fipo_control, generator)
         loss = token_objective(out, logps, entropy, batch, **self._kl_options).sum()
         return StreamingOutput(loss, out, logps.detach(), entropy.detach()), bonus_mask, aux_loss
 

@@ -82,3 +82,25 @@ def test_without_the_extra_it_says_what_to_install():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
     assert "pip install 'fipo[train]'" in done.stderr
+
+
+def test_analyze_prints_tables_and_json(tmp_path, capsys):
+    import json
+
+    import numpy as np
+
+    from fipo.traces import Trace, write_traces
+
+    columns = {"log_ratio": np.linspace(-0.1, 0.1, 40, dtype="float32"), "trained": np.ones(40, bool)}
+    ids = np.arange(40, dtype="int32")
+    write_traces([Trace(token_ids=ids, token_bytes=[b"a"] * 40, **columns)], tmp_path / "run" / "traces" / "a.parquet")
+    (tmp_path / "run" / "traces" / "b.parquet").write_bytes(b"PAR1 no more")
+    assert main(["analyze", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr().out
+    assert "40 trained tokens of 1 completions" in printed
+    assert "b.parquet was left out" in printed
+    assert main(["analyze", str(tmp_path / "run"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tokens"] == 40 and len(found["what_if"]) == 15 and len(found["problems"]) == 1
+    assert main(["analyze", str(tmp_path)]) == 2
+    assert "holds no readable trace" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import json
 import sys
 import warnings
 from pathlib import Path
@@ -14,13 +15,14 @@ USAGE = """\
 fipo train recipe.yaml [--flag value …]          train; every flag of TRL's GRPOConfig and ModelConfig works
 fipo train --model_name_or_path … --dataset … --rewards … --output_dir …
 fipo test-reward recipe.yaml completions.jsonl   score completions with a recipe's rewards, without a model
+fipo analyze RUN [--json]                        what the credit did, from a run's traces
 fipo --version"""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code; an expected error is one sentence on standard error, and 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {"train": _train, "test-reward": _test_reward}
+    commands = {"train": _train, "test-reward": _test_reward, "analyze": _analyze}
     if arguments[:1] == ["--version"]:
         print(f"fipo {__version__}")
         return 0
@@ -75,6 +77,26 @@ def _test_reward(arguments: list[str]) -> int:
     parser.add_argument("completions", type=Path, help="JSONL with completion and answer a line")
     options = parser.parse_args(arguments)
     return score_file(options.recipe, options.completions)
+
+
+def _analyze(arguments: list[str]) -> int:
+    from rich.console import Console
+
+    from fipo.traces import read_traces
+    from fipo.traces.analysis import analyze
+    from fipo.traces.present import show_analysis
+
+    parser = argparse.ArgumentParser(prog="fipo analyze", description="What the credit did, from a run's traces.")
+    parser.add_argument("traces", type=Path, help="a run, its traces folder, or a trace file")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    options = parser.parse_args(arguments)
+    traces = read_traces(options.traces)
+    result = analyze(traces)
+    if options.json:
+        print(json.dumps(result | {"problems": traces.problems}, indent=1))
+    else:
+        show_analysis(result, traces.problems, Console(highlight=False))
+    return 0
 
 
 if __name__ == "__main__":

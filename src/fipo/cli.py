@@ -16,13 +16,14 @@ fipo train recipe.yaml [--flag value …]          train; every flag of TRL's GR
 fipo train --model_name_or_path … --dataset … --rewards … --output_dir …
 fipo test-reward recipe.yaml completions.jsonl   score completions with a recipe's rewards, without a model
 fipo analyze RUN [--json]                        what the credit did, from a run's traces
+fipo import --from slime|trl|verl DUMP -o traces.parquet     another stack's dump as traces
 fipo --version"""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code; an expected error is one sentence on standard error, and 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {"train": _train, "test-reward": _test_reward, "analyze": _analyze}
+    commands = {"train": _train, "test-reward": _test_reward, "analyze": _analyze, "import": _import}
     if arguments[:1] == ["--version"]:
         print(f"fipo {__version__}")
         return 0
@@ -96,6 +97,35 @@ def _analyze(arguments: list[str]) -> int:
         print(json.dumps(result | {"problems": traces.problems}, indent=1))
     else:
         show_analysis(result, traces.problems, Console(highlight=False))
+    return 0
+
+
+def _import(arguments: list[str]) -> int:
+    from fipo.params import FIPOParams
+    from fipo.traces import write_traces
+    from fipo.traces.importers import IMPORTERS, import_dump
+
+    parser = argparse.ArgumentParser(prog="fipo import", description="Another stack's dump as traces.")
+    parser.add_argument("dump", type=Path, help="the dump's file or folder")
+    parser.add_argument("--from", dest="kind", required=True, choices=IMPORTERS, help="which stack wrote it")
+    parser.add_argument("-o", "--output", type=Path, default=Path("traces.parquet"), help="the trace file to write")
+    parser.add_argument("--tokenizer", help="a folder or hub name, for token bytes")
+    parser.add_argument("--preset", help="the knobs of the weights: 7b or 32b")
+    parser.add_argument("--current-logprobs", action="store_true", help="slime: log_probs are the current policy's")
+    options = parser.parse_args(arguments)
+    tokenizer = None
+    if options.tokenizer:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+    params = FIPOParams.preset(options.preset) if options.preset else None
+    found = import_dump(
+        options.kind, options.dump, tokenizer=tokenizer, params=params, current_logprobs=options.current_logprobs
+    )
+    write_traces(found, options.output, found.params)
+    print(f"{len(found)} completions: {options.output}")
+    for sentence in found.problems:
+        print(f"! {sentence}")
     return 0
 
 

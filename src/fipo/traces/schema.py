@@ -4,7 +4,10 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 import pyarrow as pa
+import torch
+from torch import Tensor
 
+from fipo.core import FIPOOutput
 from fipo.errors import InvalidInputError
 
 SCHEMA_VERSION = 1
@@ -89,6 +92,14 @@ class Trace:
     def text(self) -> str:
         """The completion; bytes that are no UTF-8 show as U+FFFD."""
         return b"".join(self.token_bytes).decode("utf-8", errors="replace")
+
+
+def flags_of(out: FIPOOutput, trained: Tensor) -> Tensor:
+    """The `flags` of every token, uint8, like `trained`."""
+    flags = FLAGS["outside"] * (trained & ~out.participates).to(torch.uint8)
+    for name in ("safety_capped", "clipped_low", "clipped_high", "dual_clipped"):
+        flags = flags | FLAGS[name] * getattr(out, name).to(torch.uint8)
+    return flags
 
 
 assert {entry.name for entry in fields(Trace)} == set(SCHEMA.names)

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from fipo.core import FIPOOutput, StreamingOutput
+from fipo.core import StreamingOutput
 from fipo.params import FIPOParams
-from fipo.traces import FLAGS, Trace, write_traces
+from fipo.traces import Trace, write_traces
+from fipo.traces.schema import flags_of
 from fipo.traces.tokens import byte_decoder
 
 FOLDER = "traces"
@@ -63,7 +63,7 @@ class TraceWriter:
             "advantages": (advantages if advantages.dim() == 2 else advantages[:, None]).expand(mask.shape),
         }
         arrays = {name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items()}
-        return arrays | {"trained": mask.cpu().numpy(), "flags": _flags(tokens, mask).cpu().numpy()}
+        return arrays | {"trained": mask.cpu().numpy(), "flags": flags_of(tokens, mask).cpu().numpy()}
 
     def _trace(
         self,
@@ -97,10 +97,3 @@ class TraceWriter:
             stop_reason="stop" if ended else "length",
             **{name: values[row, :length] for name, values in columns.items()},
         )
-
-
-def _flags(tokens: FIPOOutput, mask: Tensor) -> Tensor:
-    flags = FLAGS["outside"] * (mask & ~tokens.participates).to(torch.uint8)
-    for name in ("safety_capped", "clipped_low", "clipped_high", "dual_clipped"):
-        flags = flags | FLAGS[name] * getattr(tokens, name).to(torch.uint8)
-    return flags

@@ -1,0 +1,82 @@
+"""Dumps of other stacks: what they tell is there, what they do not is None and said."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+import tiny
+import torch
+
+from fipo import DataError, FIPOParams, fipo_loss
+from fipo.traces import read_traces, write_traces
+from fipo.traces.importers import import_dump
+
+SLIME = Path(__file__).parents[1] / "data" / "slime"
+
+
+def test_slime_with_the_current_policys_log_probs(tmp_path):
+    params = FIPOParams(decay_rate=8.0)
+    found = import_dump("slime", SLIME / "use_rollout_logprobs", params=params, current_logprobs=True)
+    assert found.problems == []
+    assert len(found) == 12
+    assert [trace.group for trace in found][5:7] == [5, 5]  # two samples of one prompt
+    dump = torch.load(SLIME / "use_rollout_logprobs" / "train_0.pt", weights_only=True)["samples"]
+    for trace, sample in zip(found, dump, strict=True):
+        delta = (sample["log_probs"] - sample["rollout_log_probs"]).numpy()
+        np.testing.assert_allclose(trace.log_ratio[trace.trained], delta[trace.trained], rtol=1e-6)
+        columns = (sample[name][None] for name in ("log_probs", "rollout_log_probs", "advantages", "loss_masks"))
+        np.testing.assert_array_equal(trace.weight, fipo_loss(*columns, params).weight[0].numpy())
+        assert trace.reward == pytest.approx(float(sample["rewards"]))
+        assert len(trace.token_ids) == sample["response_lengths"]
+    again = read_traces(write_traces(found, tmp_path / "x.parquet", found.params))
+    assert again.params == params and len(again) == 12
+
+
+def test_slime_with_the_old_policys_log_probs_has_no_credit():
+    found = import_dump("slime", SLIME / "recomputed")
+    assert len(found) == 12
+    assert all(trace.log_ratio is None and trace.weight is None and trace.logps is None for trace in found)
+    assert "cannot be recovered" in found.problems[0]
+
+
+def test_a_hostile_or_damaged_dump_is_not_unpickled(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (print, ("executed",))
+
+    (tmp_path / "rollout_0.pt").write_bytes((SLIME / "recomputed" / "rollout_0.pt").read_bytes()[:100])
+    torch.save({"format_version": 2, "samples": Payload()}, tmp_path / "train_0.pt")
+    with pytest.raises(DataError, match=r"train_0\.pt was left out"):
+        import_dump("slime", tmp_path)
+
+
+@pytest.mark.parametrize("tokenizer", [None, tiny.tokenizer()])
+def test_trl_completions(tokenizer, tmp_path):
+    rows = {"step": [3, 3], "prompt": ["2+2?", [{"role": "user", "content": "3+3?"}]]}
+    rows = {"step": [3, 3], "prompt": ["2+2?", "3+3?"], "completion": ["it is 4", " 6 "], "accuracy": [1.0, 0.5]}
+    pandas.DataFrame({**rows, "advantage": [0.7, -0.7]}).to_parquet(tmp_path / "completions_00003.parquet")
+    found = import_dump("trl", tmp_path, tokenizer=tokenizer)
+    assert [trace.text for trace in found] == ["it is 4", " 6 "]
+    assert [trace.rewards for trace in found] == [{"accuracy": 1.0}, {"accuracy": 0.5}]
+    assert found[1].advantages == pytest.approx(-0.7)
+    assert found[0].rollout == 3
+    assert "text without log-probs" in found.problems[-1]
+
+
+def test_verl_rollouts(tmp_path):
+    lines = [json.dumps({"input": "2+2?", "output": "4\n", "gts": "4", "score": 1.0, "step": 7}), "{broken"]
+    (tmp_path / "7.jsonl").write_text("\n".join(lines))
+    found = import_dump("verl", tmp_path)
+    assert (found[0].text, found[0].reward, found[0].rollout) == ("4\n", 1.0, 7)
+    assert "7.jsonl, line 2 was left out" in found.problems[0]
+
+
+def test_bad_requests(tmp_path):
+    with pytest.raises(DataError, match="must be one of slime, trl, verl"):
+        import_dump("openrlhf", tmp_path)
+    with pytest.raises(DataError, match="does not exist; check the path"):
+        import_dump("slime", tmp_path / "nowhere")
+    with pytest.raises(DataError, match="holds no slime dump that could be read"):
+        import_dump("slime", tmp_path)

@@ -19,25 +19,26 @@ import torch
 PACKAGES = ("torch", "trl", "transformers", "liger-kernel")
 
 
-def seconds(call: Callable[[], object], *, repeats: int, budget: float = 60.0, warm_up: bool = True) -> list[float]:
-    """Times of at least one and at most `repeats` calls; stops when `budget` seconds are spent."""
-    if warm_up:
-        call()
+def times_and_peak(call: Callable[[], object], repeats: int, budget: float = 60.0) -> tuple[list[float], int]:
+    """Seconds of up to `repeats` calls within `budget`, and the bytes that the first call added at its highest.
+
+    The first call only warms up, unless it is the only one.
+    """
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the high-water mark of what went before
+    before = memory("VmRSS")
+    first = seconds(call, 1)
+    peak = memory("VmHWM") - before
+    return (seconds(call, repeats, budget) if repeats > 1 else first), peak
+
+
+def seconds(call: Callable[[], object], repeats: int, budget: float = 60.0) -> list[float]:
     times: list[float] = []
-    while len(times) < repeats and sum(times) < budget:
+    while not times or (len(times) < repeats and sum(times) < budget):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
     return times
-
-
-def peak_bytes(call: Callable[[], object]) -> int:
-    """What one call adds to the memory of this process at its highest, without the high-water mark of earlier ones."""
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-    before = memory("VmRSS")
-    call()
-    return memory("VmHWM") - before
 
 
 def memory(field: str) -> int:

@@ -74,8 +74,9 @@ def one(trainer: str, length: int, rows: int, repeats: int) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad()
 
-    times = measure.seconds(step, repeats=repeats, budget=90, warm_up=repeats > 1)
-    return {**measure.summary(times), "peak_mb": (measure.memory("VmRSS") + measure.peak_bytes(step)) / 1e6}
+    before = measure.memory("VmRSS")
+    times, peak = measure.times_and_peak(step, repeats)
+    return {**measure.summary(times), "peak_mb": (before + peak) / 1e6}
 
 
 def longest_that_fits(trainer: str) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def everything() -> list[dict[str, Any]]:
     for length, sequences in LENGTHS.items():
         baseline = None
         for trainer in TRAINERS:
-            row = measure.in_own_process(__file__, trainer=trainer, length=length, rows=sequences, repeats=5)
+            row = measure.in_own_process(__file__, trainer=trainer, length=length, rows=sequences, repeats=3)
             baseline = baseline or row["median_s"]
             row["times_grpo"] = row["median_s"] / baseline
             rows.append(row)

@@ -7,6 +7,7 @@ float32 accumulation and nothing is rounded in between. The buffer is reused fro
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -152,6 +153,26 @@ class Head:
         """out (+)= a @ b, with the accumulation and the result in out's dtype."""
         beta = 1 if accumulate else 0
         if a.dtype == out.dtype:
-            torch.addmm(out, a, b, beta=beta, out=out)
+            with _fast_bfloat16(self._input_dtype == torch.bfloat16 and a.device.type == "cpu"):
+                torch.addmm(out, a, b, beta=beta, out=out)
         else:
             torch.addmm(out, a, b, beta=beta, out_dtype=out.dtype, out=out)
+
+
+@contextmanager
+def _fast_bfloat16(wanted: bool) -> Iterator[None]:
+    """Lets float32 products run on bfloat16 units, which are exact for factors that were bfloat16 before.
+
+    Only processors with such units do it, and of the factors only the gradient of the logits is rounded by it, as in
+    any bfloat16 backward. The result and the accumulation stay float32.
+    """
+    if not (wanted and hasattr(torch.backends, "fp32_precision")):  # since torch 2.9
+        yield
+        return
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before

@@ -44,11 +44,11 @@ function takeByte(decoder, t, byte) {
     giveUp(decoder, "bad");
   }
   if (byte < 0x80) addCharacter(decoder, t, byte);
-  else if (byte >= 0xc2 && byte <= 0xf4) start(decoder, t, byte);
+  else if (byte >= 0xc2 && byte <= 0xf4) startCharacter(decoder, t, byte);
   else addPiece(decoder, t, hex(byte, 2), "bad");
 }
 
-function start(decoder, t, byte) {
+function startCharacter(decoder, t, byte) {
   decoder.pending = [{ t, byte }];
   decoder.expected = byte >= 0xf0 ? 3 : byte >= 0xe0 ? 2 : 1;
   decoder.point = byte & (0x3f >> decoder.expected);

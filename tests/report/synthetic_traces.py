@@ -5,9 +5,8 @@ import numpy as np
 from fipo import FIPOParams
 from fipo.traces import FLAGS, Trace
 
-WORDS = (
-    "First , let me add the numbers . 17 + 25 = 42 . Wait , check again : 40 + 2 = 42 . However , so the answer is"
-).split()
+TEXT = "First , let me add the numbers . 17 + 25 = 42 . Wait , check again : 40 + 2 = 42 . However , so the answer is"
+WORDS = TEXT.split()
 
 
 def completion(length, rng):

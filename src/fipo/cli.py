@@ -15,6 +15,7 @@ USAGE = """\
 fipo train recipe.yaml [--flag value …]          train; every flag of TRL's GRPOConfig and ModelConfig works
 fipo train --model_name_or_path … --dataset … --rewards … --output_dir …
 fipo test-reward recipe.yaml completions.jsonl   score completions with a recipe's rewards, without a model
+fipo report RUN [RUN …] -o report.html           one page about runs: curves, and every token's credit
 fipo analyze RUN [--json]                        what the credit did, from a run's traces
 fipo import --from slime|trl|verl DUMP -o traces.parquet     another stack's dump as traces
 fipo --version"""
@@ -23,7 +24,13 @@ fipo --version"""
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code; an expected error is one sentence on standard error, and 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {"train": _train, "test-reward": _test_reward, "analyze": _analyze, "import": _import}
+    commands = {
+        "train": _train,
+        "test-reward": _test_reward,
+        "report": _report,
+        "analyze": _analyze,
+        "import": _import,
+    }
     if arguments[:1] == ["--version"]:
         print(f"fipo {__version__}")
         return 0
@@ -36,7 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     except FIPOError as error:
         return _fail(str(error))
     except ImportError as error:
-        return _fail(f"{error}; install what is missing, for training with pip install 'fipo[train]'.")
+        extra = "report" if arguments[0] == "report" else "train"
+        return _fail(f"{error}; install what is missing with pip install 'fipo[{extra}]'.")
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
@@ -126,6 +134,21 @@ def _import(arguments: list[str]) -> int:
     print(f"{len(found)} completions: {options.output}")
     for sentence in found.problems:
         print(f"! {sentence}")
+    return 0
+
+
+def _report(arguments: list[str]) -> int:
+    from fipo.report import read_report
+
+    parser = argparse.ArgumentParser(prog="fipo report", description="Write one HTML page about one or several runs.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a file of traces or metrics")
+    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="the page [%(default)s]")
+    options = parser.parse_args(arguments)
+    report = read_report(options.runs)
+    path = report.write(options.output)
+    for problem in report.problems:
+        print(f"fipo: {problem}", file=sys.stderr)
+    print(path)
     return 0
 
 

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from trl import get_peft_config, get_quantization_config
 
 from fipo.errors import DataError, InvalidParameterError
+from fipo.report import render_report
 from fipo.trainer import console as view
 from fipo.trainer import tracing
 from fipo.trainer.arguments import ModelArguments, RunArguments
@@ -26,6 +27,8 @@ from fipo.trainer.rewards import Reward, load_rewards
 from fipo.trainer.trainer import FIPOTrainer
 
 logger = logging.get_logger(__name__)
+
+REPORT_FILE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ def train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) -> 
             before, after = accuracy.before.completions[0], accuracy.latest.completions[0]
             pair = view.before_and_after(prompts.held_out[0]["prompt"], before, after)
             console.print(pair, markup=False, soft_wrap=True)
+        page = render_report(config.output_dir, Path(config.output_dir) / REPORT_FILE)
+        console.print(f"Every token's credit, and the curves: {page}", markup=False, soft_wrap=True)
     trainer.end()
     return 0
 

@@ -1,0 +1,185 @@
+"""The metrics of one or several runs as plotly figures: runs that differ only in a seed become a mean and a band."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+
+from fipo.errors import DataError
+
+METRICS_FILE = "metrics.jsonl"
+SEED = re.compile(r"(.+?)[_-](?:seed[_-]?|s)?\d+")
+COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b8860b", "#7f7f7f"]  # told apart by all eyes
+DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"]
+CHARTS: list[tuple[str, str, str]] = [  # title, pattern of the metrics shown, unit
+    ("Reward", r"reward", ""),
+    ("Held-out accuracy", r"eval_(greedy|(avg|pass)@\d+|.*accuracy.*)", "%"),
+    ("Response length, percentiles", r"fipo/length_p\d+", "tokens"),
+    ("Weight: mean, and least to greatest", r"fipo/weight_mean", ""),
+    ("Weights at the bounds", r"fipo/(weight_at_low|weight_at_high|safety_capped)", "%"),
+    ("Policy KL since the rollout", r"fipo/policy_kl", "nats"),
+    ("Entropy", r"entropy", "nats"),
+    ("Clipped tokens, dropped sequences", r"clip_ratio/(low|high)_mean|fipo/(dual_clipped|dropped_sequences)", "%"),
+]
+RANGES = {"fipo/weight_mean": ("fipo/weight_min", "fipo/weight_max")}  # a line's own band
+
+Series = dict[float, float]  # step → value
+
+
+@dataclass(slots=True)
+class Metrics:
+    """One run's metrics: name → step → value, and a sentence for every line that could not be read."""
+
+    run: str
+    series: dict[str, Series] = field(default_factory=lambda: defaultdict(dict))
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Line:
+    """One line of a chart, over `runs` of the same name but for the seed."""
+
+    name: str
+    metric: str
+    colour: str
+    dash: str
+    middle: Series
+    low: Series
+    high: Series
+
+
+def read_metrics(path: Path, run: str) -> Metrics:
+    """Reads metrics.jsonl; numbers only. A line that is no JSON object with a step is left out and named."""
+    found = Metrics(run)
+    bad = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            record = json.loads(line)
+            step = float(record.pop("step"))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            bad.append(number)
+            continue
+        for name, value in record.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                found.series[name][step] = value
+    if bad:
+        lines = ", ".join(map(str, bad[:5])) + (" …" if len(bad) > 5 else "")
+        found.problems.append(f"{path}: line {lines} is no JSON object with a step and was left out.")
+    if not found.series:
+        raise DataError(f"{path} holds no metric, but a report needs one a line; name a run that has trained.")
+    return found
+
+
+def draw_curves(runs: list[Metrics]) -> list[dict[str, Any]]:
+    """Plotly figures as JSON values, one for every chart that has data."""
+    families = _families(runs)
+    charts = [_draw(title, pattern, unit, families) for title, pattern, unit in CHARTS]
+    return [chart for chart in charts if chart is not None]
+
+
+def _families(runs: list[Metrics]) -> dict[str, list[Metrics]]:
+    """Runs by name without the seed; a run whose stem nobody shares keeps its whole name."""
+    stems: dict[str, list[Metrics]] = defaultdict(list)
+    for run in runs:
+        found = SEED.fullmatch(run.run)
+        stems[found[1] if found else run.run].append(run)
+    return {stem if len(members) > 1 else members[0].run: members for stem, members in stems.items()}
+
+
+def _draw(title: str, pattern: str, unit: str, families: dict[str, list[Metrics]]) -> dict[str, Any] | None:
+    present = {name for members in families.values() for run in members for name in run.series}
+    metrics = sorted((name for name in present if re.fullmatch(pattern, name)), key=_by_number)
+    lines = [line for metric in metrics for line in _lines(metric, metrics, families)]
+    if not lines:
+        return None
+    figure = go.Figure(layout={"template": "none"})
+    for line in lines:
+        if line.low:
+            figure.add_trace(_band(line))
+        figure.add_trace(_curve(line))
+    figure.update_layout(
+        xaxis={"title": {"text": "update"}},
+        yaxis={"title": {"text": "" if unit == "%" else unit}, "tickformat": ".0%" if unit == "%" else ""},
+        showlegend=len(lines) > 1,
+    )
+    return {"title": title, "figure": json.loads(str(figure.to_json()))}
+
+
+def _lines(metric: str, metrics: list[str], families: dict[str, list[Metrics]]) -> Iterable[Line]:
+    """Where several runs are shown, colour tells them apart and dashes the metrics; else colour tells the metrics."""
+    place = metrics.index(metric)
+    for number, (family, members) in enumerate(families.items()):
+        values = [run.series[metric] for run in members if metric in run.series]
+        if not values:
+            continue
+        several = len(families) > 1
+        label = metric.removeprefix("fipo/").removeprefix("eval_")
+        name = (f"{family} · {label}" if len(metrics) > 1 else family) if several else label
+        if len(values) > 1:
+            name += f", {len(values)} seeds"
+        middle, low, high = _mean_and_range(values)
+        if metric in RANGES and len(values) == 1:
+            low, high = (next(run.series.get(end, {}) for run in members) for end in RANGES[metric])
+        elif metric in RANGES:
+            low, high = (_extreme(members, end, pick) for end, pick in zip(RANGES[metric], (min, max), strict=True))
+        colour = COLOURS[(number if several else place) % len(COLOURS)]
+        yield Line(name, metric, colour, DASHES[place % len(DASHES) if several else 0], middle, low, high)
+
+
+def _mean_and_range(values: list[Series]) -> tuple[Series, Series, Series]:
+    """Over the steps that all have: a mean over fewer runs would jump where one ends. One run has no range."""
+    if len(values) == 1:
+        return values[0], {}, {}
+    steps = sorted(set.intersection(*map(set, values)))
+    each = {step: [series[step] for series in values] for step in steps}
+    mean = {step: sum(found) / len(found) for step, found in each.items()}
+    return mean, {step: min(found) for step, found in each.items()}, {step: max(found) for step, found in each.items()}
+
+
+def _extreme(members: list[Metrics], metric: str, pick: Any) -> Series:
+    values = [run.series[metric] for run in members if metric in run.series]
+    steps = sorted(set.intersection(*map(set, values))) if values else []
+    return {step: pick(series[step] for series in values) for step in steps}
+
+
+def _curve(line: Line) -> go.Scatter:
+    steps = sorted(line.middle)
+    few = len(steps) < 30
+    return go.Scatter(
+        x=steps,
+        y=[line.middle[step] for step in steps],
+        name=escape(line.name),  # plotly takes tags in names for markup
+        mode="lines+markers" if few else "lines",
+        line={"color": line.colour, "dash": line.dash, "width": 2},
+        legendgroup=line.name,
+    )
+
+
+def _band(line: Line) -> go.Scatter:
+    steps = sorted(set(line.low) & set(line.high))
+    return go.Scatter(
+        x=steps + steps[::-1],
+        y=[line.high[step] for step in steps] + [line.low[step] for step in reversed(steps)],
+        fill="toself",
+        fillcolor=_translucent(line.colour),
+        line={"width": 0},
+        mode="lines",
+        hoverinfo="skip",
+        showlegend=False,
+        legendgroup=line.name,
+    )
+
+
+def _translucent(colour: str) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red}, {green}, {blue}, 0.2)"
+
+
+def _by_number(name: str) -> list[Any]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

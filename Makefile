@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow test-browser lint bench clean
 
 demo: .venv/installed
 	$(BIN)/fipo train recipes/demo.yaml --overwrite true
@@ -11,7 +11,10 @@ test: .venv/installed lint
 	$(BIN)/pytest
 
 test-slow: .venv/installed
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m 'slow and not browser'
+
+test-browser: .venv/installed  # needs Debian's package chromium
+	$(BIN)/pytest -m browser
 
 lint: .venv/installed
 	$(BIN)/ruff check .

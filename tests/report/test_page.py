@@ -25,6 +25,8 @@ HOSTILE = [
     b"\xc3", b"(", b"\t", b"\n", "שלום".encode(), "e\u0301".encode(), b"x" * 1_000_000, b"",
 ]  # fmt: skip
 
+pytestmark = pytest.mark.browser
+
 
 @pytest.fixture(scope="module")
 def browser():
@@ -199,6 +201,16 @@ def test_groups_and_updates(html, open_page):
     assert [re.search(r"sample (\d+)", head)[1] for head in heads] == ["0", "3", "1", "2"]  # by reward
     page.keyboard.press("u")
     assert [re.search(r"update (\d+)", head)[1] for head in page.locator("#stage h3").all_text_contents()] == ["0", "1"]
+
+
+def test_a_group_spread_over_updates(tmp_path, open_page):
+    """As a rollout's updates share its completions out."""
+    rows = [trace(sample, update=sample % 3) for sample in range(8)]
+    write_traces(rows, tmp_path / "a.parquet", PARAMS)
+    page = open_page(render_report(tmp_path / "a.parquet", tmp_path / "a.html"))
+    page.keyboard.press("g")
+    heads = page.locator("#stage h3").all_text_contents()
+    assert sorted(re.search(r"sample (\d+)", head)[1] for head in heads) == ["0", "1", "2", "3"]
 
 
 def test_keys(html, open_page):

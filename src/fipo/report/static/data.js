@@ -176,7 +176,7 @@ function isCapped(trace, t, knobs) {
 }
 
 const sameGroup = (a, b) =>
-  a.set === b.set && a.run === b.run && a.rollout === b.rollout && a.update === b.update && a.group === b.group;
+  a.set === b.set && a.run === b.run && a.rollout === b.rollout && a.group === b.group;
 const sameCompletion = (a, b) =>
   a.set === b.set && a.run === b.run && a.rollout === b.rollout && a.sample === b.sample;
 
@@ -184,10 +184,18 @@ function indicesWhere(test) {
   return page.traces.flatMap((facts, index) => (test(facts) ? [index] : []));
 }
 
-const groupOf = (index) =>
-  indicesWhere((facts) => sameGroup(facts, page.traces[index])).sort(
-    (a, b) => (page.traces[b].reward ?? -Infinity) - (page.traces[a].reward ?? -Infinity) || a - b,
-  );
+// One trace a completion: a rollout's updates share its completions out, so a group's may lie in different ones.
+function groupOf(index) {
+  const looked = page.traces[index];
+  const bySample = new Map();
+  for (const other of indicesWhere((facts) => sameGroup(facts, looked))) {
+    const { sample, update } = page.traces[other];
+    if (!bySample.has(sample) || update === looked.update) bySample.set(sample, other);
+  }
+  const reward = (at) => page.traces[at].reward ?? -Infinity;
+  return [...bySample.values()].sort((a, b) => reward(b) - reward(a) || a - b);
+}
+
 const updatesOf = (index) =>
   indicesWhere((facts) => sameCompletion(facts, page.traces[index])).sort(
     (a, b) => page.traces[a].update - page.traces[b].update,

@@ -85,8 +85,8 @@ def streaming_fipo_loss(
         importance_weights: Like `old_logps`: factors of the policy loss, as for another sampling engine.
         denominator: A number, or one a sequence or token like `advantages`. By default the number of kept tokens.
         chunk_tokens: Trained tokens in a chunk; by default as many as `memory_budget` holds.
-        memory_budget: Bytes for a chunk's logits; by default 64 MiB on a CPU and 1 GiB elsewhere. Peak memory is about
-            this and the gradients, whatever B, T and V.
+        memory_budget: Bytes for a chunk's logits; by default 64 MiB or an eighth of the head's gradient on a CPU, 1 GiB
+            elsewhere. Peak memory is about this and the gradients, whatever B, T and V.
 
     Returns:
         A StreamingOutput, in float32, or float64 where an input is.
@@ -202,10 +202,17 @@ def _boundaries(loss_mask: Tensor, cu_seqlens: Tensor | None) -> list[int]:
     return [row * length for row in range(rows + 1)]
 
 
+def _default_budget(head: Head) -> int:
+    """On CPUs an eighth of the head's gradient, where that is more: smaller chunks spend their time adding to it."""
+    if head.weight.device.type != "cpu":
+        return ACCELERATOR_BUDGET
+    return max(CPU_BUDGET, head.weight.numel() * head.dtype.itemsize // 8)
+
+
 def _chunk_tokens(head: Head, chunk_tokens: int | None, memory_budget: int | None) -> int:
     if chunk_tokens is None:
         if memory_budget is None:
-            memory_budget = CPU_BUDGET if head.weight.device.type == "cpu" else ACCELERATOR_BUDGET
+            memory_budget = _default_budget(head)
         chunk_tokens = memory_budget // head.bytes_per_token
         if chunk_tokens < 1:
             raise InvalidParameterError(

@@ -68,6 +68,12 @@ def loss_and_gradients(trainer, inputs):
     return loss.detach(), {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
 
 
+def assert_same_gradients(found, expected):
+    assert found.keys() == expected.keys()
+    for key in expected:
+        torch.testing.assert_close(found[key], expected[key], rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("loss_type", ["dapo", "grpo", "bnpo", "dr_grpo"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_neutral_weights_give_grpo(name, loss_type, tmp_path):
@@ -82,9 +88,7 @@ def test_neutral_weights_give_grpo(name, loss_type, tmp_path):
         loss, gradients = loss_and_gradients(ours, inputs)
         expected_loss, expected = loss_and_gradients(theirs, inputs)
         torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=1e-7)
-        assert gradients.keys() == expected.keys()
-        for key in expected:
-            torch.testing.assert_close(gradients[key], expected[key], rtol=1e-5, atol=1e-7)
+        assert_same_gradients(gradients, expected)
     assert ours.entropy_coef == theirs.entropy_coef
 
 

@@ -59,9 +59,7 @@ class Report:
             policy=_policy(scripts),
             title=escape(title),
             style=_static("report.css"),
-            data="\n".join(
-                f'<script type="text/plain" id="data-{name}">{text}</script>' for name, text in blocks.items()
-            ),
+            data="\n".join(_block(name, text) for name, text in blocks.items()),
             scripts="\n".join(f"<script>{script}</script>" for script in scripts),
         )
 

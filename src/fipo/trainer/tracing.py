@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from fipo.core import StreamingOutput
+from fipo.core.layout import per_token
 from fipo.params import FIPOParams
 from fipo.traces import Trace, write_traces
 from fipo.traces.schema import flags_of
@@ -51,7 +52,6 @@ class TraceWriter:
 
     def _columns(self, result: StreamingOutput, inputs: dict[str, Any], mask: Tensor) -> dict[str, Any]:
         tokens = result.tokens
-        advantages = inputs["advantages"]
         tensors = {
             "old_logps": inputs["old_per_token_logps"],
             "logps": result.logps,
@@ -60,7 +60,7 @@ class TraceWriter:
             "raw_weight": tokens.raw_weight,
             "weight": tokens.weight,
             "entropy": result.entropy,
-            "advantages": (advantages if advantages.dim() == 2 else advantages[:, None]).expand(mask.shape),
+            "advantages": per_token("advantages", inputs["advantages"], mask, None),
         }
         arrays = {name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items()}
         return arrays | {"trained": mask.cpu().numpy(), "flags": flags_of(tokens, mask).cpu().numpy()}

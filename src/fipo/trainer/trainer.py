@@ -194,9 +194,8 @@ class FIPOTrainer(RolloutExtras):
         if self.loss_type == "dapo":
             # The rollout's tokens over all ranks, as the share of one update (train) and one rank.
             tokens = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
-            return (tokens * (self._accumulation / self.args.steps_per_generation if self.model.training else 1.0))[
-                None
-            ]
+            share = self._accumulation / self.args.steps_per_generation if self.model.training else 1.0
+            return (tokens * share)[None]
         if self.loss_type == "grpo":
             tokens = mask.sum(-1, keepdim=True).clamp(min=1.0) * rows
         elif self.loss_type == "bnpo":

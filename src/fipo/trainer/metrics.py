@@ -5,18 +5,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from fipo.core.loss import FIPOOutput
+from fipo.core.statistics import TOKEN_MEANS
 
-# Means over trained tokens: metric name → what is averaged.
-TOKEN_MEANS = {
-    "fipo/weight_mean": lambda out: out.weight,
-    "fipo/raw_weight_mean": lambda out: out.raw_weight,
-    "fipo/weight_at_low": lambda out: out.at_low,
-    "fipo/weight_at_high": lambda out: out.at_high,
-    "fipo/future_kl_mean": lambda out: out.future_kl,
-    "fipo/participation": lambda out: out.participates,
-    "fipo/safety_capped": lambda out: out.safety_capped,
-    "fipo/dual_clipped": lambda out: out.dual_clipped,
-    "fipo/policy_kl": lambda out: out.log_ratio.exp() - 1 - out.log_ratio,  # KL(π_old ‖ π_θ), the k3 estimate
+CLIP_MEANS = {  # under TRL's names
     "clip_ratio/low_mean": lambda out: out.clipped_low,
     "clip_ratio/high_mean": lambda out: out.clipped_high,
     "clip_ratio/region_mean": lambda out: out.clipped_low | out.clipped_high,
@@ -30,7 +21,7 @@ class CreditMetrics:
     def __init__(self, updates: int, extra: tuple[str, ...]) -> None:
         """`extra`: further token means, given to `add` by name."""
         self.updates = updates
-        self.names = (*TOKEN_MEANS, *extra, "weight_squared", *NOISE)
+        self.names = (*TOKEN_MEANS, *CLIP_MEANS, *extra, "weight_squared", *NOISE)
         self.reset()
 
     def reset(self) -> None:
@@ -41,7 +32,7 @@ class CreditMetrics:
     def add(self, out: FIPOOutput, mask: Tensor, update: int, **extra: Tensor) -> None:
         """Adds one micro-batch; `extra` holds the (B, T) values of the names given on creation."""
         mask = mask.bool()
-        values = {name: of(out) for name, of in TOKEN_MEANS.items()} | extra
+        values = {name: of(out) for name, of in (TOKEN_MEANS | CLIP_MEANS).items()} | extra
         values["weight_squared"] = out.weight.square()
         values["noise_floor"] = out.log_ratio.abs()
         values["noise_weight_shift"] = (out.raw_weight - 1).abs()

@@ -14,10 +14,17 @@ import lm_head
 import matplotlib.pyplot as plt
 import measure
 import precision
+import tracing
 import train_step
 
 FOLDER = Path(__file__).parents[1] / "docs" / "performance"
-BENCHMARKS = {"future_kl": future_kl, "precision": precision, "lm_head": lm_head, "train_step": train_step}
+BENCHMARKS = {
+    "future_kl": future_kl,
+    "precision": precision,
+    "lm_head": lm_head,
+    "train_step": train_step,
+    "tracing": tracing,
+}
 COLUMNS = {  # benchmark → column → (heading, format)
     "future_kl": {
         "shape": ("B × T", ""),
@@ -54,6 +61,14 @@ COLUMNS = {  # benchmark → column → (heading, format)
         "times_grpo": ("÷ GRPO", ".2f"),
         "peak_mb": ("peak memory, MB", ",.0f"),
         "longest": ("longest completion in 12 GB", "d"),
+    },
+    "tracing": {
+        "rows": ("sequences", "d"),
+        "length": ("completion", "d"),
+        "step_s": ("step, s", ".2f"),
+        "write_ms": ("writing its traces, ms", ".0f"),
+        "share": ("share of a traced step", ".2%"),
+        "share_of_run": ("share of a run's updates", ".2%"),
     },
 }
 COLOURS = {"products": "0.7", "plain": "#a6611a", "trl": "#dfc27d", "liger": "#80cdc1", "fipo": "#018571"}

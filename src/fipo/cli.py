@@ -17,7 +17,7 @@ fipo train --model_name_or_path … --dataset … --rewards … --output_dir …
 fipo test-reward recipe.yaml completions.jsonl   score completions with a recipe's rewards, without a model
 fipo report RUN [RUN …] -o report.html           one page about runs: curves, and every token's credit
 fipo analyze RUN [--json]                        what the credit did, from a run's traces
-fipo import --from slime|trl|verl DUMP -o traces.parquet     another stack's dump as traces
+fipo import --from slime DUMP -o traces.parquet  another stack's dump as traces; or trl, verl, fipo-fork, prime-rl
 fipo --version"""
 
 

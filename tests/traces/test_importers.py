@@ -10,7 +10,7 @@ import tiny
 import torch
 
 from fipo import DataError, FIPOParams, fipo_loss
-from fipo.traces import read_traces, write_traces
+from fipo.traces import FLAGS, read_traces, write_traces
 from fipo.traces.importers import import_dump
 
 SLIME = Path(__file__).parents[1] / "data" / "slime"
@@ -73,8 +73,75 @@ def test_verl_rollouts(tmp_path):
     assert "7.jsonl, line 2 was left out" in found.problems[0]
 
 
+PAD = 0
+
+
+def test_the_forks_changes_give_back_its_weights(tmp_path):
+    """A micro-batch a line, padded; after a response's end its last token is repeated with Δ 0."""
+    lines = [
+        {
+            "responses": [[5, 6, 7, PAD, PAD], [8, PAD, PAD, PAD, PAD]],
+            "negative_approx_kl": [[0.1, -0.2, 0.3, 0.4, 0.0], [3.0, 0, 0, 0, 0]],
+        },
+        {"responses": [[5, 6, 7, 8, 9]], "negative_approx_kl": [[0.0, 0.0, None, 0.0, 0.0]]},
+        {"responses": [[1, 2]], "negative_approx_kl": [[0.1]]},
+        {"response": [4, 4], "negative_approx_kl": [0.1, 0.2]},
+    ]
+    (tmp_path / "negative_approx_kl_global_step_12.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    params = FIPOParams(decay_rate=1.0)
+    found = import_dump("fipo-fork", tmp_path, params=params)
+    assert [trace.token_ids.tolist() for trace in found] == [[5, 6, 7, PAD], [8, PAD], [5, 6, 7, 8, 9], [4, 4]]
+    assert [(trace.rollout, trace.group, trace.sample) for trace in found] == [
+        (12, 0, 0),
+        (12, 0, 1),
+        (12, 1, 2),
+        (12, 2, 3),
+    ]
+    np.testing.assert_allclose(
+        found[0].future_kl, [0.1 - 0.1 + 0.075 + 0.05, -0.2 + 0.15 + 0.1, 0.3 + 0.2, 0.4], rtol=1e-5
+    )
+    np.testing.assert_allclose(found[0].weight, np.exp(found[0].future_kl).clip(0.8, 1.2), rtol=1e-6)
+    assert found[1].future_kl[0] == 0 and found[1].flags[0] == FLAGS["outside"]  # e³ exceeds the dual clip
+    assert np.isnan(found[2].log_ratio[2])
+    assert found[0].advantages is None and found[0].dropped is None and found[0].logps is None
+    assert "line 3 was left out" in found.problems[0]
+    assert "Advantages are unknown" in found.problems[1]
+
+
+def test_prime_rl_token_exports(tmp_path):
+    numbers = {"advantages": [0, 0, -1, -1, -1], "entropy": [None, 1, 1, 1, 1]}
+    numbers |= {"inference_logprobs": [0, 0, -1, -1, -1], "trainer_logprobs": [-9, -9, -1.5, -0.5, -0.8]}
+    row = {
+        "schema_version": 1,
+        "step": 3,
+        "rank": 1,
+        "micro_step": 0,
+        "micro_sequence_idx": 0,
+        "export_sequence_idx": 0,
+    }
+    row |= {"env_name": "math", "token_ids": [1, 2, 3, 4, 5], "loss_mask": [False, False, True, False, True], **numbers}
+    step = tmp_path / "token_exports" / "step_3"
+    step.mkdir(parents=True)
+    (step / "rank_1.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(row | {'schema_version': 2})}\n")
+    (trace, *others) = found = import_dump("prime-rl", tmp_path)
+    assert not others
+    assert (trace.prompt, trace.text) == ("⟨1⟩⟨2⟩", "⟨3⟩⟨4⟩⟨5⟩")
+    assert trace.trained.tolist() == [True, False, True]
+    columns = [torch.tensor([numbers[name][2:]]) for name in ("trainer_logprobs", "inference_logprobs", "advantages")]
+    out = fipo_loss(*(column.float() for column in columns), torch.tensor([[1, 0, 1]]), FIPOParams())
+    np.testing.assert_array_equal(trace.weight, out.weight[0])
+    np.testing.assert_allclose(trace.log_ratio, [-0.5, 0, 0.2], atol=1e-6)
+    assert trace.rollout == 3
+    assert "schema_version is 2, but this fipo reads 1" in found.problems[0]
+
+
+def test_a_tokenizer_that_does_not_fit_is_named():
+    found = import_dump("slime", SLIME / "recomputed", tokenizer=tiny.tokenizer())
+    assert "12 of 12 completions do not decode to the dump's own text" in found.problems[0]
+
+
 def test_bad_requests(tmp_path):
-    with pytest.raises(DataError, match="must be one of slime, trl, verl"):
+    with pytest.raises(DataError, match="must be one of slime, trl, verl, fipo-fork, prime-rl; choose one"):
         import_dump("openrlhf", tmp_path)
     with pytest.raises(DataError, match="does not exist; check the path"):
         import_dump("slime", tmp_path / "nowhere")

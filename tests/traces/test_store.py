@@ -61,7 +61,7 @@ def test_columns_of_different_length_are_refused():
 
 
 def test_no_traces(tmp_path):
-    with pytest.raises(DataError, match=r"holds no readable trace: it holds no .parquet file"):
+    with pytest.raises(DataError, match=r"holds no readable trace: it holds no \*.parquet file"):
         read_traces(tmp_path)
 
 
@@ -89,3 +89,14 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write_traces([make(1)], file)
     assert read_traces(file)[0].sample == 0
+
+
+def test_mixed_tokenizers_are_named_and_shown(tmp_path):
+    write_traces([make(run="one")], tmp_path / "a.parquet")
+    other = make(run="two")
+    other.token_bytes = [b"?", *other.token_bytes[1:]]
+    write_traces([other], tmp_path / "b.parquet")
+    found = read_traces(tmp_path)
+    assert len(found) == 2
+    assert "The traces mix tokenizers" in found.problems[0]
+    assert "in run 'one' and b'?' in run 'two'" in found.problems[0]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import wandb
 from test_parity import COMMON
 
 from fipo import fipo_loss
@@ -61,3 +62,21 @@ def test_budget(options, expected, tmp_path):
 def test_off(tmp_path):
     run(tmp_path, fipo_trace_every=0)
     assert not (tmp_path / "run" / "traces").exists()
+
+
+def test_trackers_show_the_page(tmp_path, monkeypatch):
+    """Every second rollout's credit reaches W&B and Trackio as a page, one each."""
+    for name, value in {
+        "WANDB_MODE": "offline",
+        "WANDB_DIR": str(tmp_path),
+        "TRACKIO_DIR": str(tmp_path / "trackio"),
+        "TRACKIO_PROJECT": "fipo",
+    }.items():
+        monkeypatch.setenv(name, value)
+    run(tmp_path, fipo_trace_every=2, max_steps=12, report_to=["wandb", "trackio"], project="fipo")
+    wandb.finish()
+    logged = [*tmp_path.glob("wandb/*/files/media/html/**/*.html"), *tmp_path.glob("trackio/media/**/*.html")]
+    pages = [path.read_text() for path in logged]
+    assert len(pages) == 4  # rollouts 0 and 2, two trackers
+    assert sorted("rollout 2" in page for page in pages) == [False, False, True, True]
+    assert all("Content-Security-Policy" in page for page in pages)

@@ -13,7 +13,6 @@ import plotly.graph_objects as go
 
 from fipo.errors import DataError
 
-METRICS_FILE = "metrics.jsonl"
 SEED = re.compile(r"(.+?)[_-](?:seed[_-]?|s)?\d+")
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b8860b", "#7f7f7f"]  # told apart by all eyes
 DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"]

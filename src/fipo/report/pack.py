@@ -66,8 +66,13 @@ def pack_traces(sets: list[tuple[str, TraceSet]]) -> dict[str, str]:
 
 
 def pack_json(value: Any) -> str:
-    """Any JSON value as base64 of gzip: no character of it can end a script element."""
-    return _pack(json.dumps(_finite(value), allow_nan=False).encode("ascii"))
+    """Any JSON value, packed."""
+    return pack_text(json.dumps(_finite(value), allow_nan=False))
+
+
+def pack_text(text: str) -> str:
+    """Base64 of gzip: no character of it can end a script element."""
+    return _pack(text.encode())
 
 
 def pack_array(values: np.ndarray) -> str:

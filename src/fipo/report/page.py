@@ -13,8 +13,9 @@ from plotly.offline import get_plotlyjs
 
 from fipo import __version__
 from fipo.errors import DataError
-from fipo.report.curves import METRICS_FILE, Metrics, draw_curves, read_metrics
-from fipo.report.pack import pack_json, pack_traces
+from fipo.report.curves import Metrics, draw_curves, read_metrics
+from fipo.report.pack import pack_json, pack_text, pack_traces
+from fipo.run_folder import METRICS_FILE, TRACES_FOLDER, whole_file
 from fipo.traces import TraceSet, read_traces
 
 SCRIPTS = (
@@ -35,12 +36,9 @@ class Report:
 
     def write(self, output: str | os.PathLike[str]) -> Path:
         """Writes the page, whole or not at all."""
-        path = Path(output)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(self.html(), encoding="utf-8")
-        os.replace(partial, path)
-        return path
+        with whole_file(output) as partial:
+            partial.write_text(self.html(), encoding="utf-8")
+        return Path(output)
 
     def html(self) -> str:
         """The page. What data say reaches it only in base64, so nothing in them is ever parsed as HTML."""
@@ -49,14 +47,15 @@ class Report:
         charts = draw_curves(self.metrics)
         about = {"title": title, "problems": self.problems, "version": __version__}
         blocks = {"about": pack_json(about)}
+        scripts, packed_scripts = [_script()], []
         if charts:
-            blocks["charts"] = pack_json(charts)
+            packed_scripts = [_normal(get_plotlyjs())]  # as megabytes of script it would hold up all else
+            blocks |= {"charts": pack_json(charts), "plotly": pack_text(*packed_scripts)}
         if self.traces:
             blocks |= pack_traces(self.traces)
-        scripts = ([_normal(get_plotlyjs())] if charts else []) + [_script()]
         return _fill(
             _static("template.html"),
-            policy=_policy(scripts),
+            policy=_policy(scripts + packed_scripts),
             title=escape(title),
             style=_static("report.css"),
             data="\n".join(_block(name, text) for name, text in blocks.items()),
@@ -97,7 +96,7 @@ def _read_run(path: Path, label: str, report: Report) -> None:
     metrics, traces = _sources(path)
     if metrics is None and traces is None:
         raise DataError(
-            f"{path} holds neither {METRICS_FILE} nor traces/*.parquet, but a report needs one of them; "
+            f"{path} holds neither {METRICS_FILE} nor {TRACES_FOLDER}/*.parquet, but a report needs one of them; "
             "name the output_dir of `fipo train`."
         )
     failures = []
@@ -124,7 +123,7 @@ def _sources(path: Path) -> tuple[Path | None, Path | None]:
     if path.is_file():
         return (path, None) if path.suffix == ".jsonl" else (None, path)
     metrics = path / METRICS_FILE
-    has_traces = any(path.glob("traces/*.parquet")) or any(path.glob("*.parquet"))
+    has_traces = any(path.glob(f"{TRACES_FOLDER}/*.parquet")) or any(path.glob("*.parquet"))
     return metrics if metrics.is_file() else None, path if has_traces else None
 
 

@@ -12,12 +12,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from fipo.run_folder import METRICS_FILE, whole_file
 from fipo.trainer.config import FIPOConfig
 from fipo.trainer.evaluate import Evaluation
 from fipo.trainer.rewards import text_of
 from fipo.trainer.trainer import FIPOTrainer
-
-METRICS_FILE = "metrics.jsonl"
 
 
 def header(trainer: FIPOTrainer, model_name: str, updates: int) -> str:
@@ -118,9 +117,8 @@ class MetricsFile(TrainerCallback):
         if not self.path.exists():
             return
         kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= state.global_step]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(f"{line}\n" for line in kept))
-        partial.replace(self.path)
+        with whole_file(self.path) as partial:
+            partial.write_text("".join(f"{line}\n" for line in kept))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **extra: Any) -> None:
         record = {"step": state.global_step, **{name: _plain(value) for name, value in extra["logs"].items()}}

@@ -16,8 +16,8 @@ from trl import get_peft_config, get_quantization_config
 
 from fipo.errors import DataError, InvalidParameterError
 from fipo.report import render_report
+from fipo.run_folder import METRICS_FILE, REPORT_FILE, TRACES_FOLDER
 from fipo.trainer import console as view
-from fipo.trainer import tracing
 from fipo.trainer.arguments import ModelArguments, RunArguments
 from fipo.trainer.config import FIPOConfig
 from fipo.trainer.data import load_prompts
@@ -27,8 +27,6 @@ from fipo.trainer.rewards import Reward, load_rewards
 from fipo.trainer.trainer import FIPOTrainer
 
 logger = logging.get_logger(__name__)
-
-REPORT_FILE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -214,7 +212,7 @@ def _checkpoint_to_resume(run: RunArguments, config: FIPOConfig) -> str | None:
                 "use --resume true for the last checkpoint."
             )
         return config.resume_from_checkpoint
-    found = Path(last).name if last else view.METRICS_FILE if (folder / view.METRICS_FILE).exists() else None
+    found = Path(last).name if last else METRICS_FILE if (folder / METRICS_FILE).exists() else None
     if found and not run.overwrite:
         raise DataError(
             f"{folder} holds the {found} of another run; go on with --resume true, delete it with --overwrite true, or "
@@ -230,8 +228,8 @@ def _clear(config: FIPOConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
-        shutil.rmtree(folder / tracing.FOLDER, ignore_errors=True)
-        (folder / view.METRICS_FILE).unlink(missing_ok=True)
+        shutil.rmtree(folder / TRACES_FOLDER, ignore_errors=True)
+        (folder / METRICS_FILE).unlink(missing_ok=True)
 
 
 def _short_enough(

@@ -1,19 +1,28 @@
-"""Writes traces while training: one small Parquet file a micro-batch of every traced rollout."""
+"""Traces while training: one small Parquet file a micro-batch of every traced rollout, and a page for the tracker."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
+from transformers.utils import logging
 
 from fipo.core import StreamingOutput
 from fipo.core.layout import per_token
+from fipo.errors import DataError
 from fipo.params import FIPOParams
-from fipo.traces import Trace, write_traces
+from fipo.report.page import Report
+from fipo.run_folder import TRACES_FOLDER
+from fipo.traces import Trace, read_traces, write_traces
 from fipo.traces.schema import flags_of
 from fipo.traces.tokens import byte_decoder
+from fipo.trainer.config import FIPOConfig
 
-FOLDER = "traces"
+logger = logging.get_logger(__name__)
+
+TRACKERS_WITH_PAGES = ("wandb", "trackio")  # both have Html and log
+PAGE = "fipo/credit"
 
 
 class TraceWriter:
@@ -47,8 +56,17 @@ class TraceWriter:
             return
         columns = self._columns(result, inputs, mask)
         traces = [self._trace(row, columns, inputs, result, rollout, update) for row in rows]
-        name = f"rollout_{rollout:06d}_step_{step:04d}_rank_{self.rank}.parquet"
-        write_traces(traces, self.run / FOLDER / name, self.params)
+        name = f"{_prefix(rollout)}step_{step:04d}_rank_{self.rank}.parquet"
+        write_traces(traces, self.run / TRACES_FOLDER / name, self.params)
+
+    def page(self, rollout: int) -> str:
+        """The report about one traced rollout's credit, HTML.
+
+        Raises:
+            DataError: No trace of it lies here.
+        """
+        traces = read_traces(self.run, f"{_prefix(rollout)}*.parquet")
+        return Report(traces=[(f"{self.run.name}, rollout {rollout}", traces)], problems=traces.problems).html()
 
     def _columns(self, result: StreamingOutput, inputs: dict[str, Any], mask: Tensor) -> dict[str, Any]:
         tokens = result.tokens
@@ -97,3 +115,28 @@ class TraceWriter:
             stop_reason="stop" if ended else "length",
             **{name: values[row, :length] for name, values in columns.items()},
         )
+
+
+def _prefix(rollout: int) -> str:
+    return f"rollout_{rollout:06d}_"
+
+
+class PagesForTrackers(TrainerCallback):
+    """After the last update of a traced rollout, logs its credit as a page where W&B or Trackio track the run."""
+
+    def __init__(self, traces: TraceWriter) -> None:
+        self.traces = traces
+
+    def on_step_end(self, args: FIPOConfig, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        rollout, update = divmod(state.global_step - 1, args.updates_per_rollout)
+        trackers = [import_module(name) for name in TRACKERS_WITH_PAGES if name in args.report_to]
+        ended = update == args.updates_per_rollout - 1
+        if not (trackers and ended and self.traces.due(rollout) and state.is_world_process_zero):
+            return
+        try:
+            page = self.traces.page(rollout)
+        except DataError as error:  # with ranks on several machines, the traced samples may lie on another
+            logger.warning(f"No page was logged: {error}")
+            return
+        for tracker in trackers:
+            tracker.log({PAGE: tracker.Html(page, inject=False), "train/global_step": state.global_step})

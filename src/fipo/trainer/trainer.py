@@ -17,7 +17,7 @@ from fipo.trainer.config import FIPOConfig
 from fipo.trainer.head import add_streaming_head, check_head
 from fipo.trainer.metrics import CreditMetrics
 from fipo.trainer.rollout import RolloutExtras
-from fipo.trainer.tracing import TraceWriter
+from fipo.trainer.tracing import PagesForTrackers, TraceWriter
 
 logger = logging.get_logger(__name__)
 
@@ -60,6 +60,7 @@ class FIPOTrainer(RolloutExtras):
             group_size=self.num_generations,
             rank=self.accelerator.process_index,
         )
+        self.add_callback(PagesForTrackers(self._traces))
         if args.fipo_streaming:
             self._add_streaming_heads()
 

@@ -32,9 +32,14 @@ async function unpack(name) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-async function unpackJson(name) {
+async function unpackText(name) {
   const bytes = await unpack(name);
-  return bytes && JSON.parse(new TextDecoder().decode(bytes));
+  return bytes && new TextDecoder().decode(bytes);
+}
+
+async function unpackJson(name) {
+  const text = await unpackText(name);
+  return text && JSON.parse(text);
 }
 
 async function unpackArray(name) {

@@ -18,7 +18,7 @@ function draw(before) {
   const changed = (...names) => names.some((name) => before[name] !== state[name]);
   if (changed("tab")) drawTabs();
   if (page.traces.length > 0) drawTraces(changed);
-  if (state.tab === "curves") drawCurves();
+  if (state.tab === "curves") drawCurves().catch(showFailure);
 }
 
 function drawTraces(changed) {
@@ -195,8 +195,10 @@ window.fipo = {
   summary: () => tallyTraces(shown),
 };
 
-start().catch((error) => {
+function showFailure(error) {
   document.getElementById("failure").hidden = false;
   document.getElementById("failure").textContent = `This page could not be shown: ${error.message}. It needs a browser of 2023 or later.`;
   throw error;
-});
+}
+
+start().catch(showFailure);

@@ -1,0 +1,55 @@
+"""What traces cost: writing one micro-batch's beside the optimizer step that it comes from, on SmolLM2-135M.
+
+    python benchmarks/tracing.py        # three minutes on two cores
+
+By default every eighth rollout is traced, so over a run the share is an eighth of that in a traced rollout; a rollout
+takes longer than its updates, so it is an upper bound. Writing is the same whatever the model's size.
+"""
+
+import statistics
+from typing import Any
+
+import measure
+import torch
+import train_step
+
+EVERY = 8  # FIPOConfig's fipo_trace_every
+
+
+def one(length: int, rows: int) -> dict[str, Any]:
+    trainer, inputs = train_step.make_trainer("FIPO", rows), train_step.rollout(rows, length)
+    optimizer = torch.optim.AdamW(trainer.model.parameters(), lr=1e-6)
+    mask = inputs["completion_mask"].bool()
+    traced = {"sample_index": torch.arange(rows), "reward_total": torch.zeros(rows)}
+    traced["rewards_by_name"] = torch.zeros(rows, len(trainer.reward_func_names))
+    result: list[Any] = []
+    record = trainer._record
+    trainer._record = lambda *arguments: (result.append(arguments[0]), record(*arguments))
+
+    def step() -> None:
+        trainer.compute_loss(trainer.model, inputs).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def write() -> None:
+        trainer._traces.write(result[-1], inputs | traced, mask, rollout=0, step=0, update=0)
+
+    steps, writes = (statistics.median(measure.seconds(call, repeats)[1:]) for call, repeats in ((step, 4), (write, 9)))
+    return {"step_s": steps, "write_ms": 1e3 * writes, "share": writes / steps, "share_of_run": writes / steps / EVERY}
+
+
+def everything() -> list[dict[str, Any]]:
+    rows = []
+    for length, sequences in train_step.LENGTHS.items():
+        row = measure.in_own_process(__file__, length=length, rows=sequences)
+        rows.append(row)
+        print(
+            f"{sequences:>3} × {length:<5} step {row['step_s']:.2f} s, write {row['write_ms']:.0f} ms: "
+            f"{row['share']:.2%} of a traced step, {row['share_of_run']:.2%} of a run's updates",
+            flush=True,
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    measure.main(one, everything)

@@ -1,0 +1,56 @@
+"""Other stacks' dumps as traces. What a dump does not tell stays None: nothing is guessed, and nothing is unpickled."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fipo.errors import DataError
+from fipo.params import FIPOParams
+from fipo.traces.importers.completions import import_trl, import_verl
+from fipo.traces.importers.jsonl import import_fork, import_prime_rl
+from fipo.traces.importers.slime import import_slime
+from fipo.traces.store import TraceSet, mixed_tokenizers
+
+IMPORTERS: dict[str, Callable[..., None]] = {
+    "slime": import_slime,
+    "trl": import_trl,
+    "verl": import_verl,
+    "fipo-fork": import_fork,
+    "prime-rl": import_prime_rl,
+}
+
+
+def import_dump(
+    kind: str, source: Path, *, tokenizer: Any = None, params: FIPOParams | None = None, current_logprobs: bool = False
+) -> TraceSet:
+    """Reads a dump.
+
+    Args:
+        kind: Who wrote it, and what: "slime": a folder with both debug dumps, `rollout_*.pt` and `train_*.pt`. "trl":
+            a completions Parquet. "verl": a JSONL of `trainer.rollout_data_dir`. "fipo-fork": the
+            `negative_approx_kl_global_step_*.jsonl` of the FIPO authors' verl. "prime-rl": the `rank_*.jsonl` below
+            `token_exports`. All but the first may be one file or a folder of files.
+        source: Where it is.
+        tokenizer: A fast Hugging Face tokenizer, for token bytes; without it, tokens show as their ids, and texts are
+            split into words.
+        params: The knobs for the weights; the defaults by default.
+        current_logprobs: slime only: `log_probs` are the current policy's, and `rollout_log_probs` π_old's.
+
+    Returns:
+        A TraceSet; `problems` says what could not be recovered or read.
+
+    Raises:
+        DataError: The kind is unknown, or nothing could be read.
+    """
+    if kind not in IMPORTERS:
+        raise DataError(f"The kind of dump is {kind!r}, but must be one of {', '.join(IMPORTERS)}; choose one.")
+    if not source.exists():
+        raise DataError(f"{source} does not exist; check the path.")
+    found = TraceSet(params=params or FIPOParams())
+    options = {"current": current_logprobs} if kind == "slime" else {}
+    IMPORTERS[kind](source, found, tokenizer, **options)
+    if not found.traces:
+        why = "; ".join(found.problems) or "it has no file of that kind"
+        raise DataError(f"{source} holds no {kind} dump that could be read: {why}.")
+    found.problems += mixed_tokenizers(found.traces)
+    return found

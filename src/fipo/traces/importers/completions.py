@@ -1,0 +1,77 @@
+"""Dumps of text without log-probs: TRL's completions and verl's rollouts."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fipo.traces.importers.common import files_of, records_of
+from fipo.traces.schema import Trace
+from fipo.traces.store import TraceSet
+from fipo.traces.tokens import byte_decoder
+
+TEXT_ONLY = "The dump holds text without log-probs, so log-ratios and weights cannot be recovered."
+
+
+def import_trl(source: Path, found: TraceSet, tokenizer: Any) -> None:
+    """`step, prompt, completion, advantage` and a column a reward, as GRPOTrainer's `log_completions` writes them."""
+    for file in files_of(source, "*.parquet"):
+        try:
+            table = pq.read_table(file)
+        except (pa.ArrowException, OSError) as error:
+            found.problems.append(f"{file} was left out: {error}")
+            continue
+        missing = {"step", "prompt", "completion", "advantage"} - set(table.column_names)
+        if missing:
+            found.problems.append(f"{file} was left out: it lacks the columns {sorted(missing)} of TRL's completions.")
+            continue
+        numbers = [field.name for field in table.schema if pa.types.is_floating(field.type)]
+        for index, row in enumerate(table.to_pylist()):
+            rewards = {name: row[name] for name in numbers if name != "advantage" and row[name] is not None}
+            trace = _trace(_text_of(row["prompt"]), _text_of(row["completion"]), tokenizer, rewards)
+            trace.run, trace.rollout, trace.group, trace.sample = "trl", row["step"], index, index
+            trace.advantages = np.full(len(trace.token_ids), row["advantage"], dtype="float32")
+            found.traces.append(trace)
+    found.problems.append(TEXT_ONLY)
+
+
+def import_verl(source: Path, found: TraceSet, tokenizer: Any) -> None:
+    """`input, output, score, step` a line, as `trainer.rollout_data_dir` writes them."""
+
+    def read(row: dict[str, Any]) -> None:
+        trace = _trace(row["input"], row["output"], tokenizer, {"score": float(row["score"])})
+        sample = len(found.traces)
+        trace.run, trace.rollout, trace.group, trace.sample = "verl", int(row.get("step", 0)), sample, sample
+        found.traces.append(trace)
+
+    for file in files_of(source, "*.jsonl"):
+        records_of(file, found, read)
+    found.problems.append(TEXT_ONLY)
+
+
+def _text_of(value: Any) -> str:
+    """A completion is text, or a list of chat messages."""
+    if isinstance(value, str):
+        return value
+    return "\n".join(str(message.get("content", "")) for message in value or ())
+
+
+def _trace(prompt: str, text: str, tokenizer: Any, rewards: dict[str, float]) -> Trace:
+    if tokenizer:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        decode = byte_decoder(tokenizer)
+        pieces = [decode(index) for index in ids]
+    else:
+        pieces = [piece.encode(errors="replace") for piece in re.findall(r"\s*\S+|\s+$", text)]
+        ids = [-1] * len(pieces)
+    return Trace(
+        token_ids=np.array(ids, dtype="int32"),
+        token_bytes=pieces,
+        trained=np.ones(len(ids), dtype=bool),
+        prompt=prompt,
+        reward=sum(rewards.values()) if rewards else None,
+        rewards=rewards,
+    )

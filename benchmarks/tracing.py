@@ -34,7 +34,9 @@ def one(length: int, rows: int) -> dict[str, Any]:
     def write() -> None:
         trainer._traces.write(result[-1], inputs | traced, mask, rollout=0, step=0, update=0)
 
-    steps, writes = (statistics.median(measure.seconds(call, repeats, 300)[1:]) for call, repeats in ((step, 4), (write, 9)))
+    steps, writes = (
+        statistics.median(measure.seconds(call, repeats, 300)[1:]) for call, repeats in ((step, 4), (write, 9))
+    )
     return {"step_s": steps, "write_ms": 1e3 * writes, "share": writes / steps, "share_of_run": writes / steps / EVERY}
 
 

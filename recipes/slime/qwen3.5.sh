@@ -11,7 +11,7 @@
 # The run
 DRY_RUN=${DRY_RUN:-0}                    # 1: print the commands and run nothing
 MODEL_SIZE=${MODEL_SIZE:-0.8B}           # 0.8B, 2B or 4B; must be HF_CHECKPOINT's
-RUN_NAME=${RUN_NAME:-qwen3.5-${MODEL_SIZE}-${ARM}}       # names the run in W&B and its checkpoints
+RUN_NAME=${RUN_NAME:-Qwen3.5-${MODEL_SIZE}-${ARM}}       # names the run in W&B and its checkpoints
 SAVE_DIR=${SAVE_DIR:-${HF_CHECKPOINT:-}-${RUN_NAME}}     # checkpoints; a run goes on from the last one it finds here
 TORCH_DIST=${TORCH_DIST:-${HF_CHECKPOINT:-}_torch_dist}  # the model in Megatron's format; made when it is not there
 NUM_ROLLOUT=${NUM_ROLLOUT:-500}          # rollouts of 32 prompts: about one epoch
@@ -29,25 +29,7 @@ MAX_TOKENS_PER_GPU=${MAX_TOKENS_PER_GPU:-9216}  # of a micro-batch; a longer res
 GPUS_PER_ENGINE=${GPUS_PER_ENGINE:-1}    # GPUs of one SGLang engine
 SGLANG_MEMORY=${SGLANG_MEMORY:-0.7}      # share of a GPU's memory for SGLang during rollouts
 
-stop() {
-   echo "${0##*/}: $1" >&2
-   exit 2
-}
-
-require() {  # name, meaning
-   [[ -n "${!1:-}" ]] || stop "$1 is not set; set it to $2."
-   [[ "${DRY_RUN}" == 1 || -e "${!1}" ]] || stop "$1 is ${!1}, which does not exist; set it to $2."
-}
-
-run() {
-   if [[ "${DRY_RUN}" == 1 ]]; then
-      printf '%q ' "$@"
-      echo
-   else
-      "$@"
-   fi
-}
-
+source "$(dirname "${BASH_SOURCE[0]}")/../shell.sh"
 require SLIME_DIR "the folder of slime's source that holds train.py"
 require MEGATRON_DIR "the folder of Megatron-LM's source"
 require HF_CHECKPOINT "the folder of Qwen3.5-${MODEL_SIZE} from the Hugging Face hub"

@@ -1,13 +1,22 @@
 # Megatron's arguments for the dense Qwen3.5 models that MODEL_SIZE names. Sourced; sets MODEL_ARGS.
 case "${MODEL_SIZE}" in
    0.8B)
-      SIZE_ARGS=(--num-layers 24 --hidden-size 1024 --ffn-hidden-size 3584 --num-attention-heads 8 --num-query-groups 2)
+      SIZE_ARGS=(
+         --num-layers 24 --hidden-size 1024 --ffn-hidden-size 3584
+         --num-attention-heads 8 --num-query-groups 2
+      )
       ;;
    2B)
-      SIZE_ARGS=(--num-layers 24 --hidden-size 2048 --ffn-hidden-size 6144 --num-attention-heads 8 --num-query-groups 2)
+      SIZE_ARGS=(
+         --num-layers 24 --hidden-size 2048 --ffn-hidden-size 6144
+         --num-attention-heads 8 --num-query-groups 2
+      )
       ;;
    4B)
-      SIZE_ARGS=(--num-layers 32 --hidden-size 2560 --ffn-hidden-size 9216 --num-attention-heads 16 --num-query-groups 4)
+      SIZE_ARGS=(
+         --num-layers 32 --hidden-size 2560 --ffn-hidden-size 9216
+         --num-attention-heads 16 --num-query-groups 4
+      )
       ;;
    *)
       stop "MODEL_SIZE is ${MODEL_SIZE}, but must be 0.8B, 2B or 4B."

@@ -15,8 +15,8 @@ RUN_NAME=${RUN_NAME:-Qwen3.5-${MODEL_SIZE}-${ARM}}       # names the run in W&B 
 SAVE_DIR=${SAVE_DIR:-${HF_CHECKPOINT:-}-${RUN_NAME}}     # checkpoints; a run goes on from the last one it finds here
 TORCH_DIST=${TORCH_DIST:-${HF_CHECKPOINT:-}_torch_dist}  # the model in Megatron's format; made when it is not there
 NUM_ROLLOUT=${NUM_ROLLOUT:-500}          # rollouts of 32 prompts: about one epoch
-RM_TYPE=${RM_TYPE:-math}                 # slime's reward: reads \boxed{}; deepscaler gives 0 to an answer without </think>
-WANDB_PROJECT=${WANDB_PROJECT-fipo}      # empty: no W&B. The key is WANDB_API_KEY where Ray was started, or `wandb login`
+RM_TYPE=${RM_TYPE:-math}                 # slime's reward; math reads \boxed{}, deepscaler wants </think> first
+WANDB_PROJECT=${WANDB_PROJECT-fipo}      # empty: no W&B; its key is WANDB_API_KEY where Ray was started
 WANDB_MODE=${WANDB_MODE:-online}         # online, offline or disabled
 
 # The machines
@@ -36,7 +36,7 @@ require HF_CHECKPOINT "the folder of Qwen3.5-${MODEL_SIZE} from the Hugging Face
 require PROMPT_DATA "the file dapo-math-17k.jsonl"
 require EVAL_DATA "the file aime-2024.jsonl"
 [[ -n "${RAY_ADDRESS}" || "${NUM_NODES}" == 1 ]] ||
-   stop "NUM_NODES is ${NUM_NODES}, but Ray can be started here for one node only; start the cluster and set RAY_ADDRESS."
+   stop "NUM_NODES is ${NUM_NODES}, but this script starts Ray on one; start the cluster and set RAY_ADDRESS."
 
 source "$(dirname "${BASH_SOURCE[0]}")/models.sh"
 

@@ -20,7 +20,7 @@ WANDB_PROJECT=${WANDB_PROJECT-fipo}      # empty: no W&B; its key is WANDB_API_K
 WANDB_MODE=${WANDB_MODE:-online}         # online, offline or disabled
 
 # The machines
-RAY_ADDRESS=${RAY_ADDRESS:-}             # dashboard of a running cluster, http://host:8265; empty: start Ray here
+RAY_DASHBOARD=${RAY_DASHBOARD:-}         # dashboard of a running cluster, http://host:8265; empty: start Ray here
 NUM_NODES=${NUM_NODES:-1}                # nodes that train
 GPUS_PER_NODE=${GPUS_PER_NODE:-8}        # GPUs of each; training and rollouts take turns on them
 TP_SIZE=${TP_SIZE:-1}                    # tensor parallel size of training
@@ -35,8 +35,8 @@ require MEGATRON_DIR "the folder of Megatron-LM's source"
 require HF_CHECKPOINT "the folder of Qwen3.5-${MODEL_SIZE} from the Hugging Face hub"
 require PROMPT_DATA "the file dapo-math-17k.jsonl"
 require EVAL_DATA "the file aime-2024.jsonl"
-[[ -n "${RAY_ADDRESS}" || "${NUM_NODES}" == 1 ]] ||
-   stop "NUM_NODES is ${NUM_NODES}, but this script starts Ray on one; start the cluster and set RAY_ADDRESS."
+[[ -n "${RAY_DASHBOARD}" || "${NUM_NODES}" == 1 ]] ||
+   stop "NUM_NODES is ${NUM_NODES}, but this script starts Ray on one; start the cluster and set RAY_DASHBOARD."
 
 source "$(dirname "${BASH_SOURCE[0]}")/models.sh"
 
@@ -148,11 +148,11 @@ submit() {  # slime's flags that win over the ones above; LAUNCHER is what pytho
    local environment="{\"env_vars\": {\"PYTHONPATH\": \"${MEGATRON_DIR}:${SLIME_DIR}\", \
 \"CUDA_DEVICE_MAX_CONNECTIONS\": \"1\", \"NCCL_NVLS_ENABLE\": \"${nvls}\"}}"
    convert
-   if [[ -z "${RAY_ADDRESS}" ]]; then
-      RAY_ADDRESS=http://127.0.0.1:8265
+   if [[ -z "${RAY_DASHBOARD}" ]]; then
+      RAY_DASHBOARD=http://127.0.0.1:8265
       run ray start --head --node-ip-address 127.0.0.1 --num-gpus "${GPUS_PER_NODE}" --disable-usage-stats
    fi
-   run ray job submit --address "${RAY_ADDRESS}" --runtime-env-json "${environment}" -- python3 "${LAUNCHER[@]}" \
+   run ray job submit --address "${RAY_DASHBOARD}" --runtime-env-json "${environment}" -- python3 "${LAUNCHER[@]}" \
       "${MODEL_ARGS[@]}" \
       "${CKPT_ARGS[@]}" \
       "${ROLLOUT_ARGS[@]}" \

@@ -15,7 +15,7 @@ SAVE_DIR=${SAVE_DIR:-${HF_CHECKPOINT:-}-${RUN_NAME}}  # checkpoints; a run goes 
 LOGGER=${LOGGER:-[console,wandb]}        # verl's loggers. W&B's key is WANDB_API_KEY where Ray was started
 
 # The machines. Start Ray on them, and install fipo on each.
-RAY_ADDRESS=${RAY_ADDRESS:-http://127.0.0.1:8265}     # the cluster's dashboard
+RAY_DASHBOARD=${RAY_DASHBOARD:-http://127.0.0.1:8265}  # the cluster's dashboard
 NUM_NODES=${NUM_NODES:-16}
 GPUS_PER_NODE=${GPUS_PER_NODE:-8}
 SP_SIZE=${SP_SIZE:-8}                    # Ulysses sequence parallel size of training: splits long responses
@@ -129,7 +129,7 @@ case "${ARM}" in
 esac
 
 submit() {  # verl's overrides, which win over the ones above
-   run ray job submit --address "${RAY_ADDRESS}" -- python3 -m verl.trainer.main_ppo \
+   run ray job submit --address "${RAY_DASHBOARD}" -- python3 -m verl.trainer.main_ppo \
       "${DATA_ARGS[@]}" \
       "${ALGORITHM_ARGS[@]}" \
       "${ACTOR_ARGS[@]}" \

@@ -21,16 +21,16 @@ REQUIRED = {
     "EVAL_DATA": "/shared/eval.jsonl",
 }
 # Flags that slime passes on to Megatron-LM without naming them; its own scripts use each.
-MEGATRON_FLAGS = set(
-    """--spec --num-layers --hidden-size --ffn-hidden-size --num-attention-heads --num-query-groups --vocab-size
+MEGATRON_FLAGS = """
+    --spec --num-layers --hidden-size --ffn-hidden-size --num-attention-heads --num-query-groups --vocab-size
     --kv-channels --group-query-attention --use-gated-attention --attention-output-gate --qk-layernorm
     --disable-bias-linear --swiglu --normalization --apply-layernorm-1p --norm-epsilon --position-embedding-type
     --rotary-base --rotary-percent --tensor-model-parallel-size --sequence-parallel --pipeline-model-parallel-size
     --context-parallel-size --expert-model-parallel-size --expert-tensor-parallel-size --recompute-granularity
     --recompute-method --recompute-num-layers --optimizer --lr-decay-style --weight-decay --adam-beta1 --adam-beta2
     --attention-backend --attention-dropout --hidden-dropout --accumulate-allreduce-grads-in-fp32
-    --attention-softmax-in-fp32""".split()
-)
+    --attention-softmax-in-fp32
+"""
 needs_slime = pytest.mark.skipif("SLIME_SRC" not in os.environ, reason="SLIME_SRC names no checkout of slime")
 
 
@@ -106,7 +106,7 @@ def test_a_missing_variable_is_one_sentence(arm, name):
     ("variables", "sentence"),
     [
         ({"MODEL_SIZE": "9B", "DRY_RUN": "1"}, "MODEL_SIZE is 9B, but must be 0.8B, 2B or 4B."),
-        ({"NUM_NODES": "2", "DRY_RUN": "1"}, "NUM_NODES is 2, but .* start the cluster and set RAY_ADDRESS."),
+        ({"NUM_NODES": "2", "DRY_RUN": "1"}, "NUM_NODES is 2, but .* start the cluster and set RAY_DASHBOARD."),
         ({}, "SLIME_DIR is /shared/my slime, which does not exist here; set it to .*"),
     ],
 )
@@ -130,7 +130,7 @@ def test_a_running_cluster_is_used():
         ["ray", "start"],
         ["ray", "job"],
     ]
-    commands = dry_run(ARMS["fipo"], **REQUIRED, RAY_ADDRESS="http://head:8265", NUM_NODES="2")
+    commands = dry_run(ARMS["fipo"], **REQUIRED, RAY_DASHBOARD="http://head:8265", NUM_NODES="2")
     assert [words[:2] for words in commands] == [
         ["env", "PYTHONPATH=/shared/megatron:/shared/my slime"],
         ["ray", "job"],
@@ -195,12 +195,13 @@ def test_slime_knows_every_flag_and_path(arm):
     arguments = "".join(path.read_text() for path in (slime / "slime").rglob("arguments.py"))
     scripts = "".join(path.read_text() for path in (slime / "scripts").rglob("*.sh"))
     given = flags(train_command(arm))
+    megatron = set(MEGATRON_FLAGS.split())
     for flag in given:
-        if flag.startswith("--sglang-") or flag in MEGATRON_FLAGS:
+        if flag.startswith("--sglang-") or flag in megatron:
             assert re.search(rf"{flag}(?![\w-])", scripts), flag
         elif not flag.startswith("--fipo-"):
             assert f'"{flag}"' in arguments, flag
-    assert MEGATRON_FLAGS <= set(given)
+    assert megatron.issubset(given)
 
     module, function = given["--dynamic-sampling-filter-path"][0].rsplit(".", 1)
     assert f"def {function}(" in (slime / (module.replace(".", "/") + ".py")).read_text()

@@ -18,6 +18,7 @@ fipo test-reward recipe.yaml completions.jsonl   score completions with a recipe
 fipo report RUN [RUN …] -o report.html           one page about runs: curves, and every token's credit
 fipo analyze RUN [--json]                        what the credit did, from a run's traces
 fipo import --from slime DUMP -o traces.parquet  another stack's dump as traces; or trl, verl, fipo-fork, prime-rl
+fipo doctor slime [--json]                       what this node and a running Ray cluster lack for FIPO in slime
 fipo --version"""
 
 
@@ -30,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         "report": _report,
         "analyze": _analyze,
         "import": _import,
+        "doctor": _doctor,
     }
     if arguments[:1] == ["--version"]:
         print(f"fipo {__version__}")
@@ -150,6 +152,16 @@ def _report(arguments: list[str]) -> int:
         print(f"fipo: {problem}", file=sys.stderr)
     print(path)
     return 0
+
+
+def _doctor(arguments: list[str]) -> int:
+    from fipo.engines.doctor import diagnose_slime
+
+    parser = argparse.ArgumentParser(prog="fipo doctor", description="What is missing for FIPO inside another trainer.")
+    parser.add_argument("engine", choices=["slime"], help="the trainer")
+    parser.add_argument("--json", action="store_true", help="print the checks as JSON")
+    options = parser.parse_args(arguments)
+    return diagnose_slime(options.json)
 
 
 if __name__ == "__main__":

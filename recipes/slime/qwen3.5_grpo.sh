@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# GRPO, the twin of qwen3.5_fipo.sh for a fair comparison: the same everything, dual clip included, without weights.
+set -euo pipefail
+ARM=grpo
+source "$(dirname "${BASH_SOURCE[0]}")/qwen3.5.sh"
+
+LAUNCHER=("${SLIME_DIR}/train.py")
+LOSS_ARGS=(
+   --loss-type policy_loss
+   --eps-clip-c 10.0
+)
+submit "$@"

@@ -1,0 +1,211 @@
+"""The shell recipes for slime: what they would run, read word by word. SLIME_SRC holds them to slime's own source."""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from shell_recipes import RECIPES, dry_run, start
+
+from fipo import FIPOParams
+
+SIZES = ["0.8B", "2B", "4B"]
+ARMS = {"fipo": "slime/qwen3.5_fipo.sh", "grpo": "slime/qwen3.5_grpo.sh"}
+REQUIRED = {
+    "SLIME_DIR": "/shared/my slime",
+    "MEGATRON_DIR": "/shared/megatron",
+    "HF_CHECKPOINT": "/shared/models/qwen",
+    "PROMPT_DATA": "/shared/it's/train.jsonl",
+    "EVAL_DATA": "/shared/eval.jsonl",
+}
+# Flags that slime passes on to Megatron-LM without naming them; its own scripts use each.
+MEGATRON_FLAGS = """
+    --spec --num-layers --hidden-size --ffn-hidden-size --num-attention-heads --num-query-groups --vocab-size
+    --kv-channels --group-query-attention --use-gated-attention --attention-output-gate --qk-layernorm
+    --disable-bias-linear --swiglu --normalization --apply-layernorm-1p --norm-epsilon --position-embedding-type
+    --rotary-base --rotary-percent --tensor-model-parallel-size --sequence-parallel --pipeline-model-parallel-size
+    --context-parallel-size --expert-model-parallel-size --expert-tensor-parallel-size --recompute-granularity
+    --recompute-method --recompute-num-layers --optimizer --lr-decay-style --weight-decay --adam-beta1 --adam-beta2
+    --attention-backend --attention-dropout --hidden-dropout --accumulate-allreduce-grads-in-fp32
+    --attention-softmax-in-fp32
+"""
+needs_slime = pytest.mark.skipif("SLIME_SRC" not in os.environ, reason="SLIME_SRC names no checkout of slime")
+
+
+def flags(words):
+    """{flag: its values}; the last of a repeated flag wins, as in argparse."""
+    found, values = {}, []
+    for word in words:
+        if re.match(r"--[a-z]", word):
+            values = found[word] = []
+        else:
+            values.append(word)
+    return found
+
+
+def train_command(arm, size="0.8B", *arguments, **variables):
+    """What follows `python3` in the submitted job."""
+    job = dry_run(ARMS[arm], *arguments, MODEL_SIZE=size, **REQUIRED | variables)[-1]
+    assert job[:3] == ["ray", "job", "submit"]
+    start = job.index("--")
+    assert job[start + 1] == "python3"
+    return job[start + 2 :]
+
+
+@pytest.mark.parametrize("script", sorted(RECIPES.rglob("*.sh")), ids=lambda path: path.name)
+def test_scripts_are_bash_without_paths_of_a_machine(script):
+    subprocess.run(["bash", "-n", script], check=True)
+    lines = script.read_text().splitlines()
+    assert script.stat().st_mode & 0o111 or not lines[0].startswith("#!")
+    body = "\n".join(line for line in lines if not line.startswith("#!"))
+    assert not re.findall(r"""(?:^|[\s="'(:>-])(/(?!dev/null)[\w.]+|~/)""", body)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_arms_differ_in_launcher_and_loss_alone(size):
+    fipo, grpo = (train_command(arm, size, RUN_NAME="same") for arm in ARMS)
+    assert fipo[:3] == ["-m", "fipo.engines.slime", "train.py"]
+    assert grpo[0] == "/shared/my slime/train.py"
+    fipo, grpo = flags(fipo[3:]), flags(grpo[1:])
+    assert fipo.pop("--loss-type") == ["fipo_loss"] and grpo.pop("--loss-type") == ["policy_loss"]
+    weights = {flag: fipo.pop(flag) for flag in list(fipo) if flag.startswith("--fipo-")}
+    assert weights["--fipo-dual-clip-c"] == grpo.pop("--eps-clip-c")
+    assert fipo == grpo
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("size", SIZES)
+def test_eight_updates_a_rollout(arm, size):
+    given = flags(train_command(arm, size))
+    prompts, samples, batch = (
+        int(given[flag][0]) for flag in ("--rollout-batch-size", "--n-samples-per-prompt", "--global-batch-size")
+    )
+    assert prompts * samples / batch == 8
+
+
+def test_the_weights_are_those_of_pull_request_1801():
+    given = flags(train_command("fipo"))
+    knobs = {flag[7:].replace("-", "_"): values for flag, values in given.items() if flag.startswith("--fipo-")}
+    params = FIPOParams(**{name: float(values[0]) if values else True for name, values in knobs.items()})
+    assert (params.weight_low, params.weight_high, params.safety_thresh) == (1.0, 1.28, 3.0)
+    assert (params.decay_rate, params.dual_clip_c) == (32.0, 10.0)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("name", REQUIRED)
+def test_a_missing_variable_is_one_sentence(arm, name):
+    for variables in ({"DRY_RUN": "1"}, {}):
+        result = start(ARMS[arm], **(REQUIRED | {"DRY_RUN": "1"} | variables | {name: ""}))
+        assert result.returncode == 2 and result.stdout == ""
+        assert re.fullmatch(rf"qwen3.5_{arm}.sh: {name} is not set; set it to [^\n]+\.\n", result.stderr)
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({"MODEL_SIZE": "9B", "DRY_RUN": "1"}, "MODEL_SIZE is 9B, but must be 0.8B, 2B or 4B."),
+        ({"NUM_NODES": "2", "DRY_RUN": "1"}, "NUM_NODES is 2, but .* start the cluster and set RAY_DASHBOARD."),
+        ({}, "SLIME_DIR is /shared/my slime, which does not exist here; set it to .*"),
+    ],
+)
+def test_what_cannot_work_is_one_sentence(variables, sentence):
+    result = start(ARMS["fipo"], **REQUIRED | variables)
+    assert result.returncode == 2 and re.fullmatch(f"qwen3.5_fipo.sh: {sentence}\n", result.stderr)
+
+
+def test_users_flags_come_last():
+    assert train_command("fipo", "0.8B", "--fipo-decay-rate", "128")[-2:] == ["--fipo-decay-rate", "128"]
+
+
+def test_wandb_can_be_off():
+    assert flags(train_command("fipo"))["--wandb-project"] == ["fipo"]
+    assert not any("wandb" in word for word in train_command("fipo", WANDB_PROJECT=""))
+
+
+def test_a_running_cluster_is_used():
+    assert [words[:2] for words in dry_run(ARMS["fipo"], **REQUIRED)] == [
+        ["env", "PYTHONPATH=/shared/megatron:/shared/my slime"],
+        ["ray", "start"],
+        ["ray", "job"],
+    ]
+    commands = dry_run(ARMS["fipo"], **REQUIRED, RAY_DASHBOARD="http://head:8265", NUM_NODES="2")
+    assert [words[:2] for words in commands] == [
+        ["env", "PYTHONPATH=/shared/megatron:/shared/my slime"],
+        ["ray", "job"],
+    ]
+    assert flags(commands[-1])["--address"] == ["http://head:8265"]
+    assert flags(commands[-1])["--actor-num-nodes"] == ["2"]
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_a_real_run_executes_what_the_dry_run_prints(tmp_path, converted):
+    """With `ray` and `python3` that write down their words: quoting survives, and a converted model is kept."""
+    variables = {name: str(tmp_path / f"a {name} 'b'") for name in REQUIRED}
+    for path in variables.values():
+        Path(path).mkdir()
+    if converted:
+        done = Path(variables["HF_CHECKPOINT"] + "_torch_dist", "latest_checkpointed_iteration.txt")
+        done.parent.mkdir()
+        done.write_text("release")
+    log = tmp_path / "log"
+    for name in ("ray", "python3"):
+        program = tmp_path / name
+        program.write_text(f'#!/bin/bash\nprintf "%s\\0" {name} "$@" >> {log}\necho >> {log}\n')
+        program.chmod(0o755)
+    result = start(ARMS["fipo"], **variables | {"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    assert result.returncode == 0, result.stderr
+    ran = [line.split("\0")[:-1] for line in log.read_text().splitlines()]
+    printed = dry_run(ARMS["fipo"], **variables)
+    printed[0] = printed[0][2:]  # env PYTHONPATH=…
+    assert ran == printed[converted:]
+    environment = json.loads(flags(ran[-1])["--runtime-env-json"][0])
+    assert environment["env_vars"]["PYTHONPATH"] == f"{variables['MEGATRON_DIR']}:{variables['SLIME_DIR']}"
+
+
+def test_2b_differs_from_the_smallest_in_widths():
+    small, middle = flags(train_command("fipo", "0.8B", RUN_NAME="a")), flags(train_command("fipo", "2B", RUN_NAME="a"))
+    assert {flag: middle[flag] for flag in middle if middle[flag] != small[flag]} == {
+        "--hidden-size": ["2048"],
+        "--ffn-hidden-size": ["6144"],
+    }
+
+
+@needs_slime
+@pytest.mark.parametrize("size", ["0.8B", "4B"])
+def test_model_arguments_are_slimes(size):
+    source = Path(os.environ["SLIME_SRC"], f"scripts/models/qwen3.5-{size}.sh")
+    printed = subprocess.run(
+        ["bash", "-c", 'source "$0"; printf "%s\n" "${MODEL_ARGS[@]}"', source],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    theirs, ours = flags(printed.stdout.split()), flags(train_command("fipo", size))
+    assert {flag: ours.get(flag) for flag in theirs} == theirs
+    convert = flags(dry_run(ARMS["fipo"], MODEL_SIZE=size, **REQUIRED)[0])
+    assert set(convert) - set(theirs) == {"--hf-checkpoint", "--save"}
+
+
+@needs_slime
+@pytest.mark.parametrize("arm", ARMS)
+def test_slime_knows_every_flag_and_path(arm):
+    slime = Path(os.environ["SLIME_SRC"])
+    arguments = "".join(path.read_text() for path in (slime / "slime").rglob("arguments.py"))
+    scripts = "".join(path.read_text() for path in (slime / "scripts").rglob("*.sh"))
+    given = flags(train_command(arm))
+    megatron = set(MEGATRON_FLAGS.split())
+    for flag in given:
+        if flag.startswith("--sglang-") or flag in megatron:
+            assert re.search(rf"{flag}(?![\w-])", scripts), flag
+        elif not flag.startswith("--fipo-"):
+            assert f'"{flag}"' in arguments, flag
+    assert megatron.issubset(given)
+
+    module, function = given["--dynamic-sampling-filter-path"][0].rsplit(".", 1)
+    assert f"def {function}(" in (slime / (module.replace(".", "/") + ".py")).read_text()
+    module, function = given["--spec"]
+    assert f"def {function}(" in (slime / (module.replace(".", "/") + ".py")).read_text()
+    assert f'rm_type == "{given["--rm-type"][0]}"' in (slime / "slime/rollout/rm_hub/__init__.py").read_text()
+    assert (slime / "train.py").exists() and (slime / "tools/convert_hf_to_torch_dist.py").exists()

@@ -1,4 +1,4 @@
-"""These tests need verl, whose transformers is another one than fipo's own: `make test-verl` gives them an environment."""
+"""These tests need verl, which wants an older transformers than fipo: `make test-verl` sets up their environment."""
 
 from importlib.metadata import PackageNotFoundError, version
 

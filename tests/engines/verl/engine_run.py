@@ -3,7 +3,6 @@
 torchrun engine_run.py MODEL OUT           (OUT: what rank 0 saves, {case: {"gradients", "metrics"}})
 """
 
-import os
 import sys
 from functools import partial
 

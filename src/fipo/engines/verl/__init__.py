@@ -11,7 +11,7 @@ from fipo.engines.verl import version  # before verl's modules: another release 
 version.check()
 
 from fipo.engines.verl.config import FIPOPolicyLossConfig  # noqa: E402
-from fipo.engines.verl.guard import check_config  # noqa: E402
+from fipo.engines.verl.guard import check_updates  # noqa: E402
 from fipo.engines.verl.loss import fipo_policy_loss  # noqa: E402
 
-__all__ = ["FIPOPolicyLossConfig", "check_config", "fipo_policy_loss"]
+__all__ = ["FIPOPolicyLossConfig", "check_updates", "fipo_policy_loss"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from verl.workers.config import PolicyLossConfig
 
-from fipo.engines.verl import registry
+from fipo.engines.verl import guard, registry
 from fipo.errors import InvalidParameterError
 from fipo.params import FIPOParams
 
@@ -35,8 +35,8 @@ class FIPOPolicyLossConfig(PolicyLossConfig):
     `clip_high_only`, and `loss_mode=future_kl` is `fipo`. Its four other knobs were read by nothing; they warn.
 
     Raises:
-        InvalidParameterError: A value is out of range, two names of one knob disagree, or `loss_mode` names another
-            loss.
+        InvalidParameterError: A value is out of range, two names of one knob disagree, `loss_mode` names another loss,
+            or the driver's configuration makes one update a rollout.
         FIPOError: Somebody else owns the policy loss `fipo`.
     """
 
@@ -70,6 +70,10 @@ class FIPOPolicyLossConfig(PolicyLossConfig):
             # Without a preset, what is not given about the dual clip follows verl's own knob.
             if name != "dual_clip_c" or name in given or self.preset is not None:
                 self._set(name, getattr(params, name))
+        config = guard.driver_config()
+        if config is not None:
+            guard.check_updates(config)
+            self.params(config.actor_rollout_ref.actor.clip_ratio_c)
 
     def params(self, clip_ratio_c: float) -> FIPOParams:
         """The knobs with verl's `actor.clip_ratio_c` as the dual clip."""

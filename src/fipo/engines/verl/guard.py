@@ -1,14 +1,18 @@
-"""FIPO needs more than one update a rollout: with one, π_θ = π_old, every weight is 1, and FIPO is silently GRPO."""
+"""FIPO needs more than one update a rollout: with one, π_θ = π_old, every weight is 1, and FIPO is silently GRPO.
+
+The policy loss and its configuration see neither the rollout's size nor where a rollout begins. The driver's whole
+configuration does: the guard reads it there. Where it cannot, a watch looks at the weights.
+"""
 
 import warnings
 from typing import Any
 
 import torch
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from verl.utils.config import omega_conf_to_dataclass
 
 from fipo.core.loss import FIPOOutput
-from fipo.engines.verl.config import FIPOPolicyLossConfig
 from fipo.errors import InvalidParameterError
 
 REMEDY = (
@@ -19,40 +23,36 @@ WATCHED_UPDATES = 32
 STILL = 1e-3  # mean |weight − 1|
 
 
-def check_config(config: DictConfig) -> None:
-    """Refuses a configuration of verl's PPO trainer with which FIPO cannot work. Needs no GPU and starts nothing.
+def driver_config() -> DictConfig | None:
+    """The whole configuration, if Hydra started this process as verl's driver; elsewhere, as in workers, None.
 
-    Args:
-        config: The whole configuration, as `verl.trainer.main_ppo` composes it.
-
-    Raises:
-        InvalidParameterError: FIPO is not the policy loss, or the dual clip has two values, or a rollout is used for
-            one update.
-        Exception: What verl raises where it cannot build the actor's configuration, FIPO's part included.
+    From verl 0.9 on the driver builds the actor's configuration before it starts Ray, so what is refused with this is
+    refused before a GPU is taken. Older releases build it in processes that Hydra did not start.
     """
-    actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
-    if not isinstance(actor.policy_loss, FIPOPolicyLossConfig):
-        raise InvalidParameterError(
-            f"policy_loss is a {type(actor.policy_loss).__name__} with loss_mode {actor.policy_loss.loss_mode}, but "
-            "this command trains with FIPO; add actor_rollout_ref.actor.policy_loss._target_="
-            "fipo.engines.verl.FIPOPolicyLossConfig actor_rollout_ref.actor.policy_loss.loss_mode=fipo."
-        )
-    actor.policy_loss.params(actor.clip_ratio_c)
+    if not HydraConfig.initialized():
+        return None
+    hydra = HydraConfig.get()
+    config = compose(hydra.job.config_name, overrides=list(hydra.overrides.task))
+    return config if "data" in config and "actor_rollout_ref" in config else None
+
+
+def check_updates(config: DictConfig) -> None:
+    """Raises an InvalidParameterError where `config`, whole as verl's PPO trainer composes it, makes one update."""
+    actor = config.actor_rollout_ref.actor
     prompts, samples = config.data.train_batch_size, config.actor_rollout_ref.rollout.n
     updates = prompts // actor.ppo_mini_batch_size * actor.ppo_epochs
-    if updates < 2:
+    if updates == 1:
         raise InvalidParameterError(
-            f"A rollout of {prompts} prompts × {samples} samples gives {updates} update(s) of "
-            f"{actor.ppo_mini_batch_size} prompts × {samples} samples in {actor.ppo_epochs} epoch(s), but FIPO needs at "
-            f"least 2, because all weights are 1 until the first; {REMEDY}."
+            f"A rollout of {prompts} prompts × {samples} samples gives 1 update of {actor.ppo_mini_batch_size} prompts "
+            f"× {samples} samples, in {actor.ppo_epochs} epoch, but FIPO needs at least 2, because all weights are 1 "
+            f"until the first is made; {REMEDY}."
         )
 
 
 class OneUpdateWatch:
-    """Notices the same mistake from inside the loss, which sees neither a rollout's size nor where it begins.
+    """Warns once if the weights stay at 1 for the first 32 updates; no error, as a tiny learning rate looks alike.
 
-    If the weights stay at 1 for the first 32 updates there is one warning; no error, because a tiny learning rate looks
-    alike. Numerical noise between π_old and π_θ hides the mistake, so `check_config` is the guard, and this the net.
+    Numerical noise between π_old and π_θ hides the mistake: this is the net below the guard, not the guard.
     """
 
     def __init__(self) -> None:

@@ -25,6 +25,7 @@ VERL_MEANS: dict[str, Callable[[FIPOOutput], Tensor]] = {  # as verl's own loss 
     "actor/ppo_kl": lambda out: -out.log_ratio,
 }
 MEANS = VERL_MEANS | TOKEN_MEANS
+DROPPED = "fipo/dropped_sequences"
 
 
 def batch_metrics(out: FIPOOutput, mask: Tensor, global_batch_info: dict[str, Any]) -> dict[str, Any]:
@@ -36,20 +37,20 @@ def batch_metrics(out: FIPOOutput, mask: Tensor, global_batch_info: dict[str, An
         global_batch_info: verl's counts of the update's tokens and rows over all ranks. Workers of verl 0.7 that count
             per micro-batch leave it empty; they get this micro-batch's means, as of verl's own losses.
     """
+    per_row = {name: torch.where(mask, of(out), 0).sum(-1, dtype=torch.float32) for name, of in MEANS.items()}
+    per_row[DROPPED] = out.dropped.float()
+    values = torch.stack(list(per_row.values()))
     rows, tokens = (global_batch_info.get(name) for name in ("global_batch_size", "batch_num_tokens"))
-    exact = Metric is not None and rows and tokens
-    token_sums = [torch.where(mask, of(out), 0).sum(-1, dtype=torch.float32) for of in MEANS.values()]
-    if not exact:
-        rows, tokens = len(mask), mask.sum()
-    per_row = torch.stack(token_sums) * (rows / max(int(tokens), 1))
-    per_row = torch.cat([per_row, out.dropped[None].float()])
-    names = (*MEANS, "fipo/dropped_sequences")
-    if not exact:
-        return dict(zip(names, (per_row.sum(-1) / max(rows, 1)).tolist(), strict=True))
-    return {name: _mean_over(values) for name, values in zip(names, per_row.tolist(), strict=True)}
+    if Metric is None or not rows or not tokens:
+        means = values.sum(-1)
+        means[:-1] /= mask.sum().clamp(min=1)
+        means[-1] /= max(len(mask), 1)
+        return dict(zip(per_row, means.tolist(), strict=True))
+    values[:-1] *= rows / tokens
+    return {name: _mean_of(row_values) for name, row_values in zip(per_row, values.tolist(), strict=True)}
 
 
-def _mean_over(values: list[float]) -> Any:
+def _mean_of(values: list[float]) -> Any:
     metric = Metric("mean")
     metric.extend(values)
     return metric

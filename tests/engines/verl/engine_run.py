@@ -1,0 +1,107 @@
+"""Run by test_engine.py on every rank: verl's own worker, engine and ppo_loss take one update of a fixed batch.
+
+torchrun engine_run.py MODEL OUT           (OUT: what rank 0 saves, {case: {"gradients", "metrics"}})
+"""
+
+import sys
+from functools import partial
+
+import torch
+import verl  # noqa: F401  registers the CPU platform before anything asks for one
+from engine_batch import ROWS, batch
+from overrides import ACTOR, FIPO, LOSS, ON_CPU, actor_config
+from tensordict import TensorDict
+from verl.utils import tensordict_utils
+from verl.workers.config import HFModelConfig, TrainingWorkerConfig
+from verl.workers.engine_workers import TrainingWorker
+from verl.workers.utils.losses import ppo_loss
+from verl.workers.utils.padding import left_right_2_no_padding
+
+CASES = {  # name: how the engine splits a rank's share of the batch
+    "whole": {},
+    "micro 2": {"micro_batch_size_per_gpu": 2},
+    "micro 1": {"micro_batch_size_per_gpu": 1},
+    "dynamic": {"use_dynamic_bsz": True, "max_token_len_per_gpu": 64},
+    "no padding": {"micro_batch_size_per_gpu": 2, "use_remove_padding": True},
+    "dynamic, no padding": {"use_dynamic_bsz": True, "max_token_len_per_gpu": 64, "use_remove_padding": True},
+}
+
+
+def main(model, out):
+    torch.distributed.init_process_group("gloo")
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    worker = make_worker(model)
+    share = slice(rank * ROWS // world, (rank + 1) * ROWS // world)
+    data = TensorDict({name: tensor[share] for name, tensor in batch(model).items()}, batch_size=ROWS // world)
+    results = {}
+    for name, split in CASES.items():
+        results[name] = update(worker, data.clone(), split)
+    if rank == 0:
+        torch.save(results, out)
+    torch.distributed.destroy_process_group()
+
+
+def make_worker(model):
+    actor = actor_config(
+        *FIPO,
+        *ON_CPU,
+        f"+{LOSS}.decay_rate=8",
+        f"{ACTOR}.ppo_mini_batch_size={ROWS}",
+        f"{ACTOR}.clip_ratio_high=0.28",
+        f"{ACTOR}.clip_ratio_c=10.0",
+        f"{ACTOR}.optim.lr=0",  # every case starts from the same weights
+        f"{ACTOR}.optim.clip_grad=1e9",
+        f"{ACTOR}.optim.total_training_steps=10",
+    )
+    model_config = HFModelConfig(
+        path=model,
+        load_tokenizer=False,
+        use_remove_padding=False,
+        enable_gradient_checkpointing=False,
+        override_config={"attn_implementation": "sdpa"},
+    )
+    actor.model_config = model_config
+    worker = TrainingWorker(
+        TrainingWorkerConfig(
+            model_type="language_model",
+            model_config=model_config,
+            engine_config=actor.engine,
+            optimizer_config=actor.optim,
+            checkpoint_config=actor.checkpoint,
+        )
+    )
+    worker.reset()
+    worker.set_loss_fn(partial(ppo_loss, config=actor))
+    return worker
+
+
+def update(worker, share, split):
+    split = {"micro_batch_size_per_gpu": len(share), "use_dynamic_bsz": False, "use_remove_padding": False, **split}
+    data = left_right_2_no_padding(share)
+    tensordict_utils.assign_non_tensor(
+        data,
+        temperature=1.0,
+        calculate_entropy=False,
+        pad_token_id=0,
+        global_batch_size=ROWS,
+        mini_batch_size=ROWS,
+        epochs=1,
+        seed=0,
+        dataloader_kwargs={"shuffle": False},
+        compute_loss=True,
+        **split,
+    )
+    gradients = {}
+
+    def keep_gradients(*_):
+        for name, parameter in worker.engine.module.named_parameters():
+            gradients[name] = parameter.grad.full_tensor().clone()
+
+    hook = worker.engine.optimizer.register_step_pre_hook(keep_gradients)
+    metrics = tensordict_utils.get(worker.train_mini_batch(data), "metrics")
+    hook.remove()
+    return {"gradients": gradients, "metrics": {name: float(*values) for name, values in metrics.items()}}
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

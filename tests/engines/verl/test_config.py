@@ -1,0 +1,175 @@
+"""FIPO's knobs through verl's own configuration: Hydra composes, instantiates and refuses."""
+
+import dataclasses
+import importlib
+import math
+import sys
+import warnings
+
+import pytest
+import verl
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from overrides import ACTOR, CONFIGS, FIPO, LOSS, actor_config
+from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, get_policy_loss_fn
+
+from fipo import FIPOError, FIPOParams, InvalidParameterError
+from fipo.engines.verl import FIPOPolicyLossConfig, loss, version
+
+pytestmark = pytest.mark.verl
+
+FORK_RECIPE = {  # recipe/fipo/run_fipo_qwen2.5_32b.sh of the authors' fork
+    "decay_rate": "32.0",
+    "chunk_size": "128",
+    "future_kl_start": "include_current",
+    "future_kl_window": "-1",
+    "future_kl_average": "False",
+    "future_kl_clip_ratio": "0.2",
+    "future_kl_clip_high_only": "True",
+    "safety_thresh": "10.0",
+}
+
+
+def knobs(*policy_loss, clip_ratio_c=10.0):
+    actor = actor_config(*FIPO, f"{ACTOR}.clip_ratio_c={clip_ratio_c}", *(f"+{LOSS}.{knob}" for knob in policy_loss))
+    return actor.policy_loss.params(actor.clip_ratio_c)
+
+
+def test_without_knobs_the_defaults_of_the_package():
+    assert knobs() == FIPOParams()
+
+
+def test_every_knob_of_the_package_can_be_set():
+    given = {
+        "decay_rate": math.inf,
+        "clip_ratio_low": 0.1,
+        "clip_ratio_high": 0.3,
+        "clip_high_only": True,
+        "safety_thresh": 4.0,
+        "dual_clip_c": 5.0,
+        "chunk_size": 64,
+        "max_dual_clipped": 3,
+        "distance": "trained",
+    }
+    assert set(given) == {field.name for field in dataclasses.fields(FIPOParams)}
+    assert knobs(*(f"{name}={value}" for name, value in given.items()), clip_ratio_c=5.0) == FIPOParams(**given)
+
+
+@pytest.mark.parametrize("preset", ["7b", "32b"])
+def test_presets_and_what_overrides_them(preset):
+    assert knobs(f"preset={preset}") == FIPOParams.preset(preset)
+    assert knobs(f"preset={preset}", "decay_rate=64") == FIPOParams.preset(preset, decay_rate=64)
+
+
+def test_the_dual_clip_is_verls_own_knob():
+    assert knobs(clip_ratio_c=3.0).dual_clip_c == 3.0
+    with pytest.raises(InvalidParameterError, match=r"dual_clip_c of preset 7b is 10.0, but .*clip_ratio_c is 3.0"):
+        knobs("preset=7b", clip_ratio_c=3.0)
+    with pytest.raises(InvalidParameterError, match=r"dual_clip_c of policy_loss is 4, .*actor.clip_ratio_c=4\."):
+        knobs("dual_clip_c=4", clip_ratio_c=3.0)
+
+
+def test_the_forks_recipe_runs_by_changing_the_target_alone():
+    fork = [f"{LOSS}.loss_mode=future_kl", *(f"+{LOSS}.{name}={value}" for name, value in FORK_RECIPE.items())]
+    with pytest.warns(UserWarning, match="future_kl_start, future_kl_window, future_kl_average: .* never read") as seen:
+        actor = actor_config(FIPO[0], f"{ACTOR}.clip_ratio_c=10.0", *fork)
+    assert len([warning for warning in seen if "never read" in str(warning.message)]) == 1
+    assert actor.policy_loss.params(10.0) == FIPOParams.preset("32b")
+    assert get_policy_loss_fn(actor.policy_loss.loss_mode) is loss.fipo_policy_loss
+
+
+def test_without_dead_knobs_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FIPOPolicyLossConfig(future_kl_clip_ratio=0.2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["future_kl_clip_ratio=0"], "in the authors' fork let weights range from 0 to 10"),
+        (["future_kl_clip_ratio=0.2", "clip_ratio_high=0.3"], "clip_ratio_high is 0.3, but future_kl_clip_ratio"),
+        (["decay_rate=-1"], "decay_rate is -1, but must be a half-life"),
+        (["preset=14b"], "preset is '14b', but must be one of"),
+        (["decay=32"], "unexpected keyword argument 'decay'"),
+    ],
+)
+def test_bad_knobs_are_refused_when_verl_reads_its_configuration(overrides, sentence):
+    with pytest.raises(InstantiationException, match=sentence):
+        knobs(*overrides)
+
+
+def test_the_target_without_the_loss_mode_is_refused():
+    with pytest.raises(InstantiationException, match=r"'vanilla', so verl would not call FIPO; add .*loss_mode=fipo"):
+        actor_config(FIPO[0])
+
+
+class AsInTheDriver:
+    """Hydra's state inside `@hydra.main`, for one command line."""
+
+    def __init__(self, *overrides):
+        self.overrides = [f"{ACTOR}.ppo_micro_batch_size_per_gpu=2", *overrides]
+
+    def __enter__(self):
+        self.context = initialize_config_dir(CONFIGS, version_base=None)
+        self.context.__enter__()
+        HydraConfig.instance().set_config(compose("ppo_trainer", self.overrides, return_hydra_config=True))
+
+    def __exit__(self, *error):
+        HydraConfig.instance().cfg = None
+        self.context.__exit__(*error)
+
+
+def test_the_driver_refuses_one_update_a_rollout():
+    batch = ("data.train_batch_size=64", f"{ACTOR}.ppo_mini_batch_size=64", "actor_rollout_ref.rollout.n=8")
+    with (
+        AsInTheDriver(*batch),
+        pytest.raises(InvalidParameterError, match=r"64 prompts × 8 samples gives 1 update of .*ppo_epochs at least 2"),
+    ):
+        FIPOPolicyLossConfig()
+    for more in ("data.train_batch_size=128", f"{ACTOR}.ppo_epochs=2"):
+        with AsInTheDriver(*batch, more):
+            FIPOPolicyLossConfig()
+
+
+def test_the_driver_refuses_two_dual_clips():
+    with AsInTheDriver(), pytest.raises(InvalidParameterError, match=r"add actor_rollout_ref.actor.clip_ratio_c=10.0"):
+        FIPOPolicyLossConfig(preset="7b")
+
+
+def test_another_owner_of_the_name_is_named(monkeypatch):
+    def fipo_of_somebody_else():
+        pass
+
+    monkeypatch.setitem(POLICY_LOSS_REGISTRY, "fipo", fipo_of_somebody_else)
+    sentence = rf"belongs to '.*fipo_of_somebody_else' of {__name__}, not to fipo"
+    with pytest.raises(FIPOError, match=sentence):
+        importlib.reload(loss)
+    with pytest.raises(FIPOError, match=sentence):
+        FIPOPolicyLossConfig()
+    assert POLICY_LOSS_REGISTRY["fipo"] is fipo_of_somebody_else
+
+
+def test_importing_again_is_fine():
+    importlib.reload(loss)
+    assert POLICY_LOSS_REGISTRY["fipo"] is loss.fipo_policy_loss
+
+
+@pytest.mark.parametrize(("installed", "shown"), [("0.6.1", "0.6"), ("0.10.0", "0.10"), ("1.0.0.dev0", "1.0")])
+def test_an_unknown_release_of_verl_is_refused(monkeypatch, installed, shown):
+    monkeypatch.setattr(verl, "__version__", installed)
+    with pytest.raises(FIPOError, match=f"verl is {shown}, but fipo knows 0.7 to 0.9; run `pip install"):
+        version.check()
+
+
+@pytest.mark.parametrize("installed", ["0.7.0", "0.8.0.post1", "0.9.1"])
+def test_known_releases_of_verl(monkeypatch, installed):
+    monkeypatch.setattr(verl, "__version__", installed)
+    version.check()
+
+
+def test_no_verl_at_all(monkeypatch):
+    monkeypatch.setitem(sys.modules, "verl", None)
+    with pytest.raises(FIPOError, match="verl is not installed in this Python; run `pip install verl"):
+        version.check()

@@ -1,0 +1,114 @@
+"""verl's own trainer, as its users start it: Ray, two FSDP2 ranks on gloo, rollouts, rewards, three steps."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import hf_rollout
+import pytest
+import tiny
+import toy
+from overrides import ACTOR, FIPO, LOSS, ON_CPU
+
+from fipo.core.statistics import TOKEN_MEANS
+
+pytestmark = [pytest.mark.verl, pytest.mark.timeout(600)]
+HERE = Path(__file__).parent
+ROLLOUT = "actor_rollout_ref.rollout"
+STEPS = 3
+
+
+COMMAND = (
+    "algorithm.adv_estimator=grpo",
+    "data.train_batch_size=8",
+    "data.max_prompt_length=16",
+    "data.max_response_length=16",
+    "data.dataloader_num_workers=0",
+    "data.filter_overlong_prompts=False",
+    "actor_rollout_ref.model.enable_gradient_checkpointing=False",
+    "+actor_rollout_ref.model.override_config.attn_implementation=sdpa",
+    *ON_CPU,
+    *FIPO,
+    f"+{LOSS}.preset=7b",
+    f"{ACTOR}.ppo_mini_batch_size=4",  # two updates a rollout
+    f"{ACTOR}.ppo_micro_batch_size_per_gpu=4",
+    f"{ACTOR}.optim.lr=5e-3",
+    f"{ACTOR}.clip_ratio_high=0.28",
+    f"{ACTOR}.clip_ratio_c=10.0",
+    f"{ROLLOUT}.name={hf_rollout.NAME}",
+    f"{ROLLOUT}.n=4",
+    f"{ROLLOUT}.tensor_model_parallel_size=1",
+    f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu=4",
+    f"{ROLLOUT}.agent.num_workers=1",
+    f"{ROLLOUT}.free_cache_engine=False",
+    f"reward.custom_reward_function.path={HERE / 'toy.py'}",
+    "reward.num_workers=1",
+    "trainer.device=cpu",
+    "trainer.n_gpus_per_node=2",
+    "trainer.nnodes=1",
+    "trainer.logger=[console]",
+    "trainer.val_before_train=False",
+    "trainer.test_freq=-1",
+    "trainer.save_freq=-1",
+    f"trainer.total_training_steps={STEPS}",
+    "trainer.resume_mode=disable",
+    "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
+    "ray_kwargs.ray_init.num_cpus=16",
+    "+ray_kwargs.ray_init.num_gpus=2",  # the platform calls its CPU ranks so
+    "+ray_kwargs.ray_init.include_dashboard=False",
+    "+ray_kwargs.ray_init.object_store_memory=500000000",
+)
+
+
+def run(folder, *overrides):
+    model, prompts = tiny.save(folder / "model"), toy.write_prompts(folder / "prompts.jsonl")
+    files = (f"actor_rollout_ref.model.path={model}", f"data.train_files={prompts}", f"data.val_files={prompts}")
+    return subprocess.run(
+        [sys.executable, "-m", "verl.trainer.main_ppo", *COMMAND, *files, *overrides],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=folder,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]),
+            "OMP_NUM_THREADS": "1",
+            "RAY_ADDRESS": "local",
+            "RAY_DEDUP_LOGS": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "VERL_PLATFORM": "cpu",
+            "VERL_ENGINE_DEVICE": "cuda",
+            "VERL_USE_EXTERNAL_MODULES": "cpu_platform,hf_rollout",
+        },
+        timeout=500,
+    )
+
+
+def steps(log):
+    """The metrics that verl's console logger printed, one dictionary a step."""
+    lines = re.findall(r"step:\d+ - (.*)", log)
+    return [{name: float(value) for name, value in re.findall(r"([\w/@.]+):([-+.\de]+)", line)} for line in lines]
+
+
+def test_three_steps_with_metrics_and_weights_that_leave_one(tmp_path):
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stdout[-5000:]
+    logged = steps(done.stdout)
+    assert len(logged) == STEPS
+    for metrics in logged:
+        fipo = {name: metrics[f"actor/{name}"] for name in (*TOKEN_MEANS, "fipo/dropped_sequences")}
+        assert {"actor/pg_clipfrac", "actor/pg_clipfrac_lower", "actor/ppo_kl"} < set(metrics)
+        assert metrics["actor/grad_norm"] > 0
+        # At a rollout's first update all weights are 1, so at most the second half of the tokens is at a bound.
+        assert 0 < fipo["fipo/weight_at_low"] + fipo["fipo/weight_at_high"] <= 0.5
+        assert fipo["fipo/weight_mean"] != pytest.approx(1, abs=1e-4)
+        assert 0.8 <= fipo["fipo/weight_mean"] <= 1.2
+
+
+def test_one_update_a_rollout_is_refused_before_ray_starts(tmp_path):
+    done = run(tmp_path, "data.train_batch_size=4")
+    assert done.returncode != 0
+    assert "A rollout of 4 prompts × 4 samples gives 1 update of 4 prompts" in done.stdout
+    assert "ray init kwargs" not in done.stdout

@@ -1,6 +1,6 @@
 """One random batch, and what FIPO gives it by the naive twin: the trainer and every engine's plugin are held to it.
 
-The batch is told by its log-ratios. Each engine scores with a model of its own; π_old is then that minus the log-ratios.
+The batch is told by its log-ratios. An engine scores with a model of its own; π_old is that minus them.
 """
 
 import naive
@@ -15,7 +15,7 @@ DROPPED, OUTSIDE = 2, 4  # a row of two dual-clipped tokens, and one with a toke
 
 
 def batch():
-    """float64: log_ratio, advantages and mask (ROWS, TOKENS), lengths (ROWS,). Holes in the mask, rows of all lengths."""
+    """float64: log_ratio, advantages and mask (ROWS, TOKENS), lengths (ROWS,). The masks have holes."""
     generator = torch.Generator().manual_seed(0)
     log_ratio = 0.15 * torch.randn(ROWS, TOKENS, generator=generator, dtype=torch.double)
     advantages = torch.randn(ROWS, 1, generator=generator, dtype=torch.double).expand(ROWS, TOKENS).clone()

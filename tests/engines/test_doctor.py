@@ -167,6 +167,8 @@ def test_every_node_of_a_cluster_is_asked(tmp_path, capsys, monkeypatch):
 
     write(tmp_path / "older/fipo/__init__.py", "__version__ = '0.0.1'")
     write(tmp_path / "broken/fipo/__init__.py", "raise ImportError('libtorch.so: not there\\nand a long story')")
+    # fipo is installed beside Ray here, so its absence is played: Python would say the same words.
+    write(tmp_path / "nothing/fipo/__init__.py", "raise ModuleNotFoundError(\"No module named 'fipo'\")")
     folders = [str(tmp_path / name) for name in ("older", "broken", "nothing")]
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "env_vars": {"PYTHONPATH": str(SOURCE)}})
     try:

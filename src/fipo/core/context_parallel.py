@@ -6,11 +6,12 @@ Credit flows from right to left, so all that a chunk must know of what lies to i
     C_j = H_{j+1} + γ^{n_{j+1}} · C_{j+1},   C_last = 0
     future_kl_t = G_t + γ^{end_j − t} · C_j,   G: the chunk scanned alone
 
-n_j is the chunk's number of tokens, or of trained tokens with distance="trained". A sequence's dual-clipped tokens, which
-decide whether it is dropped, add up over its chunks; they do not depend on the weights, so both travel together.
+n_j is the chunk's number of tokens, or of trained tokens with distance="trained". A sequence's dual-clipped tokens,
+which decide whether it is dropped, add up over its chunks. They do not depend on the weights, so both travel together.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -60,19 +61,19 @@ def context_parallel_fipo_loss(
         InvalidInputError: Shapes, dtypes or devices do not fit.
         InvalidParameterError: The clip range is not one.
     """
-    clip = {"epsilon_low": epsilon_low, "epsilon_high": epsilon_high}
-    arguments = (old_logps, advantages, loss_mask, params)
-    with torch.no_grad():
-        alone = fipo_loss(logps.detach(), *arguments, cu_seqlens=chunks.cu_seqlens, **clip)
-        carry, dual_clipped_outside = _exchange(alone, chunks, params.decay_rate, group)
-    return fipo_loss(
-        logps,
-        *arguments,
+    of_chunks = partial(
+        fipo_loss,
+        old_logps=old_logps,
+        advantages=advantages,
+        loss_mask=loss_mask,
+        params=params,
+        epsilon_low=epsilon_low,
+        epsilon_high=epsilon_high,
         cu_seqlens=chunks.cu_seqlens,
-        carry=carry,
-        dual_clipped_outside=dual_clipped_outside,
-        **clip,
     )
+    with torch.no_grad():
+        carry, dual_clipped_outside = _exchange(of_chunks(logps.detach()), chunks, params.decay_rate, group)
+    return of_chunks(logps, carry=carry, dual_clipped_outside=dual_clipped_outside)
 
 
 def _exchange(

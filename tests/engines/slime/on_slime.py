@@ -4,6 +4,7 @@ Of Megatron only its groups are needed, which megatron_stub gives. slime's packa
 is imported; its modules are taken without that.
 """
 
+import importlib
 import os
 import sys
 import types
@@ -13,6 +14,7 @@ HERE = Path(__file__).parent
 SOURCE = Path(os.environ.get("SLIME_SRC") or HERE / "standin")
 
 sys.path[:0] = [str(SOURCE), str(HERE / "megatron_stub")]
-backend = types.ModuleType("slime.backends.megatron_utils")
-backend.__path__ = [str(SOURCE / "slime" / "backends" / "megatron_utils")]
-sys.modules[backend.__name__] = backend
+backends = importlib.import_module("slime.backends")
+package = types.ModuleType("slime.backends.megatron_utils")
+package.__path__ = [str(SOURCE / "slime" / "backends" / "megatron_utils")]
+sys.modules[package.__name__] = backends.megatron_utils = package

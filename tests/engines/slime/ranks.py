@@ -6,7 +6,6 @@ python ranks.py OUT            writes OUT/<world size>.pt on rank 0
 import os
 import sys
 from contextlib import contextmanager
-from itertools import pairwise
 
 import on_slime  # noqa: F401 - first: it puts slime on the path
 import torch

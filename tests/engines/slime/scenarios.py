@@ -7,9 +7,9 @@ from argparse import Namespace
 
 import torch
 from megatron.core import mpu
+from slime.backends.megatron_utils.cp_utils import slice_log_prob_with_cp
 
 from fipo.engines.slime.arguments import LOSS_PATH
-from slime.backends.megatron_utils.cp_utils import slice_log_prob_with_cp
 
 VOCABULARY = 24
 # (prompt, response): prompts longer than a chunk, responses within one chunk, a response of one token, uneven chunks.

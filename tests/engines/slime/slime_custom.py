@@ -3,8 +3,6 @@
 import torch
 from slime.backends.megatron_utils.cp_utils import slice_log_prob_with_cp
 
-CALLS = []
-
 
 def reject_every_third(args, *, pg_loss, loss_masks, total_lengths, response_lengths, **_):
     """A TIS function with rejection: other masks than it was given, and a metric of its own."""
@@ -18,7 +16,3 @@ def constant_divisor(total_lengths, response_lengths, loss_masks, calculate_per_
     here = [slice_log_prob_with_cp(m, *n) for m, *n in zip(loss_masks, total_lengths, response_lengths, strict=True)]
     mask = torch.cat(here)
     return lambda x: (x * mask).sum() / 100
-
-
-def hook(args, rollout_id, step_id, model, optimizer, scheduler):
-    CALLS.append((rollout_id, step_id, model))

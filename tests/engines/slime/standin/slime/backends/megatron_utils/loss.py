@@ -3,6 +3,8 @@
 import torch
 import torch.distributed.nn
 from megatron.core import mpu
+from torch.utils.checkpoint import checkpoint
+
 from slime.backends.megatron_utils.cp_utils import (
     all_gather_with_cp,
     get_sum_of_sample_mean,
@@ -11,7 +13,6 @@ from slime.backends.megatron_utils.cp_utils import (
 )
 from slime.utils.misc import load_function
 from slime.utils.ppo_utils import compute_approx_kl, compute_opsm_mask
-from torch.utils.checkpoint import checkpoint
 
 _CAPTURED = None
 

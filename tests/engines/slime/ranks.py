@@ -1,8 +1,9 @@
-"""Run by test_slime_loss.py on every rank (through torchrun): updates under every option, split in every way.
+"""Run by test_slime_loss.py: updates under every option, split in every way over 1, 2 and 4 processes with gloo.
 
-python ranks.py OUT            writes OUT/<world size>.pt on rank 0
+python ranks.py OUT            writes OUT/<world size>.pt
 """
 
+import multiprocessing
 import os
 import sys
 from contextlib import contextmanager
@@ -122,6 +123,7 @@ def collectives(chosen):
 
 def dump(folder):
     """The two debug dumps of one update with --use-rollout-logprobs: slime captures the loss's own log-probs."""
+    os.makedirs(folder)
     args = arguments(use_rollout_logprobs=True)
     chosen = samples({})
     slime_loss.enable_log_prob_capture()
@@ -140,9 +142,10 @@ def dump(folder):
     torch.save({"rollout_id": 0, "samples": rollout}, os.path.join(folder, "rollout_0.pt"))
 
 
-def main(folder):
-    dist.init_process_group("gloo")
-    world, results = dist.get_world_size(), {}
+def rank_main(folder, world, rank):
+    """One of `world` processes."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store_{world}", rank=rank, world_size=world)
+    results = {}
     for split, (cp_size, allgather, shares) in SPLITS[world].items():
         mpu.initialize(cp_size)
         share = shares[mpu.get_data_parallel_rank()]
@@ -159,14 +162,23 @@ def main(folder):
         if cp_size > 1 and not allgather:
             results[split, "collectives"] = {tuple(chosen): collectives(chosen) for chosen in ((0, 3), (2, 6))}
     if world == 1:
-        os.makedirs(os.path.join(folder, "dump"), exist_ok=True)
         dump(os.path.join(folder, "dump"))
-        results["samples"] = samples({})
-        results["knobs"] = KNOBS
-    if dist.get_rank() == 0:
+        results |= {"samples": samples({}), "knobs": KNOBS}
+    if rank == 0:
         torch.save(results, os.path.join(folder, f"{world}.pt"))
     dist.destroy_process_group()
 
 
+def main(folder):
+    """Forks every rank of every world, which saves them the imports; fails if one fails."""
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=rank_main, args=(folder, world, rank)) for world in SPLITS for rank in range(world)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    return int(any(process.exitcode for process in ranks))
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(*sys.argv[1:]))

@@ -30,25 +30,11 @@ DROPPED = 2  # the sample with two dual-clipped tokens
 def runs(tmp_path_factory):
     """What ranks.py found with 1, 2 and 4 processes, in one dict; and the folder."""
     folder = tmp_path_factory.mktemp("ranks")
-    started = [(world, launch(world, folder)) for world in (1, 2, 4)]
-    found = {}
-    for world, process in started:
-        output, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, output[-3000:]
-        found |= torch.load(folder / f"{world}.pt")
-    return found, folder
-
-
-def launch(world, folder):
-    command = [*("-m", "torch.distributed.run", "--standalone"), f"--nproc_per_node={world}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}  # nothing is compiled for the test
-    return subprocess.Popen(
-        [sys.executable, *command, str(HERE / "ranks.py"), str(folder)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-    )
+    command = [sys.executable, str(HERE / "ranks.py"), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return {k: v for world in (1, 2, 4) for k, v in torch.load(folder / f"{world}.pt").items()}, folder
 
 
 def assert_same_update(found, expected, shared_only=False):

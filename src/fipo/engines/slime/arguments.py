@@ -10,6 +10,7 @@ from fipo.params import PRESETS, Distance, FIPOParams
 LOSS_PATH = "fipo.engines.slime.fipo_loss_function"
 KNOBS = {field.name: field.default for field in fields(FIPOParams)}
 OF_THE_HOOK = ("update_index", "next_hook_path")  # what noise.py keeps in the namespace, as fipo_…
+WORDS = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}
 OTHER_LOSSES = ("gspo", "cispo")  # advantage estimators that in slime stand for a policy loss of their own
 
 
@@ -97,7 +98,7 @@ def _check_updates(args: argparse.Namespace) -> None:
 
 
 def _typed(name: str, value: Any) -> Any:
-    """YAML gives what it likes (`1e3` is a string, `32` no float); a value that is no number stays, to be refused."""
+    """To the type of the knob: YAML reads `1e3` as a string and `32` as an int."""
     wanted = type(KNOBS[name])
     try:
         right = wanted(value) if wanted is float and not isinstance(value, bool) else value
@@ -105,6 +106,6 @@ def _typed(name: str, value: Any) -> Any:
         right = value
     if type(right) is not wanted:
         raise InvalidParameterError(
-            f"fipo_{name} is {value!r}, but must be a {wanted.__name__} like {KNOBS[name]!r}; change it."
+            f"fipo_{name} is {value!r}, but must be {WORDS[wanted]}, like {KNOBS[name]!r}; change it."
         )
     return right

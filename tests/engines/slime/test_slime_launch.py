@@ -166,7 +166,14 @@ def test_slime_is_missing(tmp_path):
 
 def test_the_script_is_missing(tmp_path):
     sentence = refused(fork(f"train_twice.py {PULL_REQUEST_1801}", cwd=tmp_path))
-    assert "train_twice.py is neither here nor at" in sentence
+    assert f"train_twice.py is neither at {STANDIN} nor here" in sentence
+
+
+def test_a_script_of_the_users_own(tmp_path):
+    shutil.copy(STANDIN / "train.py", tmp_path / "mine.py")
+    (tmp_path / "train.py").write_text("raise SystemExit('this is not slime')\n")
+    for script, found in (("mine.py", tmp_path / "mine.py"), ("train.py", STANDIN / "train.py")):
+        assert started(fork(f"{script} {PULL_REQUEST_1801}", cwd=tmp_path))["argv"][0] == str(found)
 
 
 def test_slime_lacks_a_requirement(tmp_path):

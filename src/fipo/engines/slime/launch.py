@@ -103,13 +103,11 @@ def prepare(script: str) -> Path:
             "pip install -e, on every node."
         )
     package = Path(spec.origin).parent
-    path = Path(script)
-    if not path.exists():
-        path = package.parent / script
-    if not path.exists():
+    path = next((path for path in (package.parent / script, Path(script)) if path.is_file()), None)
+    if path is None:
         raise FIPOError(
-            f"{script} is neither here nor at {path}, but slime's scripts lie beside its package, in the source tree "
-            "alone; install slime with pip install -e, or give the script's path."
+            f"{script} is neither at {package.parent} nor here, but slime's scripts lie beside its package, in the "
+            "source tree alone; install slime with pip install -e, or give the script's path."
         )
     check_sources(package)
     try:

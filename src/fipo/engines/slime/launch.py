@@ -67,7 +67,7 @@ def custom_loss_flags(flags: list[str]) -> list[str]:
     for flag in rest:
         if flag.startswith(("--fipo-", "--no-fipo-")):
             raise InvalidParameterError(f"{flag} is not a flag of fipo's; {_nearest(flag)}")
-    check_arguments(known)  # as far as these flags go: what slime itself asserts would come first later
+    check_arguments(known)  # as far as these flags tell, and before slime's own assertions
     if known.custom_loss_function_path not in (None, LOSS_PATH):
         raise InvalidParameterError(
             f"--custom-loss-function-path is {known.custom_loss_function_path}, but fipo's loss is {LOSS_PATH}; "

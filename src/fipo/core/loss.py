@@ -103,7 +103,7 @@ def fipo_loss(
     loss = torch.maximum(surrogate, clipped_surrogate)
     ceiling = -weighted * params.dual_clip_c
     negative = advantages < 0
-    dual_clipped = negative & (loss > ceiling)
+    dual_clipped = negative & (ratio > params.dual_clip_c)  # loss > ceiling, but untouched by how the weight rounds
     loss = torch.where(negative, torch.minimum(loss, ceiling), loss)
     count = count_per_sequence(dual_clipped, cu_seqlens)
     dropped = (count if dual_clipped_outside is None else count + dual_clipped_outside) > params.max_dual_clipped

@@ -1,1 +1,1 @@
-"""Plugins for trainers of other people: each translates one engine's layout, calls `fipo.core` and forks nothing."""
+"""Plugins for training engines: they translate an engine's layout and call fipo.core."""

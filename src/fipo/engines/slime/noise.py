@@ -1,0 +1,62 @@
+"""The noise floor: at the first update after a rollout log-ratios must be 0, so what they hold there is noise.
+
+slime's custom loss function does not see which update it computes, so a hook before every update notes it in the
+namespace.
+"""
+
+import logging
+from argparse import Namespace
+from typing import Any
+
+import torch
+
+from fipo.core.loss import FIPOOutput
+from fipo.engines.slime.contract import slime_function
+
+logger = logging.getLogger(__name__)
+
+HOOK_PATH = "fipo.engines.slime.before_train_step"
+NOISE_LIMIT = 0.01  # a weight moved by more than this by noise alone is worth a warning
+
+
+def before_train_step(args: Namespace, rollout_id: int, step_id: int, *others: Any) -> None:
+    """For slime's --custom-megatron-before-train-step-hook-path: notes the update, then calls the user's own hook."""
+    args.fipo_update_index = step_id
+    own = getattr(args, "fipo_next_hook_path", None)
+    if own is not None:
+        slime_function("load_function")(own)(args, rollout_id, step_id, *others)
+
+
+def install_hook(args: Namespace) -> None:
+    """Makes slime call `before_train_step`, and that the hook which `args` names, if any."""
+    args.fipo_next_hook_path = getattr(args, "custom_megatron_before_train_step_hook_path", None)
+    args.custom_megatron_before_train_step_hook_path = HOOK_PATH
+
+
+def may_be_first_update(args: Namespace) -> bool:
+    """Whether this update follows a rollout; always, where no hook tells."""
+    return getattr(args, "fipo_update_index", 0) == 0
+
+
+class NoiseWatch:
+    """Warns if noise alone moves weights. It looks at one micro-batch a process: the first is surely at update 0."""
+
+    def __init__(self) -> None:
+        self.looked = False
+
+    def see(self, out: FIPOOutput, args: Namespace) -> None:
+        if self.looked or not out.kept.any():
+            return
+        self.looked = True
+        shift = torch.where(out.kept, (out.raw_weight - 1).abs(), 0).sum().item() / int(out.kept.sum())
+        if shift > NOISE_LIMIT:
+            cause = (
+                "with --use-rollout-logprobs π_old is the rollout engine's, whose log-probs differ from the trainer's; "
+                "drop the flag, so that slime recomputes them"
+                if args.use_rollout_logprobs
+                else "usual causes are dropout and kernels that are not deterministic"
+            )
+            logger.warning(
+                f"Noise floor: at the first update after a rollout log-ratios must be 0, but they move the weights by "
+                f"{shift:.1%} on average: {cause}."
+            )

@@ -1,0 +1,147 @@
+"""The custom loss on real ranks: slime's own policy loss where weights are neutral, and the same for every split.
+
+With SLIME_SRC set, all of it runs against slime's own modules; without, against a stand-in written from the contract.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from fipo import FIPOParams, fipo_loss
+from fipo.core.statistics import TOKEN_MEANS
+from fipo.traces.importers import import_dump
+
+HERE = Path(__file__).parent
+OPTIONS = [
+    *("plain", "high_only", "trained_distance", "kl_k1", "kl_k2", "kl_k3", "kl_low_var", "kl_unbiased", "entropy"),
+    *("tis", "tis_custom", "mismatch", "opsm", "reducer", "top_p", "temperature", "per_token", "recompute"),
+    "rollout_logprobs",
+]
+SPLITS = ["one_by_one", "dp2", "cp2", "cp2_one_by_one", "cp2_allgather", "cp2_allgather_one_by_one", "cp2_dp2", "cp4"]
+DROPPED = 2  # the sample with two dual-clipped tokens
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """What ranks.py found with 1, 2 and 4 processes, in one dict; and the folder."""
+    folder = tmp_path_factory.mktemp("ranks")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}  # nothing is compiled for the test
+    command = [sys.executable, str(HERE / "ranks.py"), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return {k: v for world in (1, 2, 4) for k, v in torch.load(folder / f"{world}.pt").items()}, folder
+
+
+def assert_same_update(found, expected, shared_only=False):
+    torch.testing.assert_close(found["loss"], expected["loss"], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(found["gradient"], expected["gradient"], rtol=1e-4, atol=1e-7)
+    names = list(expected["metrics"])
+    if not shared_only:
+        assert list(found["metrics"]) == names
+    assert {name: found["metrics"][name] for name in names} == pytest.approx(expected["metrics"], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("split", ["whole", "cp2"])
+def test_neutral_weights_are_slimes_policy_loss(runs, split, option):
+    found, policy = runs[0][split, option, "neutral"], runs[0][split, option, "policy"]
+    assert policy["gradient"].abs().max() > 1e-3
+    assert_same_update(found, policy, shared_only=True)
+    assert list(found["metrics"])[: len(policy["metrics"])] == list(policy["metrics"])
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_split_is_the_whole(runs, split, option):
+    assert_same_update(runs[0][split, option, "fipo"], runs[0]["whole", option, "fipo"])
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_credit_matters_here(runs, option):
+    """Else equal gradients would say nothing about the weights."""
+    fipo, neutral = runs[0]["whole", option, "fipo"], runs[0]["whole", option, "neutral"]
+    assert (fipo["gradient"] - neutral["gradient"]).abs().max() > 1e-3
+    assert fipo["metrics"]["fipo/weight_at_high"] > 0.1
+    assert fipo["metrics"]["fipo/safety_capped"] > 0
+
+
+@pytest.mark.parametrize("split", ["whole", "cp2", "cp2_allgather", "cp4"])
+def test_weights_are_those_of_the_padded_batch(runs, split):
+    if (split, "weights") not in runs[0]:
+        pytest.fail(f"{split} was not run")
+    samples = runs[0]["samples"]
+    columns = [runs[0]["whole", "log_probs"], *([s[name] for s in samples] for name in ("log_probs", "advantages"))]
+    mask = pad_sequence([sample["loss_masks"].bool() for sample in samples], batch_first=True)
+    out = fipo_loss(*(pad_sequence(c, batch_first=True) for c in columns), mask, FIPOParams(**runs[0]["knobs"]))
+    assert out.dropped.nonzero().flatten().tolist() == [DROPPED]
+    for row, weight in enumerate(runs[0][split, "weights"]):
+        torch.testing.assert_close(weight, out.weight[row, : len(weight)], rtol=1e-6, atol=1e-6)
+
+
+def test_pull_request_1801_crashes_under_context_parallelism(runs):
+    """Chunks and whole ranks without a response token, prompts longer than a chunk: every split was run."""
+    for split in SPLITS:
+        assert torch.isfinite(runs[0][split, "plain", "fipo"]["gradient"]).all()
+
+
+@pytest.mark.parametrize("split", ["whole", "cp2", "cp4"])
+def test_pull_request_1801_never_drops_a_sequence(runs, split):
+    """The two dual-clipped tokens lie in different chunks, so no rank sees both."""
+    gradient, dropped = runs[0][split, "dropped"]
+    assert gradient == 0 and dropped > 0
+    gradient, dropped = runs[0][split, "not_dropped"]
+    assert gradient > 1e-3 and dropped == 0
+
+
+def test_dropped_sequences_stay_in_the_denominators(runs):
+    """One of six rollouts is dropped."""
+    metrics = runs[0]["whole", "plain", "fipo"]["metrics"]
+    assert metrics["fipo/dropped_sequences"] == pytest.approx(1 / 6)
+    samples = runs[0]["samples"]
+    tokens = [sample["loss_masks"].sum().item() for sample in samples]
+    share = runs[0]["whole", "per_token", "fipo"]["metrics"]["fipo/dropped_sequences"]
+    assert share == pytest.approx(tokens[DROPPED] / sum(tokens))
+
+
+def test_pull_request_1801_statistics_depend_on_the_split(runs):
+    """Ours are sums over rollouts of means over their tokens; a mean of micro-batch means would be another number."""
+    samples, weights = runs[0]["samples"], runs[0]["whole", "weights"]
+    masks = [sample["loss_masks"].bool() for sample in samples]
+    shares = [(w * m).sum() / s["rollout_mask_sums"] for w, m, s in zip(weights, masks, samples, strict=True)]
+    exact = (sum(shares) / 6).item()
+    naive = torch.stack([w[m].mean() for w, m in zip(weights, masks, strict=True)]).mean().item()
+    assert abs(exact - naive) > 1e-3
+    for split in ["whole", *SPLITS]:
+        assert runs[0][split, "plain", "fipo"]["metrics"]["fipo/weight_mean"] == pytest.approx(exact, abs=1e-6)
+
+
+@pytest.mark.parametrize(("split", "cp_size"), [("cp2", 2), ("cp2_one_by_one", 2), ("cp4", 4)])
+def test_one_collective_whose_size_does_not_depend_on_length(runs, split, cp_size):
+    short, long = (runs[0][split, "collectives"][chosen] for chosen in ((0, 3), (2, 6)))
+    assert short == long == [(2, 2 * cp_size + 1)]
+
+
+def test_metrics_have_the_names_of_slime_and_of_every_engine(runs):
+    names = list(runs[0]["whole", "rollout_logprobs", "fipo"]["metrics"])
+    slimes = ["loss", "pg_loss", "entropy_loss", "pg_clipfrac", "ppo_kl", "train_rollout_logprob_abs_diff"]
+    noise = ["fipo/noise_floor", "fipo/noise_weight_shift"]
+    assert names == [*slimes, *TOKEN_MEANS, "fipo/dropped_sequences", *noise]
+
+
+def test_the_importer_finds_the_weights_in_slimes_dump(runs):
+    """slime's capture hook was called, so log_probs are the current policy's and the credit can be worked out again."""
+    params = FIPOParams(**runs[0]["knobs"])
+    found = import_dump("slime", runs[1] / "dump", params=params, current_logprobs=True)
+    samples = {sample["partition"]: sample for sample in runs[0]["samples"]}
+    assert len(found.traces) == len(samples)
+    for trace in found.traces:
+        sample, new = samples[trace.sample], runs[0]["whole", "log_probs"][trace.sample]
+        columns = (new, sample["rollout_log_probs"], sample["advantages"], sample["loss_masks"].bool())
+        out = fipo_loss(*(column[None] for column in columns), params)
+        torch.testing.assert_close(torch.tensor(trace.weight), out.weight[0], rtol=1e-6, atol=1e-6)
+        assert trace.dropped == bool(out.dropped)

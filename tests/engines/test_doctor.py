@@ -12,8 +12,10 @@ import torch
 from fipo import __version__
 from fipo.cli import main
 from fipo.engines import doctor
+from fipo.engines.slime import contract
 
 SOURCE = Path(__file__).parents[2] / "src"
+ARGUMENTS = "slime/utils/arguments.py"
 NO_CLUSTER = "def init(**options):\n    raise ConnectionError('Could not find any running Ray instance.')\n"
 
 
@@ -28,9 +30,11 @@ def node(tmp_path, monkeypatch):
         "sglang/__init__.py": "__version__ = '0.5'",
         "ray/__init__.py": f"__version__ = '2.60'\n{NO_CLUSTER}",
     }
-    for path, names in doctor.FUNCTIONS.items():
-        files[path] = "".join(f"def {name}():\n    pass\n" for name in sorted(names))
-    files[doctor.ARGUMENTS] += f'parser.add_argument("{doctor.FLAG}")\n'
+    for name, home in contract.HOMES.items():
+        if home.startswith("slime."):
+            path = f"{home.replace('.', '/')}.py"
+            files[path] = files.get(path, "") + f"def {name}():\n    pass\n"
+    files[ARGUMENTS] += f'parser.add_argument("{doctor.FLAG}")\n'
     for path, text in files.items():
         write(tmp_path / path, text)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(SOURCE)]))
@@ -125,13 +129,13 @@ def test_a_file_is_not_the_package(node, capsys):
 
 
 def test_a_slime_without_the_hooks(node, capsys):
-    write(node / doctor.ARGUMENTS, "def parse_args():\n    pass\n")
-    loss, context_parallel = list(doctor.FUNCTIONS)[1:]
-    write(node / loss, "def get_log_probs_and_entropy(:\n")
-    write(node / context_parallel, "slice_log_prob_with_cp = None\n")
+    write(node / ARGUMENTS, "def parse_args():\n    pass\n")
+    write(node / "slime/backends/megatron_utils/loss.py", "def get_log_probs_and_entropy(:\n")
+    (node / "slime/utils/misc.py").write_text("load_function = None\n")
     (node / "train.py").unlink()
     assert problems(capsys) == {
-        "slime's hooks": f"lacks {doctor.FLAG}, {loss}, slice_log_prob_with_cp",
+        "slime's hooks": "lacks slime.backends.megatron_utils.loss, slime.utils.misc.load_function, "
+        "--custom-loss-function-path",
         "slime's train.py": f"{node}/train.py",
     }
 

@@ -1,6 +1,5 @@
 """`fipo doctor slime`: what this node and a running Ray cluster lack for FIPO in slime. It starts nothing."""
 
-import ast
 import json
 import signal
 import subprocess
@@ -12,22 +11,12 @@ from typing import Any
 import torch
 
 from fipo import __version__
+from fipo.engines.slime import contract
 
 TIMEOUT = 120  # seconds: SGLang's import takes half a minute on a cold disk; Ray waits for a dead cluster forever
 RAY_NODES = Path(__file__).with_name("ray_nodes.py")
 
-# What the plugin takes from slime, by file, and the flag that leads slime to it.
-ARGUMENTS = "slime/utils/arguments.py"
-FUNCTIONS = {
-    ARGUMENTS: {"parse_args"},
-    "slime/backends/megatron_utils/loss.py": {
-        "get_log_probs_and_entropy",
-        "get_rollout_top_p_logprob_kwargs",
-        "_maybe_capture_log_probs",
-    },
-    "slime/backends/megatron_utils/cp_utils.py": {"slice_log_prob_with_cp"},
-}
-FLAG = "--custom-loss-function-path"
+FLAG = "--custom-loss-function-path"  # leads slime to the plugin
 
 IMPORT = """
 import importlib, json, os, sys
@@ -78,12 +67,14 @@ def _slime() -> list[Check]:
     if not package.ok:
         return [package]
     source = Path(answer["path"][0]).parent
-    lacking = _lacking(source)
+    missing = contract.lacking(source / "slime")
+    if f'"{FLAG}"' not in _text(source / "slime" / "utils" / "arguments.py"):
+        missing.append(FLAG)
     hooks = Check(
         "slime's hooks",
-        not lacking,
-        f"lacks {', '.join(lacking)}" if lacking else "all that the plugin calls",
-        "use a slime that has them (the plugin was read against its main branch of August 2026)",
+        not missing,
+        f"lacks {', '.join(missing)}" if missing else "all that the plugin calls",
+        f"install slime {contract.READ_AT}",
     )
     trainer = Check(
         "slime's train.py",
@@ -94,20 +85,8 @@ def _slime() -> list[Check]:
     return [package, hooks, trainer]
 
 
-def _lacking(source: Path) -> list[str]:
-    """What the plugin needs and this source of slime does not define. Reads the files: importing them needs GPUs."""
-    lacking = []
-    for file, names in FUNCTIONS.items():
-        try:
-            text = (source / file).read_text()
-            defined = {node.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)}
-        except (OSError, SyntaxError, UnicodeDecodeError):
-            lacking.append(file)
-            continue
-        lacking += sorted(names - defined)
-        if file == ARGUMENTS and f'"{FLAG}"' not in text:
-            lacking.append(FLAG)
-    return lacking
+def _text(file: Path) -> str:
+    return file.read_text(errors="replace") if file.is_file() else ""
 
 
 def _megatron() -> Check:

@@ -13,7 +13,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 SOURCE = Path(os.environ.get("SLIME_SRC") or HERE / "standin")
 
-sys.path[:0] = [str(SOURCE), str(HERE / "megatron_stub")]
+sys.path[:0] = [str(SOURCE), str(HERE / "megatron_stub"), str(HERE.parents[1])]
 backends = importlib.import_module("slime.backends")
 package = types.ModuleType("slime.backends.megatron_utils")
 package.__path__ = [str(SOURCE / "slime" / "backends" / "megatron_utils")]

@@ -7,12 +7,26 @@ import multiprocessing
 import os
 import sys
 from contextlib import contextmanager
+from dataclasses import asdict
 
 import on_slime  # noqa: F401 - first: it puts slime on the path
 import torch
 import torch.distributed as dist
+from engines import one_truth
 from megatron.core import mpu
-from scenarios import KNOBS, LENGTHS, NEUTRAL, OPTIONS, ROLLOUTS, arguments, local_tokens, micro_batch, samples, table
+from scenarios import (
+    KNOBS,
+    LENGTHS,
+    NEUTRAL,
+    OPTIONS,
+    ROLLOUTS,
+    arguments,
+    local_tokens,
+    micro_batch,
+    samples,
+    shared_samples,
+    table,
+)
 from slime.backends.megatron_utils import loss as slime_loss
 from slime.backends.megatron_utils.cp_utils import all_gather_with_cp, get_sum_of_sample_mean
 
@@ -36,9 +50,9 @@ SPLITS = {
 COMPARED = ("whole", "cp2")  # with slime's own policy loss
 
 
-def update(args, batches):
+def update(args, batches, model):
     """One optimizer step's loss, gradient and metrics, as slime and Megatron put them together from all ranks."""
-    model, totals, loss_sum = table(), 0, 0
+    totals, loss_sum = 0, 0
     for batch in batches:
         logits = model[local_tokens(batch["unconcat_tokens"], args.allgather_cp)][None]
         loss, _, log = slime_loss.loss_function(args, batch, len(batches), len(set(ROLLOUTS)), logits)
@@ -71,17 +85,26 @@ def kinds(options, split):
     yield "policy", arguments(**options, loss_type="policy_loss")
 
 
-def credit(allgather):
+def credit(args, chosen, model):
     """Every sample's log π_θ and weights, put together from the context-parallel ranks."""
-    args = arguments(allgather_cp=allgather)
-    batch = micro_batch(samples({}), args)
-    logits = table()[local_tokens(batch["unconcat_tokens"], allgather)][None]
+    batch = micro_batch(chosen, args)
+    logits = model[local_tokens(batch["unconcat_tokens"], args.allgather_cp)][None]
     names = ("unconcat_tokens", "total_lengths", "response_lengths")
     _, scores = slime_loss.get_log_probs_and_entropy(logits, args=args, **{name: batch[name] for name in names})
     local = [values.detach() for values in scores["log_probs"]]
     weight = token_credit(args, batch, local).weight.split([len(values) for values in local])
     lengths = (batch["total_lengths"], batch["response_lengths"])
     return [[all_gather_with_cp(*v).detach() for v in zip(side, *lengths, strict=True)] for side in (local, weight)]
+
+
+def truth(allgather):
+    """What the batch that all engines share gets: loss and gradient of one update, and the weights."""
+    knobs = {f"fipo_{name}": value for name, value in asdict(one_truth.PARAMS).items()}
+    args = arguments(allgather_cp=allgather, calculate_per_token_loss=True, **knobs)
+    model = table().detach().double().requires_grad_()
+    chosen = shared_samples(model.detach())
+    found = update(args, [micro_batch(chosen, args)], model) | {"weights": credit(args, chosen, model)[1]}
+    return found | {"model": model.detach(), "tokens": [sample["unconcat_tokens"] for sample in chosen]}
 
 
 def gradient_of_the_dropped(max_dual_clipped):
@@ -127,7 +150,7 @@ def dump(folder):
     args = arguments(use_rollout_logprobs=True)
     chosen = samples({})
     slime_loss.enable_log_prob_capture()
-    update(args, [micro_batch(chosen, args)])
+    update(args, [micro_batch(chosen, args)], table())
     captured = slime_loss.drain_captured_log_probs()
     names = {"unconcat_tokens": "tokens", "response_lengths": "response_lengths"}
     same = ("loss_masks", "rollout_log_probs", "advantages", "rollout_mask_sums")
@@ -154,9 +177,11 @@ def rank_main(folder, world, rank):
             for kind, args in kinds(options, split):
                 args.allgather_cp = allgather
                 batches = [micro_batch([everything[i] for i in chosen], args) for chosen in share]
-                results[split, option, kind] = update(args, batches)
+                results[split, option, kind] = update(args, batches, table())
         if len(shares) == 1:
-            results[split, "log_probs"], results[split, "weights"] = credit(allgather)
+            args = arguments(allgather_cp=allgather)
+            results[split, "log_probs"], results[split, "weights"] = credit(args, samples({}), table())
+            results[split, "one_truth"] = truth(allgather)
         results[split, "dropped"] = gradient_of_the_dropped(1)
         results[split, "not_dropped"] = gradient_of_the_dropped(2)
         if cp_size > 1 and not allgather:

@@ -6,6 +6,7 @@ The model is a table of logits a token, so that splitting a sequence over ranks 
 from argparse import Namespace
 
 import torch
+from engines import one_truth
 from megatron.core import mpu
 from slime.backends.megatron_utils.cp_utils import slice_log_prob_with_cp
 
@@ -121,6 +122,25 @@ def samples(options, seed=0):
     for sample, rollout in zip(found, ROLLOUTS, strict=True):
         sample["rollout_mask_sums"] = totals[rollout]
     return found
+
+
+def shared_samples(model):
+    """The samples of the batch that all engines share, scored by a table of logits."""
+    data, generator = one_truth.batch(), torch.Generator().manual_seed(0)
+    found = []
+    for row in range(one_truth.ROWS):
+        tokens = torch.randint(VOCABULARY, (3 * row + 1 + one_truth.TOKENS,), generator=generator)
+        new = token_log_probs(model, tokens)[-one_truth.TOKENS :]
+        sample = {"unconcat_tokens": tokens, "total_lengths": len(tokens), "response_lengths": one_truth.TOKENS}
+        sample |= {"log_probs": new - data["log_ratio"][row], "loss_masks": data["mask"][row].int()}
+        sample |= {"advantages": data["advantages"][row], "rollout_mask_sums": data["mask"][row].sum()}
+        found.append(sample | {"rollout_log_probs": sample["log_probs"], "ref_log_probs": new, "partition": row})
+    return found
+
+
+def token_log_probs(model, tokens):
+    """log π of every token but the first."""
+    return model[tokens[:-1]].log_softmax(-1).gather(-1, tokens[1:, None])[:, 0]
 
 
 LOCAL = ("log_probs", "rollout_log_probs", "ref_log_probs", "advantages")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from engines import one_truth
 from torch.nn.utils.rnn import pad_sequence
 
 from fipo import FIPOParams, fipo_loss
@@ -81,6 +82,15 @@ def test_weights_are_those_of_the_padded_batch(runs, split):
     assert out.dropped.nonzero().flatten().tolist() == [DROPPED]
     for row, weight in enumerate(runs[0][split, "weights"]):
         torch.testing.assert_close(weight, out.weight[row, : len(weight)], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("split", ["whole", "cp2", "cp2_allgather", "cp4"])
+def test_the_batch_that_all_engines_share(runs, split):
+    found = runs[0][split, "one_truth"]
+    one_truth.assert_same_credit(torch.stack(found["weights"]), found["loss"])
+    model = found["model"].requires_grad_()
+    rows = [model[t[:-1]].log_softmax(-1).gather(-1, t[1:, None])[-one_truth.TOKENS :, 0] for t in found["tokens"]]
+    one_truth.assert_same_gradients([found["gradient"]], torch.stack(rows), [model])
 
 
 def test_pull_request_1801_crashes_under_context_parallelism(runs):

@@ -39,17 +39,27 @@ def slime_function(name: str) -> Any:
 def check_sources(package: Path) -> None:
     """Raises a FIPOError if the slime in this folder lacks a name of HOMES.
 
-    It reads the sources and imports nothing, for the node that starts a run need not be able to import Megatron. What
-    has no Megatron backend at all is left to fail by itself.
+    What has no Megatron backend at all is left to fail by itself.
     """
-    if not (package / "backends" / "megatron_utils").is_dir():
-        return
+    if (package / "backends" / "megatron_utils").is_dir() and (missing := lacking(package)):
+        raise FIPOError(unsupported(f"{package} does not define {', '.join(missing)}"))
+
+
+def lacking(package: Path) -> list[str]:
+    """What of HOMES the slime in this folder does not define: `module.name`, or `module` where that cannot be read.
+
+    Nothing is imported, for the node that looks need not be able to import Megatron.
+    """
+    missing = []
     for module in sorted({home for home in HOMES.values() if home.startswith("slime.")}):
         file = package.joinpath(*module.split(".")[1:]).with_suffix(".py")
-        defined = _names_in(file) if file.exists() else set()
-        missing = sorted(name for name, home in HOMES.items() if home == module and name not in defined)
-        if missing:
-            raise FIPOError(unsupported(f"{file} does not define {', '.join(missing)}"))
+        try:
+            defined = _names_in(file)
+        except (OSError, SyntaxError, UnicodeDecodeError):
+            missing.append(module)
+            continue
+        missing += sorted(f"{module}.{name}" for name, home in HOMES.items() if home == module and name not in defined)
+    return missing
 
 
 def unsupported(problem: str) -> str:

@@ -101,8 +101,10 @@ def truth(allgather):
     """What the batch that all engines share gets: loss and gradient of one update, and the weights."""
     knobs = {f"fipo_{name}": value for name, value in asdict(one_truth.PARAMS).items()}
     args = arguments(allgather_cp=allgather, calculate_per_token_loss=True, **knobs)
-    model = table().detach().double().requires_grad_()
-    chosen = shared_samples(model.detach())
+    model, chosen = table(), shared_samples()
+    scores, _ = credit(args, chosen, model)
+    for sample, new, log_ratio in zip(chosen, scores, one_truth.batch()["log_ratio"], strict=True):
+        sample["log_probs"] = new.double() - log_ratio  # so that rounding π_θ does not move the log-ratio
     found = update(args, [micro_batch(chosen, args)], model) | {"weights": credit(args, chosen, model)[1]}
     return found | {"model": model.detach(), "tokens": [sample["unconcat_tokens"] for sample in chosen]}
 

@@ -44,6 +44,9 @@ OPTIONS = {
 }
 
 
+LOCAL = ("log_probs", "rollout_log_probs", "ref_log_probs", "advantages")
+
+
 def arguments(**changes):
     """slime's namespace, as far as its loss reads it."""
     defaults = {
@@ -124,26 +127,17 @@ def samples(options, seed=0):
     return found
 
 
-def shared_samples(model):
-    """The samples of the batch that all engines share, scored by a table of logits."""
+def shared_samples():
+    """The samples of the batch that all engines share; π_old is still to be put in."""
     data, generator = one_truth.batch(), torch.Generator().manual_seed(0)
     found = []
-    for row in range(one_truth.ROWS):
+    for row, (mask, advantages) in enumerate(zip(data["mask"], data["advantages"], strict=True)):
         tokens = torch.randint(VOCABULARY, (3 * row + 1 + one_truth.TOKENS,), generator=generator)
-        new = token_log_probs(model, tokens)[-one_truth.TOKENS :]
+        none = torch.zeros(one_truth.TOKENS)
         sample = {"unconcat_tokens": tokens, "total_lengths": len(tokens), "response_lengths": one_truth.TOKENS}
-        sample |= {"log_probs": new - data["log_ratio"][row], "loss_masks": data["mask"][row].int()}
-        sample |= {"advantages": data["advantages"][row], "rollout_mask_sums": data["mask"][row].sum()}
-        found.append(sample | {"rollout_log_probs": sample["log_probs"], "ref_log_probs": new, "partition": row})
+        sample |= {"loss_masks": mask.int(), "advantages": advantages, "rollout_mask_sums": mask.sum()}
+        found.append(sample | {"partition": row, **dict.fromkeys(LOCAL[:3], none)})
     return found
-
-
-def token_log_probs(model, tokens):
-    """log π of every token but the first."""
-    return model[tokens[:-1]].log_softmax(-1).gather(-1, tokens[1:, None])[:, 0]
-
-
-LOCAL = ("log_probs", "rollout_log_probs", "ref_log_probs", "advantages")
 
 
 def micro_batch(chosen, args):

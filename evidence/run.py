@@ -33,6 +33,7 @@ def main() -> int:
     parser.add_argument("series", nargs="+", choices=SERIES)
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["evidence.train"])  # slow imports, once for all
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, which ends the processes too
     with only_runner():
         todo = missing([run for name in options.series for run in SERIES[name]()])
@@ -69,7 +70,6 @@ def missing(runs: list[Run]) -> list[Run]:
 def run_all(runs: list[Run], processes: int, work: Callable[[Run], None]) -> list[Run]:
     """Runs in order, so many at a time, each in a process of its own. Returns those that failed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["evidence.train"])  # imports torch and transformers once for all runs
     waiting, working, failed = list(reversed(runs)), {}, []
     try:
         while waiting or working:

@@ -1,7 +1,7 @@
 """What is run, as data: settings, arms, seeds. docs/evidence.md says why; it was written before anything was run."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fipo import FIPOParams
@@ -59,6 +59,7 @@ LEARNING_RATES = (3e-5, 1e-4, 3e-4)
 SELECTION = [Arm(f"grpo_lr_{rate:g}", control="none", learning_rate=rate) for rate in LEARNING_RATES]
 SELECTION_SEEDS = range(100, 102)  # none of SEEDS: the rate is not fitted to the runs that count
 
+HIGHER_RATE = 1e-4  # the policy drifts further within a rollout, so the weights are larger
 ABLATIONS = {
     "decay rate": [Arm(f"decay_{rate:g}", params=FIPOParams(decay_rate=rate)) for rate in (4, 8, 128, math.inf)],
     "clip range": [
@@ -69,6 +70,9 @@ ABLATIONS = {
         arm for n in (2, 4, 16) for arm in (Arm(f"grpo_updates_{n}", "none", updates=n), Arm(f"updates_{n}", updates=n))
     ],
     "no mask, no safety": [Arm("unguarded", params=FIPOParams(dual_clip_c=math.inf, safety_thresh=math.inf))],
+    "higher learning rate": [
+        replace(arm, name=f"{arm.name}_rate_{HIGHER_RATE:g}", learning_rate=HIGHER_RATE) for arm in ARMS
+    ],
     "bfloat16 log-probs": [Arm("grpo_bf16", control="none", bf16=True), Arm("bf16", bf16=True)],
 }
 ABLATION_SETTING, ABLATION_SEEDS = "short", range(5)

@@ -6,6 +6,7 @@ python -m evidence.report
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ def main() -> int:
     return 0
 
 
-def blocks(results: Results, excluded: list[str], total: int) -> dict[str, str]:
+def blocks(results: Results, excluded: dict[str, str], total: int) -> dict[str, str]:
     """The document's tables by name."""
     return {
         "settings": settings_table(),
@@ -150,7 +151,7 @@ def ablation_table(results: Results) -> str:
     """Differences from GRPO and from FIPO with the default knobs, on the seeds that both have."""
     setting, rows = SETTINGS[ABLATION_SETTING], []
     for subject, arms in ABLATIONS.items():
-        for arm in [arm for arm in arms if arm.control is None]:
+        for arm in [arm for arm in arms if arm.control != GRPO.control]:
             row = [subject, arm.name]
             for score in SCORES.values():
                 ours = scores(results, setting, arm, score)
@@ -164,9 +165,13 @@ def ablation_table(results: Results) -> str:
 
 
 def baseline(arm: Arm) -> Arm:
-    """GRPO with everything else as in `arm`: as many updates, log-probs as exact."""
-    controls = [one for arms in ABLATIONS.values() for one in arms if one.control]
-    return next((one for one in controls if (one.updates, one.bf16) == (arm.updates, arm.bf16)), GRPO)
+    """GRPO with everything else as in `arm`: as many updates, log-probs as exact, as high a learning rate."""
+
+    def scaffold(one: Arm) -> Arm:
+        return replace(one, name="", control=GRPO.control, params=GRPO.params)
+
+    named = [one for arms in ABLATIONS.values() for one in arms if one.control == GRPO.control]
+    return next((one for one in named if scaffold(one) == scaffold(arm)), GRPO)
 
 
 def selection_table(results: Results) -> str:
@@ -192,11 +197,15 @@ def means_table(results: Results, columns: dict[str, str], reduce: Callable[[lis
     return table(["setting", "arm", *columns.values()], rows)
 
 
-def excluded_list(excluded: list[str], total: int) -> str:
-    """Every run that is left out, by name, with the reason."""
+def excluded_list(excluded: dict[str, str], total: int) -> str:
+    """Every run that is left out, by name, under the reason."""
     if not excluded:
         return f"All {total} runs are in."
-    return f"{total - len(excluded)} of {total} runs are in. Left out:\n\n" + "\n".join(f"- {one}" for one in excluded)
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in excluded.items():
+        by_reason.setdefault(reason, []).append(name)
+    lines = [f"- {', '.join(names)}: {reason}" for reason, names in by_reason.items()]
+    return f"{total - len(excluded)} of {total} runs are in. Left out:\n\n" + "\n".join(lines)
 
 
 def table(headings: list[str], rows: list[list[str]]) -> str:

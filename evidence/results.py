@@ -40,14 +40,14 @@ def read_result(run: Run) -> dict[str, Any]:
     return content
 
 
-def read_results(runs: list[Run]) -> tuple[dict[Run, dict[str, Any]], list[str]]:
-    """The results that are whole, and a sentence for each run that is left out."""
-    results, excluded = {}, []
+def read_results(runs: list[Run]) -> tuple[dict[Run, dict[str, Any]], dict[str, str]]:
+    """The results that are whole; and by name, why each other run is left out."""
+    results, excluded = {}, {}
     for run in runs:
         try:
             results[run] = read_result(run)
         except DataError as error:
-            excluded.append(str(error))
+            excluded[run.name] = str(error).removeprefix(f"{run.name} ")
     return results, excluded
 
 

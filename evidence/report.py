@@ -1,0 +1,228 @@
+"""Tables and plots of docs/evidence.md from the results that are there; what is left out is named.
+
+python -m evidence.report
+"""
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from evidence import plots
+from evidence.protocol import (
+    ABLATION_SEEDS,
+    ABLATION_SETTING,
+    ABLATIONS,
+    ARMS,
+    FIPO,
+    GRPO,
+    SELECTION,
+    SETTINGS,
+    SHUFFLED,
+    SMOLLM2,
+    UNIFORM,
+    Arm,
+    ablation_runs,
+    main_runs,
+    selection_runs,
+    smollm2_runs,
+)
+from evidence.results import read_results
+from evidence.statistics import (
+    SCORES,
+    Interval,
+    Results,
+    interquartile_mean,
+    paired_difference,
+    probability_of_improvement,
+    scores,
+)
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "evidence.md"
+COMPARED = [*SETTINGS.values(), SMOLLM2]
+PAIRS = [(FIPO, GRPO), (FIPO, SHUFFLED), (FIPO, UNIFORM), (SHUFFLED, GRPO), (UNIFORM, GRPO)]
+WEIGHT_COLUMNS = {  # column → heading; means over a run's rollouts
+    "log_ratio": "mean |log-ratio|",
+    "future_kl_abs": "mean |future_kl|",
+    "fipo/weight_at_low": "below the bounds",
+    "fipo/weight_at_high": "above",
+    "fipo/weight_mean": "mean weight",
+    "weight_where_positive": "where A > 0",
+    "weight_where_negative": "where A < 0",
+    "weight_std": "its deviation",
+    "weight_std_within": "within responses",
+    "fipo/participation": "participation",
+    "dropped": "dropped",
+    "noise_floor": "noise floor",
+}
+END_COLUMNS = {  # column → heading; after the last rollout
+    "length": "tokens a response",
+    "entropy": "entropy, nats",
+    "last_fipo/policy_kl": "policy KL",
+    "seconds": "wall-clock, s",
+    "cpu_seconds": "processor, s",
+}
+
+
+def main() -> int:
+    """Writes the tables into the document and draws the plots; prints what is left out."""
+    runs = [*selection_runs(), *main_runs(), *ablation_runs(), *smollm2_runs()]
+    results, excluded = read_results(runs)
+    found = blocks(results, excluded, len(runs))
+    DOCUMENT.write_text(fill(DOCUMENT.read_text(), found))
+    plots.draw(results, DOCUMENT.with_suffix(""))
+    print(found["excluded"])
+    return 0
+
+
+def blocks(results: Results, excluded: dict[str, str], total: int) -> dict[str, str]:
+    """The document's tables by name."""
+    return {
+        "settings": settings_table(),
+        "selection": selection_table(results),
+        "accuracy": accuracy_table(results),
+        "comparisons": comparison_table(results),
+        "ablations": ablation_table(results),
+        "weights": means_table(results, WEIGHT_COLUMNS, np.mean),
+        "ends": means_table(results, END_COLUMNS, lambda column: column[-1]),
+        "excluded": excluded_list(excluded, total),
+    }
+
+
+def fill(document: str, blocks: dict[str, str]) -> str:
+    """The document with each `<!-- name -->` … `<!-- /name -->` holding its block.
+
+    Raises:
+        ValueError: A block has no place.
+    """
+    for name, block in blocks.items():
+        place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not place.search(document):
+            raise ValueError(f"The document has no place for {name!r}; add <!-- {name} --> and <!-- /{name} -->.")
+        document = place.sub(lambda found, block=block: f"{found[1]}{block}\n{found[2]}", document)
+    return document
+
+
+def settings_table() -> str:
+    """What the settings of (a) differ in."""
+    settings = SETTINGS.values()
+    rows = {
+        "problems × responses in a rollout": [f"{s.prompts} × {s.group}" for s in settings],
+        "rollouts": [f"{s.rollouts}" for s in settings],
+        "of which warm the learning rate up, linearly": [f"{s.warmup_rollouts}" for s in settings],
+        "updates": [f"{8 * s.rollouts}" for s in settings],
+        "learning rate, chosen as below": [f"{s.learning_rate:g}" for s in settings],
+        "held-out problems, every so many rollouts": [f"{s.eval_problems}, every {s.eval_every}" for s in settings],
+        "held-out problems at the end": [f"{s.final_problems}" for s in settings],
+    }
+    return table(["", *(s.name for s in settings)], [[name, *cells] for name, cells in rows.items()])
+
+
+def accuracy_table(results: Results) -> str:
+    rows = []
+    for setting in COMPARED:
+        for arm in ARMS:
+            found = {name: scores(results, setting, arm, score) for name, score in SCORES.items()}
+            count = len(found["final accuracy"])
+            if count:
+                estimates = [interval(interquartile_mean(list(values.values()))) for values in found.values()]
+                rows.append([setting.name, arm.name, str(count), *estimates])
+    return table(["setting", "arm", "seeds", *(f"{name}, %" for name in SCORES)], rows)
+
+
+def comparison_table(results: Results) -> str:
+    rows = []
+    for setting in COMPARED:
+        for ours, theirs in PAIRS:
+            row = [setting.name, f"{ours.name} − {theirs.name}"]
+            for score in SCORES.values():
+                pair = [scores(results, setting, arm, score) for arm in (ours, theirs)]
+                if pair[0].keys() & pair[1].keys():
+                    row += [interval(paired_difference(*pair), sign="+"), interval(probability_of_improvement(*pair))]
+            rows += [row] if len(row) > 2 else []
+    headings = [text for name in SCORES for text in (f"{name}: difference, points", "P(better), %")]
+    return table(["setting", "pair", *headings], rows)
+
+
+def ablation_table(results: Results) -> str:
+    """Differences from GRPO and from FIPO with the default knobs, on the seeds that both have."""
+    setting, rows = SETTINGS[ABLATION_SETTING], []
+    for subject, arms in ABLATIONS.items():
+        for arm in [arm for arm in arms if arm.control != GRPO.control]:
+            row = [subject, arm.name]
+            for score in SCORES.values():
+                ours = scores(results, setting, arm, score)
+                for other in (baseline(arm), FIPO):
+                    theirs = scores(results, setting, other, score)
+                    shared = {seed: ours[seed] for seed in ours if seed in theirs and seed in ABLATION_SEEDS}
+                    row.append(interval(paired_difference(shared, theirs), sign="+") if shared else "not run")
+            rows.append(row)
+    headings = [f"{name} − {other}, points" for name in SCORES for other in ("its GRPO", "FIPO")]
+    return table(["ablation", "arm", *headings], rows)
+
+
+def baseline(arm: Arm) -> Arm:
+    """GRPO with everything else as in `arm`: as many updates, log-probs as exact, as high a learning rate."""
+
+    def scaffold(one: Arm) -> Arm:
+        return replace(one, name="", control=GRPO.control, params=GRPO.params)
+
+    named = [one for arms in ABLATIONS.values() for one in arms if one.control == GRPO.control]
+    return next((one for one in named if scaffold(one) == scaffold(arm)), GRPO)
+
+
+def selection_table(results: Results) -> str:
+    rows = []
+    for setting in SETTINGS.values():
+        for arm in SELECTION:
+            found = [list(scores(results, setting, arm, score).values()) for score in SCORES.values()]
+            if found[0]:
+                cells = [", ".join(f"{100 * value:.1f}" for value in values) for values in found]
+                rows.append([setting.name, f"{arm.learning_rate:g}", *cells])
+    return table(["setting", "learning rate", *(f"{name} of each seed, %" for name in SCORES)], rows)
+
+
+def means_table(results: Results, columns: dict[str, str], reduce: Callable[[list[float]], float]) -> str:
+    """Mean over seeds of each column, reduced over a run's rollouts."""
+    rows = []
+    for setting in COMPARED:
+        for arm in ARMS:
+            found = [r["rollouts"] for run, r in results.items() if (run.setting, run.arm) == (setting, arm)]
+            if found:
+                cells = [number([reduce(one[name]) for one in found if name in one]) for name in columns]
+                rows.append([setting.name, arm.name, *cells])
+    return table(["setting", "arm", *columns.values()], rows)
+
+
+def excluded_list(excluded: dict[str, str], total: int) -> str:
+    """Every run that is left out, by name, under the reason."""
+    if not excluded:
+        return f"All {total} runs are in."
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in excluded.items():
+        by_reason.setdefault(reason, []).append(name)
+    lines = [f"- {', '.join(names)}: {reason}" for reason, names in by_reason.items()]
+    return f"{total - len(excluded)} of {total} runs are in. Left out:\n\n" + "\n".join(lines)
+
+
+def table(headings: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def interval(found: Interval, sign: str = "") -> str:
+    """In percent; in bold where a difference's interval excludes zero."""
+    estimate, low, high = (100 * value for value in found)
+    text = f"{estimate:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+    return f"**{text}**" if sign and (low > 0 or high < 0) else text
+
+
+def number(values: list[float]) -> str:
+    return f"{np.mean(values):.3g}" if values else "–"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""What is said about results: interquartile means with stratified bootstrap intervals, and comparisons (rliable)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from rliable import library, metrics
+from scipy.stats import trim_mean
+
+from evidence.protocol import Arm, Run, Setting
+
+REPETITIONS, SLOW_REPETITIONS = 5000, 2000  # the second for probabilities of improvement
+Results = dict[Run, dict[str, Any]]
+Interval = tuple[float, float, float]  # estimate, lower and upper end of its 95 % interval
+
+
+def final_accuracy(result: dict[str, Any]) -> float:
+    """Held-out accuracy after the last rollout."""
+    return result["evaluations"]["accuracy"][-1]
+
+
+def area_under_curve(result: dict[str, Any]) -> float:
+    """Mean held-out accuracy over the samples: the trapezoids under the curve, divided by its width."""
+    samples, accuracy = (np.array(result["evaluations"][name]) for name in ("samples", "accuracy"))
+    return float(np.trapezoid(accuracy, samples) / (samples[-1] - samples[0]))
+
+
+SCORES: dict[str, Callable[[dict[str, Any]], float]] = {
+    "final accuracy": final_accuracy,
+    "area under curve": area_under_curve,
+}
+
+
+def scores(results: Results, setting: Setting, arm: Arm, score: Callable[[dict[str, Any]], float]) -> dict[int, float]:
+    """By seed, of the runs that are there."""
+    found = {run.seed: result for run, result in results.items() if (run.setting, run.arm) == (setting, arm)}
+    return {seed: score(result) for seed, result in sorted(found.items())}
+
+
+def interquartile_mean(values: list[float]) -> Interval:
+    """Of one score a seed, with the percentile bootstrap over seeds."""
+    return tuple(interquartile_means(np.array(values)[:, None])[0])
+
+
+def interquartile_means(values: np.ndarray) -> np.ndarray:
+    """(points, 3) from (seeds, points): each point's interquartile mean over seeds, and its interval."""
+    point, interval = _bootstrap(values, lambda drawn: trim_mean(drawn, 0.25, axis=0), REPETITIONS)
+    return np.stack([point, *interval], axis=1)
+
+
+def paired_difference(ours: dict[int, float], theirs: dict[int, float]) -> Interval:
+    """Interquartile mean of the differences on the seeds that both have: same start, same problems."""
+    seeds = sorted(ours.keys() & theirs.keys())
+    return interquartile_mean([ours[seed] - theirs[seed] for seed in seeds])
+
+
+def probability_of_improvement(ours: dict[int, float], theirs: dict[int, float]) -> Interval:
+    """That a run of ours scores above a run of theirs, seeds drawn independently; a tie is half."""
+    columns = [np.array(list(values.values()))[:, None] for values in (ours, theirs)]
+    point, interval = _bootstrap(
+        columns, lambda *drawn: np.array([metrics.probability_of_improvement(*drawn)]), SLOW_REPETITIONS
+    )
+    return float(point[0]), *interval[:, 0]
+
+
+def _bootstrap(
+    values: np.ndarray | list[np.ndarray], statistic: Callable[..., np.ndarray], repetitions: int
+) -> tuple[np.ndarray, np.ndarray]:
+    np.random.seed(0)  # rliable draws from numpy's global generator
+    points, intervals = library.get_interval_estimates({"": values}, statistic, reps=repetitions)
+    return points[""], intervals[""]

@@ -1,0 +1,168 @@
+"""Results are whole or named, a series goes on where it stopped, and the report's figures are right by hand."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from rliable import metrics
+
+from evidence import protocol, report, run, statistics
+from evidence.protocol import (
+    ABLATIONS,
+    ARMS,
+    FIPO,
+    GRPO,
+    SETTINGS,
+    Run,
+    ablation_runs,
+    main_runs,
+    selection_runs,
+    smollm2_runs,
+)
+from evidence.results import read_result, read_results, write_result
+from fipo import DataError
+
+SHORT = SETTINGS["short"]
+MEASURED = {
+    "rollouts": {"samples": [8.0, 16.0], "reward": [0.25, 0.5]},
+    "evaluations": {"samples": [0.0, 8.0, 16.0], "accuracy": [0.2, 0.4, 0.8]},
+}
+
+
+@pytest.fixture(autouse=True)
+def few_repetitions(monkeypatch):
+    monkeypatch.setattr(statistics, "REPETITIONS", 200)
+    monkeypatch.setattr(statistics, "SLOW_REPETITIONS", 20)
+
+
+@pytest.fixture(autouse=True)
+def results_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(protocol, "RESULTS", tmp_path)
+    return tmp_path
+
+
+def test_the_protocol_names_every_run_once():
+    runs = [*selection_runs(), *main_runs(), *ablation_runs(), *smollm2_runs()]
+    assert len({one.name for one in runs}) == len(runs) == len({one.file for one in runs})
+    assert len([one for one in main_runs() if one.setting.name == "long" and one.arm is FIPO]) >= 10
+    assert not {one.seed for one in selection_runs()} & {one.seed for one in main_runs()}
+    assert all(one.arm.control == "none" for one in selection_runs()), "the rate is chosen on GRPO alone"
+
+
+def test_arms_differ_in_the_control_alone():
+    assert len({replace(arm, name="", control=None) for arm in ARMS}) == 1
+
+
+def test_a_result_comes_back(results_folder):
+    write_result(Run(SHORT, FIPO, 0), MEASURED)
+    assert read_result(Run(SHORT, FIPO, 0))["evaluations"] == MEASURED["evaluations"]
+    assert [file.name for file in results_folder.rglob("*") if file.is_file()] == ["0.json"]
+
+
+def spoil_text(file):
+    file.write_text(file.read_text()[:-40])
+
+
+def spoil_number(file):
+    file.write_text(file.read_text().replace("0.8", "0.9"))
+
+
+def spoil_bytes(file):
+    file.write_bytes(b"\xff\xfe\x00")
+
+
+def spoil_type(file):
+    file.write_text("[1, 2]")
+
+
+def spoil_file(file):
+    file.unlink()
+    file.mkdir()
+
+
+def spoil_knob(file):
+    content = json.loads(file.read_text())
+    other = replace(SHORT, learning_rate=0.5)
+    file.unlink()
+    write_result(Run(other, FIPO, content["run"]["seed"]), MEASURED)
+
+
+@pytest.mark.parametrize("spoil", [spoil_text, spoil_number, spoil_bytes, spoil_type, spoil_file, spoil_knob])
+def test_a_spoiled_result_is_left_out_by_name(spoil):
+    good, bad, absent = (Run(SHORT, FIPO, seed) for seed in range(3))
+    write_result(good, MEASURED)
+    write_result(bad, MEASURED)
+    spoil(bad.file)
+    with pytest.raises(DataError, match=bad.name):
+        read_result(bad)
+    results, excluded = read_results([good, bad, absent])
+    assert list(results) == [good]
+    assert list(excluded) == [bad.name, absent.name] and "not run" in excluded[absent.name]
+    assert "not run" not in excluded[bad.name]
+    listed = report.excluded_list(excluded, 3)
+    assert bad.name in listed and absent.name in listed and "1 of 3" in listed
+
+
+def test_a_series_goes_on_where_it_stopped(capsys):
+    runs = [Run(SHORT, FIPO, seed) for seed in range(3)]
+    write_result(runs[0], MEASURED)
+    write_result(runs[1], MEASURED)
+    spoil_number(runs[1].file)
+    assert run.missing(runs) == runs[1:]
+    printed = capsys.readouterr().out
+    assert "1 of 3 runs are done" in printed and runs[1].name in printed and runs[2].name not in printed
+
+
+def test_interquartile_mean_and_area_by_hand():
+    values = [0.9, 0.1, 0.5, 0.4, 0.6, 0.2, 0.8, 0.3]  # the middle half: 0.3 0.4 0.5 0.6
+    middle, low, high = statistics.interquartile_mean(values)
+    assert middle == pytest.approx(0.45) and 0.1 <= low < 0.45 < high <= 0.9
+    assert middle == pytest.approx(metrics.aggregate_iqm(np.array(values)[:, None]))
+    assert statistics.area_under_curve(MEASURED) == pytest.approx((0.3 * 8 + 0.6 * 8) / 16)
+    assert statistics.final_accuracy(MEASURED) == 0.8
+
+
+def test_paired_differences_use_shared_seeds_only():
+    ours, theirs = {0: 0.5, 1: 0.7, 2: 0.9, 7: 0.0}, {0: 0.4, 1: 0.6, 2: 0.8, 9: 1.0}
+    np.testing.assert_allclose(statistics.paired_difference(ours, theirs), (0.1, 0.1, 0.1))
+
+
+def test_probability_of_improvement_by_hand():
+    ours, theirs = {0: 0.5, 1: 0.7, 2: 0.9}, {0: 0.6, 1: 0.8}
+    wins = sum(a > b for a in ours.values() for b in theirs.values())  # 0.7 > 0.6, 0.9 > both
+    assert statistics.probability_of_improvement(ours, theirs)[0] == pytest.approx(wins / 6) == 0.5
+
+
+def test_tables_mark_what_excludes_zero():
+    for seed in range(4):
+        for arm, gain in ((GRPO, 0.0), (FIPO, 0.1)):
+            accuracy = [0.2, 0.3 + gain, 0.5 + gain + 0.01 * seed]
+            rollouts = {"samples": [8.0], "reward": [0.5]}
+            write_result(
+                Run(SHORT, arm, seed),
+                {"rollouts": rollouts, "evaluations": {"samples": [0, 8, 16], "accuracy": accuracy}},
+            )
+    results, _ = read_results(main_runs())
+    assert "| short | fipo | 4 | 61.5 [" in report.accuracy_table(results)
+    assert "| short | fipo − grpo | **+10.0 [+10.0, +10.0]** |" in report.comparison_table(results)
+
+
+def test_blocks_replace_what_was_there_and_need_a_place():
+    document = "a\n<!-- x -->\nold\n<!-- /x -->\nb\n"
+    assert report.fill(report.fill(document, {"x": r"\1 new"}), {"x": r"\1 new"}) == document.replace("old", r"\1 new")
+    with pytest.raises(ValueError, match="'y'"):
+        report.fill(document, {"y": ""})
+
+
+def test_the_document_has_a_place_for_every_table():
+    report.fill(report.DOCUMENT.read_text(), dict.fromkeys(report.blocks({}, {}, 0), ""))
+
+
+def test_ablations_are_compared_with_the_grpo_of_their_own_scaffold():
+    found = {
+        arm.name: report.baseline(arm).name for arms in ABLATIONS.values() for arm in arms if arm.control != "none"
+    }
+    assert found["updates_16"] == "grpo_updates_16" and found["bf16"] == "grpo_bf16"
+    assert found["uniform_rate_0.0001"] == found["fipo_rate_0.0001"] == "grpo_rate_0.0001"
+    assert {found[name] for name in ("decay_4", "decay_inf", "clip_0.5", "high_only", "unguarded")} == {"grpo"}

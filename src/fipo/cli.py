@@ -48,6 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
         extra = "report" if arguments[0] == "report" else "train"
         return _fail(f"{error}; install what is missing with pip install 'fipo[{extra}]'.")
     except OSError as error:
+        if arguments[0] != "train":
+            return _fail(f"{error}; check the path and the room on its disk.")
         if error.errno not in DISK_ERRORS:
             raise
         return _fail(f"{error}; the last whole checkpoint is untouched: make room and go on with --resume true.")

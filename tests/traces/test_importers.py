@@ -147,3 +147,22 @@ def test_bad_requests(tmp_path):
         import_dump("slime", tmp_path / "nowhere")
     with pytest.raises(DataError, match="holds no slime dump that could be read"):
         import_dump("slime", tmp_path)
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, "5", '{"input": 3, "output": "x", "score": 1}', "\xff" * 1000])
+def test_hostile_lines_are_named_once_a_file(line, tmp_path):
+    whole = json.dumps({"input": "\ud800?", "output": "4", "score": 1.0, "step": 7})
+    huge = json.dumps({"input": "?", "output": "4", "score": 1.0, "step": 10**12})
+    (tmp_path / "7.jsonl").write_text(f"{line}\n{whole}\n{huge}\n")
+    found = import_dump("verl", tmp_path)
+    assert len(found) == 1
+    assert "7.jsonl, line 1, 3 was left out" in found.problems[0] and len(found.problems[0]) < 600
+    write_traces(found, tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("dump", [[1], {"format_version": 2, "rollout_id": 0, "samples": 5}, {"format_version": 2}])
+def test_dumps_of_another_shape_are_a_sentence(dump, tmp_path):
+    torch.save(dump, tmp_path / "train_0.pt")
+    torch.save({"rollout_id": 0, "samples": ["text"]}, tmp_path / "rollout_0.pt")
+    with pytest.raises(DataError, match="holds no slime dump that could be read"):
+        import_dump("slime", tmp_path)

@@ -100,3 +100,40 @@ def test_mixed_tokenizers_are_named_and_shown(tmp_path):
     assert len(found) == 2
     assert "The traces mix tokenizers" in found.problems[0]
     assert "in run 'one' and b'?' in run 'two'" in found.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda table: table.drop_columns(["weight"]), "it lacks the columns weight"),
+        (lambda table: table.set_column(0, "run", [pa.array([[1]])]), "was left out"),
+        (
+            lambda table: table.set_column(11, "token_ids", [pa.array([[None] * 7], pa.list_(pa.int32()))]),
+            "holds a null",
+        ),
+        (lambda table: with_metadata(table, "fipo.params", '{"decay": 3}'), "its fipo.params are not FIPOParams"),
+        (lambda table: with_metadata(table, "fipo.params", "[]"), "its fipo.params are not FIPOParams"),
+        (lambda table: with_metadata(table, "fipo.schema_version", "x"), "its schema version is x"),
+    ],
+)
+def test_damaged_files_are_a_sentence_each(damage, sentence, tmp_path):
+    table = pq.read_table(write_traces([make()], tmp_path / "whole.parquet", FIPOParams()))
+    assert table.column_names[11] == "token_ids"
+    pq.write_table(damage(table), tmp_path / "damaged.parquet")
+    found = read_traces(tmp_path)
+    assert len(found) == 1
+    assert sentence in found.problems[0] and "damaged.parquet" in found.problems[0]
+
+
+def test_a_control_and_several_settings_are_told(tmp_path):
+    write_traces([make()], tmp_path / "a.parquet", FIPOParams(decay_rate=2.0), control="shuffle")
+    write_traces([make()], tmp_path / "b.parquet", FIPOParams(decay_rate=16.0))
+    problems = " ".join(read_traces(tmp_path).problems)
+    assert "trained with fipo_control shuffle" in problems
+    assert "several settings" in problems
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        read_traces(tmp_path / "nowhere")
+
+
+def with_metadata(table, name, value):
+    return table.replace_schema_metadata({**table.schema.metadata, name.encode(): value})

@@ -38,6 +38,8 @@ def analyze(traces: TraceSet) -> dict[str, Any]:
         raise DataError("No trace holds log-ratios, so there is no credit to analyse; import a dump that tells π_θ.")
     params = traces.params or FIPOParams()
     packed = _Packed(known)
+    if not packed.trained.any():
+        raise DataError("No trace holds a trained token with a finite log-ratio, so there is no credit to analyse.")
     weight, raw = packed.weights(params)
     trained = packed.trained
     result: dict[str, Any] = {
@@ -54,7 +56,8 @@ def analyze(traces: TraceSet) -> dict[str, Any]:
         "explained": _explained(packed, weight),
         "noise_floor": _noise_floor(packed, raw),
     }
-    return result | {"warnings": _warnings(result)}
+    broken = f"{packed.broken} log-ratios are not finite and left out: look for NaN in the log-probs."
+    return result | {"warnings": [broken] * (packed.broken > 0) + _warnings(result)}
 
 
 class _Packed:
@@ -69,6 +72,9 @@ class _Packed:
             return np.concatenate(list(filled))
 
         self.log_ratio, self.trained = join("log_ratio", 0), join("trained", 1).astype(bool)
+        finite = np.isfinite(self.log_ratio)
+        self.broken = int((self.trained & ~finite).sum())
+        self.log_ratio, self.trained = np.where(finite, self.log_ratio, 0), self.trained & finite
         self.advantages, self.flags = join("advantages", 0), join("flags", 0).astype("uint8")
         self.cu_seqlens = torch.tensor([0, *lengths]).cumsum(0)
         self.position = np.concatenate([np.arange(n) for n in lengths])

@@ -53,7 +53,7 @@ class Trace:
     """One completion of T tokens at one update. Arrays are (T,); None means that the source does not tell.
 
     Raises:
-        InvalidInputError: The columns differ in length.
+        InvalidInputError: The columns differ in length, or a number is too large.
     """
 
     token_ids: np.ndarray  # int32
@@ -61,7 +61,7 @@ class Trace:
     trained: np.ndarray  # bool
     run: str = ""
     rollout: int = 0
-    update: int = 0  # within the rollout, from 0
+    update: int = 0  # within the rollout, from 0; −1: the source does not tell
     group: int = 0  # completions of one prompt share it
     sample: int = 0  # within the rollout; with `rollout` and `update` it names the trace
     prompt: str = ""
@@ -81,6 +81,12 @@ class Trace:
     stop_reason: str = ""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str):
+            raise InvalidInputError(f"prompt is a {type(self.prompt).__name__}, but must be text; give text.")
+        self.prompt = self.prompt.encode(errors="replace").decode()  # a lone surrogate is no UTF-8
+        for name, bits in {"rollout": 31, "update": 15, "group": 31, "sample": 31}.items():
+            if not -(2**bits) <= getattr(self, name) < 2**bits:
+                raise InvalidInputError(f"{name} is {getattr(self, name)}, but must fit {bits + 1} bits; renumber it.")
         for name in PER_TOKEN:
             value = getattr(self, name)
             if value is not None and len(value) != len(self.token_ids):

@@ -16,7 +16,8 @@ from fipo.params import FIPOParams
 from fipo.run_folder import TRACES_FOLDER, whole_file
 from fipo.traces.schema import PER_TOKEN, SCHEMA, SCHEMA_VERSION, Trace
 
-VERSION_KEY, PARAMS_KEY = b"fipo.schema_version", b"fipo.params"
+VERSION_KEY, PARAMS_KEY, CONTROL_KEY = b"fipo.schema_version", b"fipo.params", b"fipo.control"
+REQUIRED = ("token_ids", "token_bytes", "trained")
 
 
 @dataclass(slots=True)
@@ -34,13 +35,20 @@ class TraceSet(Sequence[Trace]):
         return len(self.traces)
 
 
-def write_traces(traces: Iterable[Trace], path: str | os.PathLike[str], params: FIPOParams | None = None) -> Path:
+def write_traces(
+    traces: Iterable[Trace],
+    path: str | os.PathLike[str],
+    params: FIPOParams | None = None,
+    *,
+    control: str | None = None,
+) -> Path:
     """Writes one Parquet file, whole or not at all.
 
     Args:
         traces: Any number of Trace.
         path: The file; its folder is made. An existing file is replaced.
         params: The knobs that made the weights; kept in the file's metadata for what-if analysis.
+        control: The `fipo_control` that replaced these weights in the loss, if any.
 
     Returns:
         The path.
@@ -48,6 +56,8 @@ def write_traces(traces: Iterable[Trace], path: str | os.PathLike[str], params: 
     metadata = {VERSION_KEY: str(SCHEMA_VERSION)}
     if params is not None:
         metadata[PARAMS_KEY] = json.dumps(asdict(params))
+    if control is not None:
+        metadata[CONTROL_KEY] = control
     rows = list(traces)
     columns = [pa.array([_cell(getattr(row, name)) for row in rows], SCHEMA.field(name).type) for name in SCHEMA.names]
     with whole_file(path) as partial:
@@ -56,7 +66,7 @@ def write_traces(traces: Iterable[Trace], path: str | os.PathLike[str], params: 
 
 
 def read_traces(path: str | os.PathLike[str], pattern: str = "*.parquet") -> TraceSet:
-    """Reads a Parquet file, or those in a folder or in its `traces` folder, by rollout, update and sample.
+    """Reads a Parquet file, or those in a folder or in its `traces` folder, by run, rollout, group, sample, update.
 
     A file that cannot be read is left out and named in `problems`, like traces of several tokenizers.
 
@@ -67,11 +77,13 @@ def read_traces(path: str | os.PathLike[str], pattern: str = "*.parquet") -> Tra
     Raises:
         DataError: There is no trace at all.
     """
+    if not Path(path).exists():
+        raise DataError(f"{path} does not exist, but must be a run, its traces or a trace file; check the path.")
     found = TraceSet()
     for file in _files(Path(path), pattern):
         try:
             _read_file(file, found)
-        except (pa.ArrowException, OSError, DataError, ValueError) as error:
+        except (pa.ArrowException, OSError, DataError, ValueError, TypeError) as error:
             found.problems.append(f"{file} was left out: {error}")
     if not found.traces:
         why = "; ".join(found.problems) or f"it holds no {pattern} file; train with fipo_trace_every above 0"
@@ -91,20 +103,52 @@ def _files(path: Path, pattern: str) -> list[Path]:
 def _read_file(file: Path, found: TraceSet) -> None:
     table = pq.read_table(file)
     metadata = table.schema.metadata or {}
-    version = int(metadata.get(VERSION_KEY, 0))
-    if version != SCHEMA_VERSION:
+    version = metadata.get(VERSION_KEY, b"missing").decode()
+    if version != str(SCHEMA_VERSION):
         raise DataError(
-            f"its schema version is {version or 'missing'}, but this fipo reads {SCHEMA_VERSION}; "
-            + ("update fipo." if version > SCHEMA_VERSION else "convert it with `fipo import`.")
+            f"its schema version is {version}, but this fipo reads {SCHEMA_VERSION}; "
+            + ("convert it with `fipo import`." if version == "missing" else "update fipo.")
         )
-    if PARAMS_KEY in metadata:
-        found.params = FIPOParams(**json.loads(metadata[PARAMS_KEY]))
-    for row in table.to_pylist():
-        row["rewards"] = dict(row["rewards"] or ())
-        for name, kind in PER_TOKEN.items():
-            if name != "token_bytes" and row[name] is not None:
-                row[name] = np.array(row[name], dtype=kind.to_pandas_dtype())
-        found.traces.append(Trace(**row))
+    missing = sorted(set(SCHEMA.names) - set(table.column_names))
+    if missing:
+        raise DataError(f"it lacks the columns {', '.join(missing)}; write it with fipo.traces.write_traces.")
+    params = _params_of(metadata)
+    found.traces += [_trace_of(row) for row in table.select(SCHEMA.names).cast(SCHEMA).to_pylist()]
+    if CONTROL_KEY in metadata:
+        _tell(
+            found,
+            f"The run was trained with fipo_control {metadata[CONTROL_KEY].decode()}: pages and analyses recompute the "
+            "weights that FIPO would have given; those that the loss used are the traces' column `weight`.",
+        )
+    if params and found.params and params != found.params:
+        _tell(found, f"The traces were made with several settings; what is recomputed takes {params}.")
+    found.params = params or found.params
+
+
+def _trace_of(row: dict[str, Any]) -> Trace:
+    row["rewards"] = dict(row["rewards"] or ())
+    for name, kind in PER_TOKEN.items():
+        if row[name] is None and name not in REQUIRED:
+            continue
+        if row[name] is None or (name in REQUIRED and None in row[name]):
+            raise DataError(f"its column {name} holds a null, but every token needs a value; write the file again.")
+        if name != "token_bytes":
+            row[name] = np.array(row[name], dtype=kind.to_pandas_dtype())
+    return Trace(**row)
+
+
+def _params_of(metadata: dict[bytes, bytes]) -> FIPOParams | None:
+    if PARAMS_KEY not in metadata:
+        return None
+    try:
+        return FIPOParams(**json.loads(metadata[PARAMS_KEY]))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"its fipo.params are not FIPOParams: {error}; write the file again.") from error
+
+
+def _tell(found: TraceSet, sentence: str) -> None:
+    if sentence not in found.problems:
+        found.problems.append(sentence)
 
 
 def mixed_tokenizers(traces: Iterable[Trace]) -> list[str]:

@@ -39,9 +39,12 @@ class TraceWriter:
         samples: int,
         group_size: int,
         rank: int,
+        eos_token_ids: set[int],
+        control: str | None,
     ) -> None:
         self.run, self.params, self.reward_names = run, params, reward_names
         self.every, self.samples, self.group_size, self.rank = every, samples, group_size, rank
+        self.eos_token_ids, self.control = eos_token_ids, control
         self.tokenizer, self.bytes_of = tokenizer, byte_decoder(tokenizer)
 
     def due(self, rollout: int) -> bool:
@@ -57,7 +60,7 @@ class TraceWriter:
         columns = self._columns(result, inputs, mask)
         traces = [self._trace(row, columns, inputs, result, rollout, update) for row in rows]
         name = f"{_prefix(rollout)}step_{step:04d}_rank_{self.rank}.parquet"
-        write_traces(traces, self.run / TRACES_FOLDER / name, self.params)
+        write_traces(traces, self.run / TRACES_FOLDER / name, self.params, control=self.control)
 
     def page(self, rollout: int) -> str:
         """The report about one traced rollout's credit, HTML.
@@ -96,7 +99,7 @@ class TraceWriter:
         length = int(max(inputs["completion_mask"][row].sum(), 0)) or int(written.sum())
         ids = inputs["completion_ids"][row, :length].cpu().numpy().astype("int32")
         prompt = inputs["prompt_ids"][row][inputs["prompt_mask"][row].bool()]
-        ended = length > 0 and ids[-1] == self.tokenizer.eos_token_id
+        ended = length > 0 and int(ids[-1]) in self.eos_token_ids
         sample = int(inputs["sample_index"][row])
         rewards = zip(self.reward_names, inputs["rewards_by_name"][row].tolist(), strict=True)
         return Trace(

@@ -59,6 +59,8 @@ class FIPOTrainer(RolloutExtras):
             samples=args.fipo_trace_samples,
             group_size=self.num_generations,
             rank=self.accelerator.process_index,
+            eos_token_ids=set(self.eos_token_ids),
+            control=args.fipo_control,
         )
         self.add_callback(PagesForTrackers(self._traces))
         if args.fipo_streaming:

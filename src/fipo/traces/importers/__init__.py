@@ -33,7 +33,7 @@ def import_dump(
         source: Where it is.
         tokenizer: A fast Hugging Face tokenizer, for token bytes; without it, tokens show as their ids, and texts are
             split into words.
-        params: The knobs for the weights; the defaults by default.
+        params: The knobs for the weights; without them fipo's defaults, and a sentence that says so.
         current_logprobs: slime only: `log_probs` are the current policy's, and `rollout_log_probs` π_old's.
 
     Returns:
@@ -46,11 +46,15 @@ def import_dump(
         raise DataError(f"The kind of dump is {kind!r}, but must be one of {', '.join(IMPORTERS)}; choose one.")
     if not source.exists():
         raise DataError(f"{source} does not exist; check the path.")
-    found = TraceSet(params=params or FIPOParams())
+    found = TraceSet(params=params)
     options = {"current": current_logprobs} if kind == "slime" else {}
     IMPORTERS[kind](source, found, tokenizer, **options)
     if not found.traces:
         why = "; ".join(found.problems) or "it has no file of that kind"
         raise DataError(f"{source} holds no {kind} dump that could be read: {why}.")
+    if params is None and any(trace.weight is not None for trace in found):
+        found.problems.append(
+            "The dump does not tell its knobs, so the weights are with fipo's defaults; give a preset."
+        )
     found.problems += mixed_tokenizers(found.traces)
     return found

@@ -14,19 +14,27 @@ from fipo.traces.schema import flags_of
 from fipo.traces.store import TraceSet
 from fipo.traces.tokens import byte_decoder
 
+UNUSABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)  # of hostile input
+
 
 def files_of(source: Path, pattern: str) -> Iterator[Path]:
     yield from [source] if source.is_file() else sorted(source.glob(f"**/{pattern}"))
 
 
 def records_of(file: Path, found: TraceSet, read: Callable[[dict[str, Any]], None]) -> None:
-    """Calls `read` with the JSON object of every line; a line that it cannot use is left out and named."""
+    """Calls `read` with the JSON object of every line; lines that it cannot use are named, with a reason."""
+    bad: list[int] = []
+    reason = ""
     with file.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 read(json.loads(line))
-            except (ValueError, KeyError, TypeError, IndexError) as error:
-                found.problems.append(f"{file}, line {number} was left out: {error!r}.")
+            except UNUSABLE as error:
+                reason = reason or f"{type(error).__name__}: {str(error)[:200]}"
+                bad.append(number)
+    if bad:
+        named = ", ".join(map(str, bad[:5])) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+        found.problems.append(f"{file}, line {named} was left out; the first because of {reason}.")
 
 
 def bytes_by_id(tokenizer: Any) -> Callable[[int], bytes]:

@@ -18,6 +18,7 @@ TEXT_ONLY = "The dump holds text without log-probs, so log-ratios and weights ca
 
 def import_trl(source: Path, found: TraceSet, tokenizer: Any) -> None:
     """`step, prompt, completion, advantage` and a column a reward, as GRPOTrainer's `log_completions` writes them."""
+    groups: dict[tuple[int, str], int] = {}  # the completions of one prompt in one step
     for file in files_of(source, "*.parquet"):
         try:
             table = pq.read_table(file)
@@ -31,8 +32,9 @@ def import_trl(source: Path, found: TraceSet, tokenizer: Any) -> None:
         numbers = [field.name for field in table.schema if pa.types.is_floating(field.type)]
         for index, row in enumerate(table.to_pylist()):
             rewards = {name: row[name] for name in numbers if name != "advantage" and row[name] is not None}
-            trace = _trace(_text_of(row["prompt"]), _text_of(row["completion"]), tokenizer, rewards)
-            trace.run, trace.rollout, trace.group, trace.sample = "trl", row["step"], index, index
+            prompt, place = _text_of(row["prompt"]), {"run": "trl", "rollout": row["step"], "sample": index}
+            place["group"] = groups.setdefault((row["step"], prompt), len(groups))
+            trace = _trace(prompt, _text_of(row["completion"]), tokenizer, rewards, **place)
             trace.advantages = np.full(len(trace.token_ids), row["advantage"], dtype="float32")
             found.traces.append(trace)
     found.problems.append(TEXT_ONLY)
@@ -40,14 +42,15 @@ def import_trl(source: Path, found: TraceSet, tokenizer: Any) -> None:
 
 def import_verl(source: Path, found: TraceSet, tokenizer: Any) -> None:
     """`input, output, score, step` a line, as `trainer.rollout_data_dir` writes them."""
+    groups: dict[tuple[int, str], int] = {}
 
     def read(row: dict[str, Any]) -> None:
-        trace = _trace(row["input"], row["output"], tokenizer, {"score": float(row["score"])})
-        sample = len(found.traces)
-        trace.run, trace.rollout, trace.group, trace.sample = "verl", int(row.get("step", 0)), sample, sample
+        place: dict[str, Any] = {"run": "verl", "rollout": int(row.get("step", 0)), "sample": len(found.traces)}
+        place["group"] = groups.setdefault((place["rollout"], str(row["input"])), len(groups))
+        trace = _trace(row["input"], row["output"], tokenizer, {"score": float(row["score"])}, **place)
         found.traces.append(trace)
 
-    for file in files_of(source, "*.jsonl"):
+    for file in files_of(source, "[0-9]*.jsonl"):
         records_of(file, found, read)
     found.problems.append(TEXT_ONLY)
 
@@ -59,7 +62,7 @@ def _text_of(value: Any) -> str:
     return "\n".join(str(message.get("content", "")) for message in value or ())
 
 
-def _trace(prompt: str, text: str, tokenizer: Any, rewards: dict[str, float]) -> Trace:
+def _trace(prompt: str, text: str, tokenizer: Any, rewards: dict[str, float], **place: Any) -> Trace:
     if tokenizer:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         decode = byte_decoder(tokenizer)
@@ -72,6 +75,7 @@ def _trace(prompt: str, text: str, tokenizer: Any, rewards: dict[str, float]) ->
         token_bytes=pieces,
         trained=np.ones(len(ids), dtype=bool),
         prompt=prompt,
-        reward=sum(rewards.values()) if rewards else None,
+        reward=next(iter(rewards.values())) if len(rewards) == 1 else None,  # the weights of several are not told
         rewards=rewards,
+        **place,
     )

@@ -9,14 +9,14 @@ import numpy as np
 
 from fipo.params import FIPOParams
 from fipo.traces.importers.common import bytes_by_id, credit, files_of, floats, records_of
-from fipo.traces.schema import Trace
+from fipo.traces.schema import FLAGS, Trace
 from fipo.traces.store import TraceSet
 
 FORK_FILES = "negative_approx_kl_global_step_*.jsonl"
 FORK_GAPS = (
     "The dump tells tokens and their Δ log p alone. Advantages are unknown, so neither the safety cap nor the dual "
     "clip is in the weights; the loss mask is unknown, so every token counts as trained, with the Δ of 0 that masked "
-    "ones have there; which update a line belongs to is unknown, so a line is a group and all are update 0."
+    "ones have there; which update a line belongs to is unknown, so a line is a group."
 )
 SAMPLER_IS_OLD = (
     "prime-rl's π_old is the inference engine's policy, so the log-ratios hold its numerical noise, and the updates "
@@ -42,6 +42,7 @@ def import_fork(source: Path, found: TraceSet, tokenizer: Any) -> None:
                     trained=np.ones(len(ids), dtype=bool),
                     run="fipo-fork",
                     rollout=rollout,
+                    update=-1,
                     group=group,
                     sample=len(found.traces) - start,
                     **columns,
@@ -82,12 +83,15 @@ def import_prime_rl(source: Path, found: TraceSet, tokenizer: Any) -> None:
         columns: dict[str, Any] = {ours: floats(row[theirs])[start:] for ours, theirs in names.items()}
         trained = trained[start:]
         weights = credit(columns["logps"], columns["old_logps"], columns["advantages"], trained, params)
+        del weights["dropped"]  # prime-rl has no PPO clip and no sequence drop
+        weights["flags"] &= FLAGS["outside"] | FLAGS["safety_capped"]
         trace = Trace(
             token_ids=ids[start:],
             token_bytes=[bytes_of(int(index)) for index in ids[start:]],
             trained=trained,
             run="prime-rl",
             rollout=int(row["step"]),
+            update=-1,
             group=len(found.traces),
             sample=len(found.traces),
             prompt=b"".join(bytes_of(int(index)) for index in ids[:start]).decode(errors="replace"),

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fipo.params import FIPOParams
-from fipo.traces.importers.common import bytes_by_id, credit
+from fipo.traces.importers.common import UNUSABLE, bytes_by_id, credit
 from fipo.traces.schema import Trace
 from fipo.traces.store import TraceSet
 
@@ -25,8 +25,11 @@ def import_slime(source: Path, found: TraceSet, tokenizer: Any, *, current: bool
     rollouts: dict[int, dict[int, Any]] = {}
     for file in sorted(source.glob("**/*rollout*.pt")):
         dump = _load(file, found)
-        if dump and "samples" in dump:
-            rollouts[dump["rollout_id"]] = {sample["index"]: sample for sample in dump["samples"]}
+        try:
+            if dump and "samples" in dump:
+                rollouts[dump["rollout_id"]] = {sample["index"]: sample for sample in dump["samples"]}
+        except UNUSABLE as error:
+            found.problems.append(f"{file} was left out: it is no rollout dump ({error!r}).")
     for file in sorted(source.glob("**/*train*.pt")):
         dump = _load(file, found)
         if dump is None:
@@ -37,10 +40,14 @@ def import_slime(source: Path, found: TraceSet, tokenizer: Any, *, current: bool
                 f"{file} was left out: its format_version is {version}, but this fipo reads {FORMAT_VERSION}."
             )
             continue
-        known = rollouts.get(dump["rollout_id"], {})
-        for sample in dump["samples"]:
-            about = known.get(int(sample["sample_index"]), {})
-            found.traces.append(_trace(dump["rollout_id"], sample, about, bytes_of, current, found.params))
+        samples = dump.get("samples")
+        for number, sample in enumerate(samples if isinstance(samples, list) else []):
+            try:
+                about = rollouts.get(dump["rollout_id"], {}).get(int(sample["sample_index"]), {})
+                found.traces.append(_trace(dump["rollout_id"], sample, about, bytes_of, current, found.params))
+            except UNUSABLE as error:
+                found.problems.append(f"{file}, sample {number} was left out: {error!r}.")
+                continue
             strangers += tokenizer is not None and about.get("response", "") not in found.traces[-1].text
     if strangers:
         found.problems.append(
@@ -53,7 +60,10 @@ def import_slime(source: Path, found: TraceSet, tokenizer: Any, *, current: bool
 
 def _load(file: Path, found: TraceSet) -> dict[str, Any] | None:
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)  # never unpickles code
+        dump = torch.load(file, map_location="cpu", weights_only=True)  # never unpickles code
+        if not isinstance(dump, dict):
+            raise TypeError(f"it holds a {type(dump).__name__}, but slime writes a dict.")
+        return dump
     except Exception as error:
         found.problems.append(f"{file} was left out: {str(error).splitlines()[0]}")
         return None
@@ -84,6 +94,7 @@ def _trace(
         trained=sample["loss_masks"].bool().numpy(),
         run="slime",
         rollout=rollout,
+        update=-1,
         group=int(about.get("group_index", sample["sample_index"])),
         sample=int(sample["sample_index"]),
         prompt=about.get("prompt") or b"".join(bytes_of(index) for index in prompt).decode(errors="replace"),

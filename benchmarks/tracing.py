@@ -14,7 +14,7 @@ import torch
 import train_step
 
 EVERY = 8  # FIPOConfig's fipo_trace_every
-LENGTH = 512  # step and writing both grow with the tokens
+LENGTH = 128  # step and writing both grow with the tokens
 
 
 def one(length: int, rows: int) -> dict[str, Any]:

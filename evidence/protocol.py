@@ -28,7 +28,7 @@ class Setting:
 
 
 SETTINGS = {
-    "short": Setting("short", 32, 20, 1e-4, eval_every=4, eval_problems=128, final_problems=512),
+    "short": Setting("short", 32, 20, 3e-5, eval_every=4, eval_problems=128, final_problems=512),
     "long": Setting("long", 12, 12, 1e-4, eval_every=3, eval_problems=64, final_problems=256),
 }
 # recipes/demo.yaml as it is, 14 rollouts of 8 × 8; all paths of fipo_control need the loss from log-probs

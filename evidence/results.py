@@ -52,8 +52,10 @@ def read_results(runs: list[Run]) -> tuple[dict[Run, dict[str, Any]], dict[str, 
 
 
 def describe(run: Run) -> dict[str, Any]:
-    """Every knob of a run, as JSON can hold it."""
+    """Every knob of a run, as JSON can hold it. A setting's learning rate is left out where the arm has its own."""
     knobs = {"setting": asdict(run.setting), "arm": asdict(run.arm), "seed": run.seed}
+    if run.arm.learning_rate is not None:
+        del knobs["setting"]["learning_rate"]
     return json.loads(json.dumps(knobs), parse_constant=str)
 
 

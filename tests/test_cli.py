@@ -70,9 +70,16 @@ def test_usage(capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"), [(["train", "nowhere.yaml"], "The recipe nowhere.yaml does not exist")]
+    ("arguments", "sentence"),
+    [
+        (["train", "nowhere.yaml"], "The recipe nowhere.yaml does not exist"),
+        (
+            ["import", "--from", "trl", "x", "--tokenizer", "./no/where"],
+            "--tokenizer is ./no/where, but must be a folder",
+        ),
+    ],
 )
-def test_missing_recipe(arguments, sentence, capsys):
+def test_a_missing_file_is_a_sentence(arguments, sentence, capsys):
     assert main(arguments) == 2
     assert sentence in capsys.readouterr().err
 

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 
 from fipo import __version__
-from fipo.errors import FIPOError
+from fipo.errors import DataError, FIPOError
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 USAGE = """\
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     except FIPOError as error:
         return _fail(str(error))
     except ImportError as error:
-        extra = "report" if arguments[0] == "report" else "train"
+        extra = "report" if arguments[0] in ("report", "analyze") else "train"
         return _fail(f"{error}; install what is missing with pip install 'fipo[{extra}]'.")
     except OSError as error:
         if arguments[0] != "train":
@@ -129,7 +129,13 @@ def _import(arguments: list[str]) -> int:
     if options.tokenizer:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"--tokenizer is {options.tokenizer}, but must be a folder with a tokenizer or a name on the hub: "
+                f"{error}"
+            ) from error
     params = FIPOParams.preset(options.preset) if options.preset else None
     found = import_dump(
         options.kind, options.dump, tokenizer=tokenizer, params=params, current_logprobs=options.current_logprobs

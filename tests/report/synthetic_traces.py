@@ -1,4 +1,6 @@
-"""Traces for the report's tests: text that looks like reasoning, with every mark somewhere."""
+"""Runs for the report's tests: text that looks like reasoning, with every mark somewhere, and metrics."""
+
+import json
 
 import numpy as np
 
@@ -7,6 +9,11 @@ from fipo.traces import FLAGS, Trace
 
 TEXT = "First , let me add the numbers . 17 + 25 = 42 . Wait , check again : 40 + 2 = 42 . However , so the answer is"
 WORDS = TEXT.split()
+HOSTILE = [
+    b"</script><script>window.hacked=1</script>", b"<!--", b"<img src=https://example.com/x onerror=window.hacked=1>",
+    "\u202eabc".encode(), b"\xff", b"\xe2", b"\x82", b"\xac", "\u200b".encode(), b"\x00\x1b[31m", b"\xed\xa0\x80",
+    b"\xc3", b"(", b"\t", b"\n", "שלום".encode(), "e\u0301".encode(), b"x" * 1_000_000, b"",
+]  # fmt: skip
 
 
 def completion(length, rng):
@@ -58,3 +65,19 @@ def hash_of(piece):
 
 
 PARAMS = FIPOParams.preset("7b", decay_rate=16.0)
+
+
+def write_metrics(folder, offset=0.0):
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [
+        {
+            "step": step,
+            "reward": step / 10 + offset,
+            "fipo/weight_mean": 1,
+            "fipo/weight_min": 0.8,
+            "fipo/weight_max": 1.2,
+        }
+        for step in range(8)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder

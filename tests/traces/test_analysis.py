@@ -58,3 +58,12 @@ def test_traces_without_log_ratios():
     bare = Trace(token_ids=np.zeros(3, "int32"), token_bytes=[b"a"] * 3, trained=np.ones(3, bool))
     with pytest.raises(DataError, match="No trace holds log-ratios"):
         analyze(TraceSet([bare]))
+
+
+def test_a_control_is_analysed_by_the_weights_it_gave():
+    rows = traces([[0.01] * 50])
+    rows.control = "none"
+    rows[0].weight = np.ones(50, "float32")
+    found = analyze(rows)
+    assert found["weight"]["mean"] == 1 and found["weight"]["std"] == 0
+    assert found["what_if"][0]["std"] > 0

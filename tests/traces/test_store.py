@@ -128,11 +128,23 @@ def test_damaged_files_are_a_sentence_each(damage, sentence, tmp_path):
 def test_a_control_and_several_settings_are_told(tmp_path):
     write_traces([make()], tmp_path / "a.parquet", FIPOParams(decay_rate=2.0), control="shuffle")
     write_traces([make()], tmp_path / "b.parquet", FIPOParams(decay_rate=16.0))
-    problems = " ".join(read_traces(tmp_path).problems)
-    assert "trained with fipo_control shuffle" in problems
+    found = read_traces(tmp_path)
+    problems = " ".join(found.problems)
+    assert found.control == "shuffle" and "trained with fipo_control shuffle" in problems
     assert "several settings" in problems
     with pytest.raises(DataError, match="nowhere does not exist"):
         read_traces(tmp_path / "nowhere")
+
+
+def test_of_too_much_the_last_files_are_read(tmp_path):
+    for rollout in range(4):
+        write_traces([make(rollout=rollout)], tmp_path / f"rollout_{rollout:06d}.parquet", FIPOParams())
+    size = (tmp_path / "rollout_000000.parquet").stat().st_size
+    found = read_traces(tmp_path, max_bytes=2 * size + size // 2)
+    assert [trace.rollout for trace in found] == [2, 3]
+    assert "these are the last 2, from rollout_000002.parquet on" in found.problems[0]
+    assert [trace.rollout for trace in read_traces(tmp_path, max_bytes=1)] == [3]
+    assert not read_traces(tmp_path, max_bytes=5 * size).problems
 
 
 def with_metadata(table, name, value):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -214,6 +215,12 @@ def test_bad_input_is_one_sentence(recipe, flags, sentence, capsys, monkeypatch)
     error = capsys.readouterr().err
     assert sentence in error
     assert error.startswith("fipo: ") and "Traceback" not in error
+
+
+def test_a_page_that_cannot_be_written_does_not_end_a_run(tmp_path):
+    from fipo.trainer.run import write_page
+
+    assert re.fullmatch(rf"No page was written: .*; .*, `fipo report {tmp_path}` writes it.", write_page(str(tmp_path)))
 
 
 def test_prompts_that_are_too_long_are_counted(recipe):

@@ -1,6 +1,7 @@
 """The metrics of one or several runs as plotly figures: runs that differ only in a seed become a mean and a band."""
 
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ import plotly.graph_objects as go
 
 from fipo.errors import DataError
 
-SEED = re.compile(r"(.+?)[_-](?:seed[_-]?|s)?\d+")
+SEED = re.compile(r"(.+?)[_-](?:seed[_-]?|s)\d+")
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b8860b", "#7f7f7f"]  # told apart by all eyes
 DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"]
 CHARTS: list[tuple[str, str, str]] = [  # title, pattern of the metrics shown, unit
@@ -26,6 +27,7 @@ CHARTS: list[tuple[str, str, str]] = [  # title, pattern of the metrics shown, u
     ("Entropy", r"entropy", "nats"),
     ("Clipped tokens, dropped sequences", r"clip_ratio/(low|high)_mean|fipo/(dual_clipped|dropped_sequences)", "%"),
 ]
+LARGEST = 1e100  # plotly's axes fail near the end of float64
 RANGES = {"fipo/weight_mean": ("fipo/weight_min", "fipo/weight_max")}  # a line's own band
 
 Series = dict[float, float]  # step → value
@@ -48,6 +50,7 @@ class Line:
     metric: str
     colour: str
     dash: str
+    seeds: int
     middle: Series
     low: Series
     high: Series
@@ -60,19 +63,38 @@ def read_metrics(path: Path, run: str) -> Metrics:
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             record = json.loads(line)
-            step = float(record.pop("step"))
-        except (ValueError, KeyError, TypeError, AttributeError):
+            step = _finite(record.pop("step"))
+            if math.isnan(step):
+                raise ValueError
+            values = {name: _finite(value) for name, value in record.items() if _is_number(value)}
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             bad.append(number)
             continue
-        for name, value in record.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                found.series[name][step] = value
+        for name, value in values.items():
+            found.series[name][step] = value
     if bad:
         lines = ", ".join(map(str, bad[:5])) + (" …" if len(bad) > 5 else "")
-        found.problems.append(f"{path}: line {lines} is no JSON object with a step and was left out.")
+        found.problems.append(
+            f"{path}: line {lines} is no JSON object with a step and finite numbers, and was left out."
+        )
     if not found.series:
         raise DataError(f"{path} holds no metric, but a report needs one a line; name a run that has trained.")
+    if not any(re.fullmatch(pattern, name) for _, pattern, _ in CHARTS for name in found.series):
+        names = ", ".join(sorted(found.series)[:5])
+        found.problems.append(f"{path}: none of its metrics ({names}) is one that is drawn, such as reward.")
     return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _finite(value: Any) -> float:
+    """As a float. A NaN leaves a gap in a curve; what is larger than a curve can show is refused."""
+    number = float(value)
+    if abs(number) > LARGEST:
+        raise OverflowError
+    return number
 
 
 def draw_curves(runs: list[Metrics]) -> list[dict[str, Any]]:
@@ -105,7 +127,7 @@ def _draw(title: str, pattern: str, unit: str, families: dict[str, list[Metrics]
     figure.update_layout(
         xaxis={"title": {"text": "update"}},
         yaxis={"title": {"text": "" if unit == "%" else unit}, "tickformat": ".0%" if unit == "%" else ""},
-        showlegend=len(lines) > 1,
+        showlegend=len(lines) > 1 or any(line.seeds > 1 for line in lines),  # a band must say what it spans
     )
     return {"title": title, "figure": json.loads(str(figure.to_json()))}
 
@@ -128,7 +150,7 @@ def _lines(metric: str, metrics: list[str], families: dict[str, list[Metrics]]) 
         elif metric in RANGES:
             low, high = (_extreme(members, end, pick) for end, pick in zip(RANGES[metric], (min, max), strict=True))
         colour = COLOURS[(number if several else place) % len(COLOURS)]
-        yield Line(name, metric, colour, DASHES[place % len(DASHES) if several else 0], middle, low, high)
+        yield Line(name, metric, colour, DASHES[place % len(DASHES) if several else 0], len(values), middle, low, high)
 
 
 def _mean_and_range(values: list[Series]) -> tuple[Series, Series, Series]:

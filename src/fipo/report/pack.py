@@ -1,6 +1,6 @@
 """Traces as columns that are small in a page: typed arrays over all traces, gzipped, in base64.
 
-The page recomputes future_kl and the weights from the log-ratios, so they are left out wherever log_ratio is known.
+The page recomputes future_kl and FIPO's weights from the log-ratios, so they are left out wherever log_ratio is known.
 Log-ratios are exact (float32). Log-probabilities and entropies are float16: they are only shown, to four digits.
 """
 
@@ -25,8 +25,8 @@ COLUMNS = {  # column → its dtype; a trace that lacks one has no entries there
     "advantages": "<f4",  # only of traces whose advantage differs between tokens
     "old_logps": "<f2",
     "entropy": "<f2",
-    "future_kl": "<f4",  # this and the next two: only of traces without log_ratio
-    "weight": "<f4",
+    "future_kl": "<f4",  # this and logps: only of traces without log_ratio
+    "weight": "<f4",  # likewise, and where a control replaced FIPO's weights
     "logps": "<f2",
 }
 
@@ -48,7 +48,7 @@ def pack_traces(sets: list[tuple[str, TraceSet]]) -> dict[str, str]:
     index = []
     for number, (_, traces) in enumerate(sets):
         for trace in traces:
-            found = _columns(trace, vocabulary)
+            found = _columns(trace, vocabulary, controlled=traces.control is not None)
             starts = {}
             for name, values in found.items():
                 starts[name] = sizes[name]
@@ -57,7 +57,14 @@ def pack_traces(sets: list[tuple[str, TraceSet]]) -> dict[str, str]:
             line = {"set": number, "run": names[number, trace.run], "at": starts}
             index.append(line | _facts(trace) | {"prompt": prompts.setdefault(trace.prompt, len(prompts))})
     knobs = [asdict(traces.params or FIPOParams()) | {"known": traces.params is not None} for _, traces in sets]
-    head = {"traces": index, "prompts": list(prompts), "params": knobs, "flags": FLAGS, "trained": TRAINED}
+    head = {
+        "traces": index,
+        "prompts": list(prompts),
+        "params": knobs,
+        "controls": [traces.control for _, traces in sets],
+        "flags": FLAGS,
+        "trained": TRAINED,
+    }
     blocks = {"traces": pack_json(head), **_pack_vocabulary(vocabulary)}
     for name, kind in COLUMNS.items():
         if columns[name]:
@@ -85,7 +92,7 @@ def _pack(raw: bytes) -> str:
     return base64.b64encode(gzip.compress(raw, 6, mtime=0)).decode("ascii")
 
 
-def _columns(trace: Trace, vocabulary: dict[tuple[int, bytes], int]) -> dict[str, np.ndarray]:
+def _columns(trace: Trace, vocabulary: dict[tuple[int, bytes], int], *, controlled: bool) -> dict[str, np.ndarray]:
     pairs = zip(trace.token_ids.tolist(), trace.token_bytes, strict=True)
     tokens = [vocabulary.setdefault(pair, len(vocabulary)) for pair in pairs]
     flags = np.zeros(len(tokens), "u1") if trace.flags is None else trace.flags.astype("u1")
@@ -97,7 +104,9 @@ def _columns(trace: Trace, vocabulary: dict[tuple[int, bytes], int]) -> dict[str
         old_logps = trace.logps - log_ratio
     optional = {"log_ratio": log_ratio, "old_logps": old_logps, "entropy": trace.entropy}
     if log_ratio is None:
-        optional |= {"future_kl": trace.future_kl, "weight": trace.weight, "logps": trace.logps}
+        optional |= {"future_kl": trace.future_kl, "logps": trace.logps}
+    if log_ratio is None or controlled:
+        optional["weight"] = trace.weight
     if _one_advantage(trace) is None:
         optional["advantages"] = trace.advantages
     with np.errstate(over="ignore"):

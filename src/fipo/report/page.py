@@ -23,6 +23,8 @@ SCRIPTS = (
     "samples.js", "credit.js", "knobs.js", "summary.js", "curves.js", "export.js", "main.js",
 )  # fmt: skip
 
+MAX_TRACE_BYTES = 100_000_000  # of Parquet a run; about four million tokens, which a browser opens in two seconds
+
 Runs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
@@ -108,7 +110,7 @@ def _read_run(path: Path, label: str, report: Report) -> None:
             failures.append(str(error))
     if traces is not None:
         try:
-            found = read_traces(traces)
+            found = read_traces(traces, max_bytes=MAX_TRACE_BYTES)
             report.traces.append((label, found))
             report.problems += found.problems
         except DataError as error:

@@ -41,6 +41,8 @@ def analyze(traces: TraceSet) -> dict[str, Any]:
     if not packed.trained.any():
         raise DataError("No trace holds a trained token with a finite log-ratio, so there is no credit to analyse.")
     weight, raw = packed.weights(params)
+    if traces.control is not None:
+        weight = packed.recorded_weight
     trained = packed.trained
     result: dict[str, Any] = {
         "completions": len(known),
@@ -76,6 +78,7 @@ class _Packed:
         self.broken = int((self.trained & ~finite).sum())
         self.log_ratio, self.trained = np.where(finite, self.log_ratio, 0), self.trained & finite
         self.advantages, self.flags = join("advantages", 0), join("flags", 0).astype("uint8")
+        self.recorded_weight = join("weight", 1)
         self.cu_seqlens = torch.tensor([0, *lengths]).cumsum(0)
         self.position = np.concatenate([np.arange(n) for n in lengths])
         self.update = np.repeat([trace.update for trace in traces], lengths)

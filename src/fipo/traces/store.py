@@ -22,10 +22,14 @@ REQUIRED = ("token_ids", "token_bytes", "trained")
 
 @dataclass(slots=True)
 class TraceSet(Sequence[Trace]):
-    """Traces, the knobs they were made with where known, and a sentence for every file that could not be read."""
+    """Traces, the knobs they were made with where known, and a sentence for every file that could not be read.
+
+    `control` is the fipo_control that replaced FIPO's weights in the loss, if one did: `weight` then holds its weights.
+    """
 
     traces: list[Trace] = field(default_factory=list)
     params: FIPOParams | None = None
+    control: str | None = None
     problems: list[str] = field(default_factory=list)
 
     def __getitem__(self, index: Any) -> Any:
@@ -65,7 +69,7 @@ def write_traces(
     return Path(path)
 
 
-def read_traces(path: str | os.PathLike[str], pattern: str = "*.parquet") -> TraceSet:
+def read_traces(path: str | os.PathLike[str], pattern: str = "*.parquet", *, max_bytes: int | None = None) -> TraceSet:
     """Reads a Parquet file, or those in a folder or in its `traces` folder, by run, rollout, group, sample, update.
 
     A file that cannot be read is left out and named in `problems`, like traces of several tokenizers.
@@ -73,14 +77,16 @@ def read_traces(path: str | os.PathLike[str], pattern: str = "*.parquet") -> Tra
     Args:
         path: A run, a folder or a file.
         pattern: Which files of a folder; the trainer's are named `rollout_NNNNNN_step_NNNN_rank_N.parquet`.
+        max_bytes: Of a folder whose files are larger together, the last ones by name are read; `problems` says so.
 
     Raises:
         DataError: There is no trace at all.
     """
     if not Path(path).exists():
         raise DataError(f"{path} does not exist, but must be a run, its traces or a trace file; check the path.")
+    files = _files(Path(path), pattern)
     found = TraceSet()
-    for file in _files(Path(path), pattern):
+    for file in files if max_bytes is None else _last(files, max_bytes, found):
         try:
             _read_file(file, found)
         except (pa.ArrowException, OSError, DataError, ValueError, TypeError) as error:
@@ -100,6 +106,23 @@ def _files(path: Path, pattern: str) -> list[Path]:
     return sorted(folder.glob(pattern))
 
 
+def _last(files: list[Path], max_bytes: int, found: TraceSet) -> list[Path]:
+    """As many of the last files as fit, but at least one."""
+    room = max_bytes
+    kept: list[Path] = []
+    for file in reversed(files):
+        room -= file.stat().st_size
+        if room < 0 and kept:
+            break
+        kept.insert(0, file)
+    if len(kept) < len(files):
+        found.problems.append(
+            f"{files[0].parent} holds {len(files)} files of traces, more than the {max_bytes:,} bytes that are read at "
+            f"once: these are the last {len(kept)}, from {kept[0].name} on; name a file to see another."
+        )
+    return kept
+
+
 def _read_file(file: Path, found: TraceSet) -> None:
     table = pq.read_table(file)
     metadata = table.schema.metadata or {}
@@ -115,10 +138,11 @@ def _read_file(file: Path, found: TraceSet) -> None:
     params = _params_of(metadata)
     found.traces += [_trace_of(row) for row in table.select(SCHEMA.names).cast(SCHEMA).to_pylist()]
     if CONTROL_KEY in metadata:
+        found.control = metadata[CONTROL_KEY].decode()
         _tell(
             found,
-            f"The run was trained with fipo_control {metadata[CONTROL_KEY].decode()}: pages and analyses recompute the "
-            "weights that FIPO would have given; those that the loss used are the traces' column `weight`.",
+            f"The run was trained with fipo_control {found.control}: its weights are those that this gave the loss; "
+            "under other knobs they are what FIPO would have given.",
         )
     if params and found.params and params != found.params:
         _tell(found, f"The traces were made with several settings; what is recomputed takes {params}.")

@@ -14,7 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 from trl import get_peft_config, get_quantization_config
 
-from fipo.errors import DataError, InvalidParameterError
+from fipo.errors import DataError, FIPOError, InvalidParameterError
 from fipo.report import render_report
 from fipo.run_folder import METRICS_FILE, REPORT_FILE, TRACES_FOLDER
 from fipo.trainer import console as view
@@ -87,10 +87,18 @@ def train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) -> 
             before, after = accuracy.before.completions[0], accuracy.latest.completions[0]
             pair = view.before_and_after(prompts.held_out[0]["prompt"], before, after)
             console.print(pair, markup=False, soft_wrap=True)
-        page = render_report(config.output_dir, Path(config.output_dir) / REPORT_FILE)
-        console.print(f"Every token's credit, and the curves: {page}", markup=False, soft_wrap=True)
+        console.print(write_page(config.output_dir), markup=False, soft_wrap=True)
     trainer.end()
     return 0
+
+
+def write_page(output_dir: str) -> str:
+    """Writes the run's page and says where it is. A trained model is not lost over a page that cannot be written."""
+    try:
+        page = render_report(output_dir, Path(output_dir) / REPORT_FILE)
+    except (FIPOError, OSError) as error:
+        return f"No page was written: {error} Once that is mended, `fipo report {output_dir}` writes it."
+    return f"Every token's credit, and the curves: {page}"
 
 
 def load_data(run: RunArguments, config: FIPOConfig) -> Prompts:

@@ -25,7 +25,7 @@ function tokenName(trace, t) {
 function creditLines(trace, t) {
   const knobs = knobsOf(trace);
   const logRatio = trace.logRatio[t];
-  const { futureKl: credit, weight } = creditOf(trace);
+  const { futureKl: credit, fipo, weight } = creditOf(trace);
   const trained = Boolean(trace.trained[t]);
   const lines = [["log π_θ − log π_old", logRatioLine(trace, t)], ["ratio", `exp(${number(logRatio)}) = ${number(Math.exp(logRatio))}`]];
   const takesPart = participates(logRatio, trained, knobs);
@@ -38,7 +38,8 @@ function creditLines(trace, t) {
   const clipped = clamp(raw, low, high);
   lines.push(["exp(future_kl)", number(raw)]);
   lines.push([`clip to [${number(low)}, ${number(high)}]`, number(clipped)]);
-  lines.push(["safety rule", safetyLine(trace, t, knobs, clipped, weight[t])]);
+  lines.push(["safety rule", safetyLine(trace, t, knobs, clipped, fipo[t])]);
+  if (isControlled(trace)) lines.push(["weight in the loss", `${number(weight[t])} (fipo_control ${page.controls[trace.facts.set]})`]);
   lines.push(["advantage × weight", productLine(advantageAt(trace, t), weight[t])]);
   return lines;
 }

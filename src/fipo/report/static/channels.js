@@ -74,6 +74,12 @@ function positionOf(channel, value) {
   return clamp(distance / spanOf(channel), -1, 1);
 }
 
+// The value at a position: the inverse of positionOf.
+function valueAt(channel, position) {
+  const distance = position * spanOf(channel);
+  return channel.id === "ratio" ? Math.exp(distance) : (channel.neutral ?? 0) + distance;
+}
+
 const colourName = (channel, position) => (channel.neutral === null ? "--seq" : position < 0 ? "--low" : "--high");
 
 function background(channel, value) {
@@ -105,17 +111,14 @@ function number(value, digits = 6) {
 }
 
 function drawLegend(element, channel) {
-  const span = spanOf(channel);
-  const at = (position) =>
-    channel.id === "ratio" ? Math.exp(position * span) : (channel.neutral ?? 0) + position * span;
   const positions = channel.neutral === null ? [0, 0.25, 0.5, 0.75, 1] : [-1, -0.5, 0, 0.5, 1];
   element.replaceChildren(`${channel.label} `);
   positions.forEach((position, i) => {
     const swatch = document.createElement("span");
     swatch.className = "swatch";
     const edge = Math.abs(position) === 1 ? (position < 0 ? "≤ " : "≥ ") : "";
-    swatch.textContent = edge + number(at(position), 3);
-    swatch.style.background = background(channel, at(position));
+    swatch.textContent = edge + number(valueAt(channel, position), 3);
+    swatch.style.background = background(channel, valueAt(channel, position));
     element.append(swatch);
   });
 }

@@ -1,6 +1,6 @@
 // The data blocks of the page, and traces as views into them.
 
-const page = { about: {}, charts: null, traces: [], prompts: [], params: [], flags: {}, columns: {} };
+const page = { about: {}, charts: null, traces: [], prompts: [], params: [], controls: [], flags: {}, columns: {} };
 const COLUMN_TYPES = {
   tokens: Uint32Array, flags: Uint8Array, log_ratio: Float32Array, advantages: Float32Array, old_logps: Uint16Array,
   entropy: Uint16Array, future_kl: Float32Array, weight: Float32Array, logps: Uint16Array,
@@ -8,6 +8,7 @@ const COLUMN_TYPES = {
 };
 const creditCache = new Map();
 const CACHED_CREDITS = 64;
+const LIVE_FLAGS = ["outside", "safety_capped"]; // follow the knobs; the others are the recorded ones
 
 async function loadData() {
   const [about, charts, head] = await Promise.all(["about", "charts", "traces"].map(unpackJson));
@@ -15,6 +16,7 @@ async function loadData() {
   if (!head) return;
   Object.assign(page, { traces: head.traces, prompts: head.prompts, flags: head.flags, trainedBit: head.trained });
   page.params = head.params.map(withInfinities);
+  page.controls = head.controls;
   const names = Object.keys(COLUMN_TYPES);
   const arrays = await Promise.all(names.map(unpackArray));
   names.forEach((name, i) => { page.columns[name] = arrays[i]; });
@@ -152,21 +154,30 @@ function knobsOf(trace) {
 function creditOf(trace) {
   if (!trace.logRatio) return { futureKl: trace.recordedFutureKl, weight: trace.recordedWeight };
   const knobs = knobsOf(trace);
-  const key = `${trace.index} ${JSON.stringify(Object.values(knobs).map(String))}`;
+  const key = JSON.stringify([trace.index, Object.entries(state.knobs).map(String)]);
   let credit = creditCache.get(key);
   if (!credit) {
-    credit = recompute(trace.logRatio, trace.trained, (t) => advantageAt(trace, t), knobs);
+    credit = computeCredit(trace, knobs);
     creditCache.set(key, credit);
     if (creditCache.size > CACHED_CREDITS) creditCache.delete(creditCache.keys().next().value);
   }
   return credit;
 }
 
-// Names of a token's flags. `outside` and `safety_capped` follow the knobs; the others are the recorded ones.
+// `fipo` is FIPO's weight; `weight` what the loss used, which differs where a fipo_control replaced it.
+function computeCredit(trace, knobs) {
+  const { futureKl, weight: fipo } = recompute(trace.logRatio, trace.trained, (t) => advantageAt(trace, t), knobs);
+  return { futureKl, fipo, weight: isControlled(trace) ? trace.recordedWeight : fipo };
+}
+
+// Under other knobs nobody knows what a control would have made of the weights: FIPO's are shown then.
+const isControlled = (trace) => Boolean(page.controls[trace.facts.set]) && Object.keys(state.knobs).length === 0;
+
+// Names of a token's flags.
 function flagsOf(trace, t) {
   const names = Object.keys(page.flags).filter((name) => trace.flags[t] & page.flags[name]);
   if (!trace.logRatio) return names;
-  const live = names.filter((name) => name !== "outside" && name !== "safety_capped");
+  const live = names.filter((name) => !LIVE_FLAGS.includes(name));
   if (!trace.trained[t]) return live;
   const knobs = knobsOf(trace);
   if (isCapped(trace, t, knobs)) live.unshift("safety_capped");
@@ -176,8 +187,8 @@ function flagsOf(trace, t) {
 
 function isCapped(trace, t, knobs) {
   if (!isRisky(trace.logRatio[t], advantageAt(trace, t), knobs)) return false;
-  const { futureKl: credit, weight } = creditOf(trace);
-  return weight[t] !== clamp(Math.exp(credit[t]), weightLow(knobs), weightHigh(knobs));
+  const { futureKl: credit, fipo } = creditOf(trace);
+  return fipo[t] !== clamp(Math.exp(credit[t]), weightLow(knobs), weightHigh(knobs));
 }
 
 const sameGroup = (a, b) =>

@@ -1,6 +1,6 @@
 // The view as a table and as a picture.
 
-const PICTURE = { width: 1000, column: 460, line: 22, margin: 16, tallest: 12000, font: "14px ui-monospace, monospace" };
+const PICTURE = { width: 1000, column: 460, line: 22, margin: 16, tallest: 12000, font: "14px ui-monospace, monospace", markFont: "9px ui-monospace, monospace", markWidth: 6 };
 
 function download(name, blob) {
   const link = document.createElement("a");
@@ -12,7 +12,7 @@ function download(name, blob) {
 
 const COLUMNS_OF_CSV = [
   "run", "rollout", "update", "group", "sample", "reward", "position", "token_id", "bytes", "text", "trained", "log_ratio",
-  "future_kl", "weight", "advantage", "advantage_weight", "entropy", "flags",
+  "ratio", "future_kl", "weight", "advantage", "advantage_weight", "entropy", "flags",
 ];
 
 function viewAsCsv() {
@@ -31,8 +31,8 @@ function csvLines(trace) {
     const digits = Array.from(bytes, (byte) => hex(byte, 2)).join("");
     return [
       ...first, t, page.columns.vocabulary_ids[entry], digits, quoted(plainText(piecesOf(trace)[t])), trace.trained[t] ? 1 : 0,
-      plain(value.log_ratio(t)), plain(value.future_kl(t)), plain(value.weight(t)), plain(advantageAt(trace, t)),
-      plain(value.advantage_weight(t)), plain(value.entropy(t)), flagsOf(trace, t).join(" "),
+      plain(value.log_ratio(t)), plain(value.ratio(t)), plain(value.future_kl(t)), plain(value.weight(t)),
+      plain(advantageAt(trace, t)), plain(value.advantage_weight(t)), plain(value.entropy(t)), flagsOf(trace, t).join(" "),
     ].join(",");
   });
 }
@@ -77,15 +77,30 @@ function layOut(trace, width, context) {
   let [x, y] = [0, 0];
   piecesOf(trace).forEach((pieces, t) => {
     const text = plainText(pieces).replaceAll("\u200b", "").replaceAll("\t", "");
-    const shownText = text.replaceAll("\n", "");
-    const size = context.measureText(shownText).width + 1;
-    if (x + size > width && x > 0) [x, y] = [0, y + PICTURE.line];
-    words.push({ t, x, y, size, text: shownText });
-    x += size;
+    let marks = marksOf(trace, t);
+    for (const part of partsOf(text.replaceAll("\n", ""), width, context)) {
+      const textSize = context.measureText(part).width;
+      const size = textSize + marks.length * PICTURE.markWidth + 1;
+      if (x + size > width && x > 0) [x, y] = [0, y + PICTURE.line];
+      words.push({ t, x, y, size, text: part, marks, marksAt: x + textSize });
+      x += size;
+      marks = "";
+    }
     const breaks = text.split("\n").length - 1;
     if (breaks) [x, y] = [0, y + breaks * PICTURE.line];
   });
   return { trace, words, height: y + PICTURE.line };
+}
+
+const marksOf = (trace, t) => flagsOf(trace, t).map((name) => MARKS[name] ?? "?").join("");
+
+// A text in parts that fit a column.
+function partsOf(text, width, context) {
+  const fitting = Math.max(1, Math.floor(width / context.measureText("m").width));
+  const characters = [...text];
+  if (characters.length <= fitting) return [text];
+  const starts = Array.from({ length: Math.ceil(characters.length / fitting) }, (_, i) => i * fitting);
+  return starts.map((start) => characters.slice(start, start + fitting).join(""));
 }
 
 function paintColumn(context, layout, left, colours) {
@@ -96,8 +111,8 @@ function paintColumn(context, layout, left, colours) {
   context.fillStyle = colours["--ink"];
   const top = 3 * PICTURE.line;
   context.fillText(`${visible(facts.run)} · rollout ${facts.rollout} · update ${facts.update} · sample ${facts.sample}`, left, PICTURE.line);
-  const edge = number(spanOf(brush.channel), 3);
-  context.fillText(`${brush.channel.label}, scale ± ${edge} · ${rewardText(facts)}`, left, 2 * PICTURE.line);
+  const [least, greatest] = [brush.channel.neutral === null ? 0 : -1, 1].map((end) => number(valueAt(brush.channel, end), 3));
+  context.fillText(`${brush.channel.label}, from ${least} to ${greatest} · ${rewardText(facts)}`, left, 2 * PICTURE.line);
   for (const word of layout.words) {
     if (word.y > PICTURE.tallest) {
       context.fillText(`… from token ${word.t} on left out`, left, top + PICTURE.tallest + PICTURE.line);
@@ -117,10 +132,9 @@ function paintWord(context, word, x, y, brush, colours, trace) {
   }
   context.fillStyle = colours["--ink"];
   context.fillText(word.text, x, y + PICTURE.line - 8);
-  const marks = flagsOf(trace, word.t).map((name) => MARKS[name] ?? "?").join("");
-  if (marks) {
-    context.font = "9px ui-monospace, monospace";
-    context.fillText(marks, x, y + 6);
+  if (word.marks) {
+    context.font = PICTURE.markFont;
+    context.fillText(word.marks, x - word.x + word.marksAt, y + 8);
     context.font = PICTURE.font;
   }
   if (!trace.trained[word.t]) context.fillRect(x, y + PICTURE.line - 5, word.size, 1);

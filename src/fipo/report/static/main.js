@@ -4,7 +4,14 @@ const START = { tab: null, at: 0, mode: "one", channel: "weight", selected: null
 const state = { ...START };
 const TABS = ["curves", "credit", "summary"];
 const MODES = ["one", "group", "updates"];
-const KNOB_KINDS = { decay_rate: Number, clip_ratio_low: Number, clip_ratio_high: Number, safety_thresh: Number, clip_high_only: (text) => text === "true", distance: String };
+const KNOBS = { // name → its value from a text, and whether FIPOParams would take it
+  decay_rate: { read: Number, allows: (value) => value > 0 },
+  clip_ratio_low: { read: Number, allows: (value) => value >= 0 && value < 1 },
+  clip_ratio_high: { read: Number, allows: (value) => value >= 0 && value < Infinity },
+  safety_thresh: { read: Number, allows: (value) => value >= 1 },
+  clip_high_only: { read: (text) => ({ true: true, false: false })[text], allows: (value) => value !== undefined },
+  distance: { read: String, allows: (value) => ["position", "trained"].includes(value) },
+};
 
 // Every change of what is shown goes through here.
 function change(changes) {
@@ -22,7 +29,7 @@ function draw(before) {
 }
 
 function drawTraces(changed) {
-  if (changed("filters")) applyFilters();
+  if (changed("filters") || (changed("knobs") && LIVE_FLAGS.includes(state.filters.flag))) applyFilters();
   if (state.tab === "summary") drawSummary();
   if (state.tab !== "credit") return;
   const stale = changed("mode", "tab") || (changed("at") && !(state.mode !== "one" && openPanes.has(state.at)));
@@ -77,17 +84,11 @@ function readHash() {
   for (const name of ["selected", "active"]) found[name] = wholeNumber(parts.get(name), length);
   for (const [key, value] of parts) {
     const [kind, name] = key.split(".");
-    if (kind === "filter" && name in NO_FILTERS) found.filters[name] = value;
-    if (kind === "knob" && isKnob(name, value)) found.knobs[name] = KNOB_KINDS[name](value);
+    if (kind === "filter" && Object.hasOwn(NO_FILTERS, name)) found.filters[name] = value;
+    const knob = kind === "knob" && Object.hasOwn(KNOBS, name) ? KNOBS[name] : null;
+    if (knob?.allows(knob.read(value))) found.knobs[name] = knob.read(value);
   }
   return found;
-}
-
-function isKnob(name, text) {
-  if (!Object.hasOwn(KNOB_KINDS, name)) return false;
-  if (name === "distance") return ["position", "trained"].includes(text);
-  const value = KNOB_KINDS[name](text);
-  return typeof value === "boolean" || (value >= 0 && (value < Infinity || !name.startsWith("clip")) && (value > 0 || name !== "decay_rate"));
 }
 
 function wholeNumber(text, end) {
@@ -112,6 +113,14 @@ const KEYS = {
   Escape: () => change({ selected: null }),
 };
 
+// On the list of samples the keys for moving choose samples, as in any list.
+const LIST_KEYS = {
+  ArrowDown: () => step(1),
+  ArrowUp: () => step(-1),
+  Home: () => step(-Infinity),
+  End: () => step(Infinity),
+};
+
 const toggleMode = (mode) => change({ mode: state.mode === mode ? "one" : mode });
 
 function onKey(event) {
@@ -123,13 +132,14 @@ function onKey(event) {
   if (page.traces.length === 0) return;
   if (event.key === "/") return void (event.preventDefault(), focusSearch());
   if (state.tab !== "credit") return;
-  const onControl = event.target.matches?.("button, summary, [role=tab]");
   const channel = CHANNELS[Number(event.key) - 1];
-  if (channel) change({ channel: channel.id, selected: null });
-  else if (Object.hasOwn(KEYS, event.key) && !(onControl && (event.key === "Enter" || event.key.startsWith("Arrow")))) {
-    event.preventDefault();
-    KEYS[event.key]();
-  }
+  if (channel) return change({ channel: channel.id, selected: null });
+  const own = { button: ["Enter"], summary: ["Enter"], "[role=tab]": ["ArrowLeft", "ArrowRight"] };
+  if (Object.entries(own).some(([element, keys]) => event.target.matches?.(element) && keys.includes(event.key))) return;
+  const keys = event.target.id === "samples" ? { ...KEYS, ...LIST_KEYS } : KEYS;
+  if (!Object.hasOwn(keys, event.key)) return;
+  event.preventDefault();
+  keys[event.key]();
 }
 
 function focusSearch() {

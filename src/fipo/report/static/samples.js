@@ -1,6 +1,7 @@
 // The list of samples: filters, and a list that holds only the rows in sight.
 
-const ROW_HEIGHT = 50; // pixels; must fit report.css
+const ROW_HEIGHTS = { oneRun: 50, severalRuns: 70 }; // pixels; two or three lines
+let rowHeight = ROW_HEIGHTS.oneRun;
 const NO_FILTERS = { run: "", text: "", rewardMin: "", rewardMax: "", sign: "", flag: "", lengthMin: "", lengthMax: "" };
 const FILTER_FIELDS = {
   run: "filter-run", text: "filter-text", rewardMin: "filter-reward-min", rewardMax: "filter-reward-max",
@@ -29,19 +30,30 @@ function within(value, least, greatest) {
 function hasFlag(facts, index, flag) {
   if (flag === "untrained") return openTrace(index).trained.some((trained) => !trained);
   if (flag === "dropped" || flag === "truncated") return facts[flag] === true;
-  return (facts.anyFlags & page.flags[flag]) !== 0;
+  const live = LIVE_FLAGS.includes(flag) && openTrace(index).logRatio;
+  return live ? hasLiveFlag(openTrace(index), flag) : (facts.anyFlags & page.flags[flag]) !== 0;
+}
+
+// Both live flags need a large ratio, which few traces have.
+function hasLiveFlag(trace, flag) {
+  const knobs = knobsOf(trace);
+  const limit = Math.log(Math.min(knobs.dual_clip_c, knobs.safety_thresh));
+  return trace.logRatio.some((logRatio, t) => logRatio > limit && flagsOf(trace, t).includes(flag));
 }
 
 function setUpFilters() {
   const runs = [...new Set(page.traces.map((facts) => facts.run))];
+  if (runs.length > 1) rowHeight = ROW_HEIGHTS.severalRuns;
   fillOptions(document.getElementById("filter-run"), [["", "all runs"], ...runs.map((run) => [run, visible(run)])]);
   const flags = ["dropped", "truncated", "untrained", ...Object.keys(page.flags)];
   fillOptions(document.getElementById("filter-flag"), [["", "any marks"], ...flags.map((name) => [name, name])]);
-  for (const [name, id] of Object.entries(FILTER_FIELDS)) {
-    const input = document.getElementById(id);
-    input.addEventListener("input", () => later(() => change({ filters: { ...state.filters, [name]: input.value } })));
+  for (const id of Object.values(FILTER_FIELDS)) {
+    document.getElementById(id).addEventListener("input", () => later(() => change({ filters: typedFilters() })));
   }
-  document.getElementById("filter-reset").addEventListener("click", () => change({ filters: NO_FILTERS }));
+  document.getElementById("filter-reset").addEventListener("click", () => {
+    clearTimeout(laterTimer);
+    change({ filters: NO_FILTERS });
+  });
   const scroller = document.getElementById("samples");
   scroller.addEventListener("scroll", drawRows, { passive: true });
   new ResizeObserver(drawRows).observe(scroller);
@@ -52,6 +64,11 @@ function fillOptions(select, options) {
 }
 
 const visible = (string) => plainText(decodeString(string, 80));
+
+function typedFilters() {
+  const fields = Object.entries(FILTER_FIELDS);
+  return Object.fromEntries(fields.map(([name, id]) => [name, document.getElementById(id).value]));
+}
 
 // Typing is answered when it pauses: a search through a million tokens takes a moment.
 let laterTimer = 0;
@@ -69,14 +86,14 @@ function applyFilters() {
   const all = page.traces.length;
   document.getElementById("sample-count").textContent =
     shown.length === all ? `${all} traces` : `${shown.length} of ${all} traces`;
-  document.getElementById("sample-rows").style.height = `${shown.length * ROW_HEIGHT}px`;
+  document.getElementById("sample-rows").style.height = `${shown.length * rowHeight}px`;
   drawRows();
 }
 
 function drawRows() {
   const scroller = document.getElementById("samples");
-  const first = Math.max(0, Math.floor(scroller.scrollTop / ROW_HEIGHT) - 4);
-  const last = Math.min(shown.length, Math.ceil((scroller.scrollTop + scroller.clientHeight) / ROW_HEIGHT) + 4);
+  const first = Math.max(0, Math.floor(scroller.scrollTop / rowHeight) - 4);
+  const last = Math.min(shown.length, Math.ceil((scroller.scrollTop + scroller.clientHeight) / rowHeight) + 4);
   const rows = shown.slice(first, last).map((index, i) => makeRow(index, first + i));
   document.getElementById("sample-rows").replaceChildren(...rows);
   const active = rows.find((row) => Number(row.dataset.index) === state.at);
@@ -94,13 +111,15 @@ function makeRow(index, place) {
   row.setAttribute("aria-selected", index === state.at);
   row.setAttribute("aria-posinset", place + 1);
   row.setAttribute("aria-setsize", shown.length);
-  row.style.top = `${place * ROW_HEIGHT}px`;
+  row.style.top = `${place * rowHeight}px`;
+  row.style.height = `${rowHeight}px`;
   const title = document.createElement("div");
   title.textContent = `rollout ${facts.rollout} · sample ${facts.sample} · update ${facts.update}`;
   const line = document.createElement("div");
   line.className = "faint";
   line.textContent = `${rewardText(facts)} · ${facts.length.toLocaleString("en")} tokens${facts.dropped ? " · dropped" : ""}`;
   row.append(title, line);
+  if (rowHeight === ROW_HEIGHTS.severalRuns) row.prepend(showString(document.createElement("div"), facts.run));
   row.addEventListener("click", () => go(index));
   return row;
 }
@@ -111,10 +130,11 @@ const advantageText = (facts) => (facts.advantage === null ? SIGNS[facts.sign] ?
 
 function revealRow(index) {
   const scroller = document.getElementById("samples");
-  const top = shown.indexOf(index) * ROW_HEIGHT;
+  const top = shown.indexOf(index) * rowHeight;
   if (top < 0) return;
   if (top < scroller.scrollTop) scroller.scrollTop = top;
-  if (top + ROW_HEIGHT > scroller.scrollTop + scroller.clientHeight) scroller.scrollTop = top + ROW_HEIGHT - scroller.clientHeight;
+  const hidden = top + rowHeight - (scroller.scrollTop + scroller.clientHeight);
+  if (hidden > 0) scroller.scrollTop += hidden;
 }
 
 // The next or previous trace among those that pass the filters.

@@ -47,7 +47,7 @@ function tallyTrace(trace, tally) {
   const knobs = knobsOf(trace);
   const low = weightLow(knobs);
   const high = weightHigh(knobs);
-  const { futureKl: credit, weight } = recompute(trace.logRatio, trace.trained, (t) => advantageAt(trace, t), knobs);
+  const { futureKl: credit, fipo, weight } = computeCredit(trace, knobs);
   const { run } = trace.facts;
   if (!tally.runs.has(run)) tally.runs.set(run, emptyTally());
   const own = tally.runs.get(run);
@@ -59,7 +59,7 @@ function tallyTrace(trace, tally) {
     for (const place of [own, tally.positions[Math.floor((t * POSITION_BINS) / trace.length)], tally.classes[tokenClasses[entry]]]) {
       addWeight(place, weight[t], raw < low, raw > high);
     }
-    own.safety += weight[t] !== clamp(raw, low, high);
+    own.safety += fipo[t] !== clamp(raw, low, high);
     own.outside += !participates(trace.logRatio[t], true, knobs);
     tally.count[entry] += 1;
     tally.sum[entry] += weight[t];

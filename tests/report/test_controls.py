@@ -1,0 +1,129 @@
+"""Keys, filters, the list of samples, the address and the exports, in a real Chromium."""
+
+import numpy as np
+import pytest
+from page_driver import facts, slide, state
+from playwright.sync_api import expect
+from synthetic_traces import PARAMS, trace
+
+from fipo.report import render_report
+from fipo.traces import write_traces
+
+pytestmark = pytest.mark.browser
+
+
+def test_keys(html, open_page):
+    page = open_page(html)
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    page.keyboard.press("k")
+    assert state(page)["at"] == 1
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown"):
+        page.keyboard.press(key)
+    assert state(page)["active"] > 15  # on the second line
+    assert facts(page, "token").startswith(f"position {state(page)['active']} of 60")
+    page.keyboard.press("Enter")
+    assert state(page)["selected"] == state(page)["active"]
+    page.keyboard.press("?")
+    assert page.locator("#help").is_visible()
+    page.keyboard.press("Escape")
+    page.keyboard.press("/")
+    page.keyboard.type("jk1")
+    assert page.locator("#filter-text").input_value() == "jk1"
+
+
+def expect_count(page, count):
+    expect(page.locator("#sample-count")).to_have_text(f"{count} of 26 traces", timeout=4000)
+
+
+def test_filters_and_search(html, open_page):
+    page = open_page(html)
+    page.click("#filters summary")
+    page.fill("#filter-reward-min", "0.5")
+    expect_count(page, 9)
+    page.select_option("#filter-sign", "-1")
+    expect_count(page, 0)
+    page.click("#filter-reset")
+    page.fill("#filter-text", "<IMG")
+    expect_count(page, 1)
+    page.keyboard.press("Escape")
+    page.keyboard.press("j")
+    assert "match" in page.locator("#stage .token").nth(2).get_attribute("class")
+    page.click("#filter-reset")
+    page.select_option("#filter-flag", "untrained")
+    page.fill("#filter-length-max", "60")
+    expect_count(page, 4)
+
+
+def test_filters_changed_in_one_breath(html, open_page):
+    page = open_page(html)
+    page.evaluate("""() => {
+      for (const [id, value] of [["filter-reward-min", "0.5"], ["filter-length-max", "62"]]) {
+        const input = document.getElementById(id);
+        input.value = value;
+        input.dispatchEvent(new Event("input"));
+      }
+    }""")
+    expect_count(page, 3)  # sample 0 at both updates, and the hostile one
+
+
+def test_a_filter_for_marks_follows_the_knobs(html, open_page):
+    page = open_page(html, "#filter.flag=safety_capped")
+    expect_count(page, 16)  # at exp(1.5) > 3, of those whose advantage is negative; the traces do not record it
+    slide(page, "safety_thresh", 20)
+    expect_count(page, 0)
+
+
+def test_keys_on_the_list_and_on_buttons(html, open_page):
+    page = open_page(html)
+    page.focus("#samples")
+    for key in ("ArrowDown", "ArrowDown", "ArrowUp"):
+        page.keyboard.press(key)
+    assert state(page)["at"] == 1 and state(page)["active"] is None
+    page.keyboard.press("End")
+    assert state(page)["at"] == 25
+    page.keyboard.press("Home")
+    page.click("#channels button")
+    page.keyboard.press("ArrowRight")
+    assert state(page)["active"] == 0
+
+
+def test_rows_name_their_run_where_there_are_several(tmp_path, open_page):
+    for run in ("decay-16", "decay-32"):
+        write_traces([trace(0, run=run), trace(1, run=run)], tmp_path / run / "traces" / "a.parquet", PARAMS)
+    page = open_page(render_report([tmp_path / "decay-16", tmp_path / "decay-32"], tmp_path / "a.html"))
+    rows = page.locator("#sample-rows .row")
+    assert [row.split("rollout")[0] for row in rows.all_text_contents()] == ["decay-16"] * 2 + ["decay-32"] * 2
+    assert rows.nth(1).bounding_box()["y"] - rows.nth(0).bounding_box()["y"] >= 3 * 19
+
+
+def test_the_address_holds_the_view(html, open_page):
+    page = open_page(html)
+    page.keyboard.press("j")
+    page.keyboard.press("5")
+    page.keyboard.press("g")
+    slide(page, "decay_rate", 91)
+    page.evaluate("fipo.change({ filters: { ...fipo.state.filters, text: 'wait & see=#1' }, active: 3, selected: 3 })")
+    expected = state(page)
+    again = open_page(html, "#" + page.url.split("#", 1)[1])
+    assert state(again) == expected
+    open_page(html, "#at=9999&mode=x&selected=-1&knob.decay_rate=-3&knob.__proto__=1&filter.x=1&channel=%00")
+    odd = (
+        "filter.toString=1&knob.clip_ratio_low=1&knob.safety_thresh=0.5&knob.clip_high_only=x&knob.clip_ratio_high=inf"
+    )
+    assert state(open_page(html, f"#{odd}"))["knobs"] == {}
+
+
+def test_export(html, open_page):
+    page = open_page(html)
+    with page.expect_download() as csv:
+        page.click("#export-csv")
+    lines = csv.value.path().read_text().splitlines()
+    assert len(lines) == 61
+    names, first = lines[0].split(","), lines[4].split(",")
+    assert names[:3] == ["run", "rollout", "update"]
+    value = dict(zip(names[::-1], first[::-1], strict=False))  # from the right: texts may hold commas
+    assert float(value["ratio"]) == pytest.approx(np.exp(trace(0).log_ratio[3]))
+    with page.expect_download() as png:
+        page.click("#export-png")
+    assert png.value.path().read_bytes().startswith(b"\x89PNG")

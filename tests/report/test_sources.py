@@ -1,0 +1,76 @@
+"""What a page is made of: several runs, metrics alone, nothing at all, damaged files."""
+
+import pytest
+from synthetic_traces import write_metrics
+
+from fipo import DataError
+from fipo.cli import main
+from fipo.report import render_report
+from fipo.report.curves import draw_curves, read_metrics
+
+pytestmark = pytest.mark.browser
+
+
+def test_curves_of_two_seeds(run, tmp_path, open_page):
+    other = write_metrics(tmp_path / "demo_s1", offset=0.5)
+    page = open_page(render_report([run, other], tmp_path / "deep" / "report.html"))
+    page.wait_for_selector(".plot.drawn .scatterlayer")
+    assert page.locator("#charts h3").all_text_contents() == ["Reward", "Weight: mean, and least to greatest"]
+    band, line = page.evaluate("fipo.page.charts[0].figure.data")
+    assert line["y"] == pytest.approx([step / 10 + 0.25 for step in range(8)])
+    assert band["y"][:8] == pytest.approx([step / 10 + 0.5 for step in range(8)])
+    page.click("#tab-credit")
+    assert page.locator("#stage .token").count() == 60
+
+
+def test_a_trailing_number_is_no_seed(tmp_path, open_page):
+    runs = [write_metrics(tmp_path / name) for name in ("decay-16", "decay-32")]
+    page = open_page(render_report(runs, tmp_path / "report.html"))
+    assert page.evaluate("fipo.page.charts[0].figure.data.map((line) => line.name)") == ["decay-16", "decay-32"]
+
+
+def test_a_lone_band_has_a_legend(tmp_path):
+    runs = [read_metrics(write_metrics(tmp_path / name) / "metrics.jsonl", name) for name in ("x_s0", "x_s1")]
+    reward = draw_curves(runs)[0]["figure"]
+    assert reward["layout"]["showlegend"] and reward["data"][1]["name"] == "reward, 2 seeds"
+
+
+def test_metrics_that_nothing_can_draw(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    lines = ['{"step": 1, "reward": 1}', '{"step": NaN, "reward": 1}', '{"step": 2, "reward": 1' + "0" * 400 + "}"]
+    file.write_text("\n".join([*lines, '{"step": 1e999, "reward": 1}', '{"step": 3, "reward": NaN}']))
+    found = read_metrics(file, "run")
+    assert list(found.series["reward"]) == [1, 3]
+    assert "line 2, 3, 4 is no JSON object with a step and finite numbers" in found.problems[0]
+    file.write_text('{"step": 1, "loss": 1}')
+    assert "none of its metrics (loss) is one that is drawn" in read_metrics(file, "run").problems[0]
+
+
+def test_metrics_alone(tmp_path, open_page):
+    page = open_page(render_report(write_metrics(tmp_path / "only"), tmp_path / "report.html"))
+    assert page.locator("#tab-credit").is_hidden()
+    assert page.locator("#charts h3").count() == 2
+
+
+def test_nothing_to_show(tmp_path):
+    with pytest.raises(
+        DataError, match=r"holds neither metrics.jsonl nor traces/\*.parquet, but .* name the output_dir"
+    ):
+        render_report(tmp_path, tmp_path / "report.html")
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        render_report(tmp_path / "nowhere", tmp_path / "report.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_names_page_and_problems(run, tmp_path, capsys, open_page):
+    folder = write_metrics(tmp_path / "r")
+    (folder / "traces").mkdir()
+    (folder / "traces" / "bad.parquet").write_bytes(b"no")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": ')
+    output = tmp_path / "x.html"
+    assert main(["report", str(folder), "-o", str(output)]) == 0
+    said = capsys.readouterr()
+    assert said.out.strip() == str(output)
+    assert "line 9 is no JSON object" in said.err and "bad.parquet was left out" in said.err
+    assert open_page(output).locator("#problems li").count() == 2

@@ -46,6 +46,7 @@ class FIPOParams:
         _require(self.decay_rate > 0, "decay_rate", self.decay_rate, "a half-life in tokens above 0 (inf: no decay)")
         _require(0 <= self.clip_ratio_low < 1, "clip_ratio_low", self.clip_ratio_low, "in [0, 1)")
         _require(0 <= self.clip_ratio_high < math.inf, "clip_ratio_high", self.clip_ratio_high, "finite and at least 0")
+        _require(isinstance(self.clip_high_only, bool), "clip_high_only", self.clip_high_only, "True or False")
         _require(self.safety_thresh >= 1, "safety_thresh", self.safety_thresh, "a ratio of at least 1 (inf: never)")
         _require(self.dual_clip_c > 1, "dual_clip_c", self.dual_clip_c, "a ratio above 1 (inf: never)")
         _require(_is_int(self.chunk_size, 1), "chunk_size", self.chunk_size, "a whole number of tokens, at least 1")

@@ -15,6 +15,8 @@ BAD_KNOBS = [
     ("clip_ratio_low", -0.1),
     ("clip_ratio_high", -0.1),
     ("clip_ratio_high", math.inf),
+    ("clip_high_only", "false"),
+    ("clip_high_only", 1),
     ("dual_clip_c", 1.0),
     ("dual_clip_c", math.nan),
     ("safety_thresh", 0.9),

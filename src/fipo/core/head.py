@@ -7,11 +7,11 @@ float32 accumulation and nothing is rounded in between. The buffer is reused fro
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from fipo.core.precision import fast_bfloat16, multiplies_into_float32
 from fipo.errors import InvalidParameterError
 
 ROW_BLOCK_BYTES = 4 << 20  # elementwise passes over the logits work on rows that stay in a processor's cache
@@ -42,7 +42,9 @@ class Head:
         if torch.is_autocast_enabled(device) and self._input_dtype != torch.float64:
             self._input_dtype = torch.get_autocast_dtype(device)
         self.dtype = torch.promote_types(self._input_dtype, torch.float32)
-        self._operand_dtype = self._input_dtype if device == "cuda" else self.dtype
+        # Not float16: the gradient of the logits has been divided by the batch's tokens, which is too small for it.
+        halves = self._input_dtype == torch.bfloat16 and multiplies_into_float32(weight.device)
+        self._operand_dtype = self._input_dtype if halves else self.dtype
         self._buffer = torch.empty(0, len(weight), dtype=self.dtype, device=weight.device)
 
     @property
@@ -153,26 +155,7 @@ class Head:
         """out (+)= a @ b, with the accumulation and the result in out's dtype."""
         beta = 1 if accumulate else 0
         if a.dtype == out.dtype:
-            with _fast_bfloat16(self._input_dtype == torch.bfloat16 and a.device.type == "cpu"):
+            with fast_bfloat16(self._input_dtype == torch.bfloat16 and a.device.type == "cpu"):
                 torch.addmm(out, a, b, beta=beta, out=out)
         else:
             torch.addmm(out, a, b, beta=beta, out_dtype=out.dtype, out=out)
-
-
-@contextmanager
-def _fast_bfloat16(wanted: bool) -> Iterator[None]:
-    """Lets float32 products run on bfloat16 units, which are exact for factors that were bfloat16 before.
-
-    Only processors with such units do it, and of the factors only the gradient of the logits is rounded by it, as in
-    any bfloat16 backward. The result and the accumulation stay float32.
-    """
-    if not (wanted and hasattr(torch.backends, "fp32_precision")):  # since torch 2.9
-        yield
-        return
-    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = settings.fp32_precision
-    settings.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before

@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor
 
+from fipo.core.precision import widest_float
 from fipo.errors import InvalidInputError
 
 
 def per_token(name: str, values: float | Tensor, like: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """To the shape of `like`: a number (then float64), one value a sequence, (S,) or (S, 1), or one a token."""
+    """To the shape of `like`: a number (then of the widest float), one a sequence, (S,) or (S, 1), or one a token."""
     if not isinstance(values, Tensor) or values.dim() == 0:
-        return torch.as_tensor(values, dtype=torch.float64, device=like.device).expand(like.shape)
+        return torch.as_tensor(values, dtype=widest_float(like.device), device=like.device).expand(like.shape)
     if values.shape == like.shape:
         return values
     sequences = len(like) if cu_seqlens is None else len(cu_seqlens) - 1

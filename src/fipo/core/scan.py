@@ -7,13 +7,13 @@ over the blocks' heads. There is no loop over tokens and no γ^(−t), which wou
 what lies to its right only through one number, the carry, so packed sequences, streams and split contexts are exact.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from fipo.core.precision import exact_products
 
 SMALLEST_BLOCK = 2  # a block of one token would make the scan over the heads as long as the scan itself
 FASTEST_BLOCK = 32  # the product costs `block` multiplications a token: 128 took 1.6 times as long on two CPU cores
@@ -35,7 +35,7 @@ def discounted_suffix_sum(
         Like `x`. `y[:, 0]` (packed: y at each sequence's start) is the carry for what lies to the left.
     """
     block = min(max(block, SMALLEST_BLOCK), FASTEST_BLOCK)
-    with _exact_products(x) as product_dtype:
+    with exact_products(x) as product_dtype:
         if cu_seqlens is None:
             return _scan_padded(x, half_life, block, carry, product_dtype)
         return _scan_packed(x, half_life, block, carry, cu_seqlens, product_dtype)
@@ -98,29 +98,14 @@ def _scan_blocks(x: Tensor, half_life: float, carry: Tensor | None, product_dtyp
 def _triangle(width: int, half_life: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """γ^(k − t) for k ≥ t, else 0: from column t (the result) to row k (the summand). Shape (width, width)."""
     with torch.inference_mode(False):  # what is cached must be usable under autograd later
-        position = torch.arange(width, device=device, dtype=torch.float64)
+        position = torch.arange(width, device="cpu", dtype=torch.float64)
         distance = position[:, None] - position[None, :]
-        return torch.where(distance >= 0, torch.exp2(-distance / half_life), 0).to(dtype)
+        return torch.where(distance >= 0, torch.exp2(-distance / half_life), 0).to(dtype).to(device)
 
 
 @lru_cache(maxsize=64)
 def _powers_to_end(width: int, half_life: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """γ^(width − t) for t < width: what the value right of a block is worth at each of its tokens. Shape (width,)."""
     with torch.inference_mode(False):
-        distance = torch.arange(width, 0, -1, device=device, dtype=torch.float64)
-        return torch.exp2(-distance / half_life).to(dtype)
-
-
-@contextmanager
-def _exact_products(x: Tensor) -> Iterator[torch.dtype]:
-    """Keep autocast and TF32 away from the block product; yields the dtype in which the product is exact enough."""
-    with torch.autocast(x.device.type, enabled=False):
-        yield torch.float64 if _float32_products_are_rounded() else x.dtype
-
-
-def _float32_products_are_rounded() -> bool:
-    backends = torch.backends
-    if not hasattr(backends, "fp32_precision"):  # before torch 2.9
-        return torch.get_float32_matmul_precision() != "highest" or backends.cuda.matmul.allow_tf32
-    settings = (backends, backends.cuda.matmul, backends.mkldnn.matmul)  # type: ignore[attr-defined]
-    return any(setting.fp32_precision not in ("none", "ieee") for setting in settings)
+        distance = torch.arange(width, 0, -1, device="cpu", dtype=torch.float64)
+        return torch.exp2(-distance / half_life).to(dtype).to(device)

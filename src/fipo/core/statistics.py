@@ -18,5 +18,5 @@ TOKEN_MEANS: dict[str, Callable[[FIPOOutput], Tensor]] = {
     "fipo/participation": lambda out: out.participates,
     "fipo/safety_capped": lambda out: out.safety_capped,
     "fipo/dual_clipped": lambda out: out.dual_clipped,
-    "fipo/policy_kl": lambda out: out.log_ratio.exp() - 1 - out.log_ratio,  # KL(π_old ‖ π_θ), the k3 estimate
+    "fipo/policy_kl": lambda out: out.log_ratio.expm1() - out.log_ratio,  # KL(π_old ‖ π_θ), the k3 estimate
 }

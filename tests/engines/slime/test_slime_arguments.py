@@ -13,7 +13,7 @@ from fipo.engines.slime import before_train_step, fipo_loss_function
 from fipo.engines.slime.arguments import KNOBS, add_arguments, check_arguments, params_of
 from fipo.engines.slime.layout import chunks_of, response_edges
 from fipo.engines.slime.loss import old_log_probs
-from fipo.engines.slime.noise import NoiseWatch, install_hook, may_be_first_update
+from fipo.engines.slime.noise import HOOK_PATH, NoiseWatch, install_hook, may_be_first_update
 
 
 def parse(flags):
@@ -127,6 +127,20 @@ def test_another_layout_than_zigzag_is_refused():
     batch = {"total_lengths": [24], "response_lengths": [20], "loss_masks": [torch.ones(20)]}
     with pytest.raises(InvalidInputError, match="has 20 of a response's 20 tokens, but by slime's zigzag layout"):
         chunks_of(batch, "position", [torch.zeros(20)], cp_rank=0, cp_size=2)
+
+
+def test_the_hook_named_in_yaml_does_not_call_itself():
+    args = Namespace(custom_megatron_before_train_step_hook_path=HOOK_PATH, fipo_decay_rate=32.0)
+    install_hook(args)
+    before_train_step(args, 0, 3)
+    assert args.fipo_update_index == 3
+
+
+def test_an_older_actor_is_no_noise_and_one_update_enough():
+    sizes = {"rollout_batch_size": 4, "n_samples_per_prompt": 16, "global_batch_size": 64}
+    args = Namespace(use_tis=False, use_rollout_logprobs=False, fipo_decay_rate=32.0, keep_old_actor=True, **sizes)
+    check_arguments(args)
+    assert not may_be_first_update(args)
 
 
 def test_the_hook_tells_the_update_and_calls_the_users_own(monkeypatch):

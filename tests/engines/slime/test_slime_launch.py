@@ -141,6 +141,8 @@ def test_stock_train_py_with_a_config_file(tmp_path):
         (f"{PULL_REQUEST_1801} --advantage-estimator gspo", ["gspo", "use grpo"]),
         (f"{PULL_REQUEST_1801} --custom-loss-function-path mine.loss", ["mine.loss", LOSS]),
         (f"{SIZES} --fipo-decay-rate 32", ["--loss-type is policy_loss", "pass --loss-type fipo_loss"]),
+        (f"{PULL_REQUEST_1801} --fipo_decay_rate 64", ["--fipo_decay_rate", "did you mean --fipo-decay-rate?"]),
+        (f"{PULL_REQUEST_1801} --fipo-clip-high-only False", ["--fipo-clip-high-only is followed by False"]),
         (f"{PULL_REQUEST_1801} --fipo-decay_rate 64", ["--fipo-decay_rate", "did you mean --fipo-decay-rate?"]),
         (f"{PULL_REQUEST_1801} --fipo-decay-rate fast", ["--fipo-decay-rate", "'fast'"]),
         (f"{PULL_REQUEST_1801} --fipo-decay-rate 0", ["decay_rate is 0.0", "above 0"]),

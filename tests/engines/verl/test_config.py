@@ -128,9 +128,20 @@ def test_the_driver_refuses_one_update_a_rollout():
         pytest.raises(InvalidParameterError, match=r"64 prompts × 8 samples gives 1 update of .*ppo_epochs at least 2"),
     ):
         FIPOPolicyLossConfig()
-    for more in ("data.train_batch_size=128", f"{ACTOR}.ppo_epochs=2"):
+    with (
+        AsInTheDriver(*batch, "data.train_batch_size=32"),
+        pytest.raises(InvalidParameterError, match="gives 1 update"),
+    ):
+        FIPOPolicyLossConfig()  # verl 0.9 fills the rollout up to the one mini-batch
+    for more in ("data.train_batch_size=128", "data.train_batch_size=96", f"{ACTOR}.ppo_epochs=2"):
         with AsInTheDriver(*batch, more):
             FIPOPolicyLossConfig()
+
+
+def test_the_driver_warns_where_the_rollout_engine_gives_the_old_policy():
+    batch = ("data.train_batch_size=128", f"{ACTOR}.ppo_mini_batch_size=64")
+    with AsInTheDriver(*batch, "++algorithm.rollout_correction.bypass_mode=True"), pytest.warns(match="bypass_mode"):
+        FIPOPolicyLossConfig()
 
 
 def test_the_driver_refuses_two_dual_clips():

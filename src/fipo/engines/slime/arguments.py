@@ -86,6 +86,8 @@ def _check_updates(args: argparse.Namespace) -> None:
     batch = getattr(args, "global_batch_size", None)
     if batch is None:  # not slime's whole namespace, parsed and filled in
         return
+    if getattr(args, "keep_old_actor", False):  # π_old is an older policy than the rollout's
+        return
     samples = args.rollout_batch_size * args.n_samples_per_prompt
     updates = samples // batch  # slime leaves out a last, smaller batch
     if updates < 2:

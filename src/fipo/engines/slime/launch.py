@@ -14,6 +14,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ python -m fipo.engines.slime [train.py|train_async.py] <slime's own flags> --los
 train.py is slime's own, found beside its package; a path to a script of yours that calls slime's parse_args works too.
 """
 FLAGS = ("preset", *KNOBS)
+SWITCHES = ("--fipo-clip-high-only", "--no-fipo-clip-high-only")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,8 +67,13 @@ def custom_loss_flags(flags: list[str]) -> list[str]:
     except argparse.ArgumentError as error:
         raise InvalidParameterError(f"{error}; correct the flag.") from error
     for flag in rest:
-        if flag.startswith(("--fipo-", "--no-fipo-")):
+        if flag.startswith("--") and flag[2:].replace("_", "-").startswith(("fipo-", "no-fipo-")):
             raise InvalidParameterError(f"{flag} is not a flag of fipo's; {_nearest(flag)}")
+    for flag, value in pairwise(flags):
+        if flag in SWITCHES and not value.startswith("-"):
+            raise InvalidParameterError(
+                f"{flag} is followed by {value}, but takes no value; give one of {', '.join(SWITCHES)} alone."
+            )
     check_arguments(known)  # as far as these flags tell, and before slime's own assertions
     if known.custom_loss_function_path not in (None, LOSS_PATH):
         raise InvalidParameterError(

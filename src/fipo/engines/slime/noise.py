@@ -29,13 +29,14 @@ def before_train_step(args: Namespace, rollout_id: int, step_id: int, *others: A
 
 def install_hook(args: Namespace) -> None:
     """Makes slime call `before_train_step`, and that the hook which `args` names, if any."""
-    args.fipo_next_hook_path = getattr(args, "custom_megatron_before_train_step_hook_path", None)
+    own = getattr(args, "custom_megatron_before_train_step_hook_path", None)
+    args.fipo_next_hook_path = None if own == HOOK_PATH else own
     args.custom_megatron_before_train_step_hook_path = HOOK_PATH
 
 
 def may_be_first_update(args: Namespace) -> bool:
-    """Whether this update follows a rollout; always, where no hook tells."""
-    return getattr(args, "fipo_update_index", 0) == 0
+    """Whether log-ratios must be 0: this update follows a rollout (always, where no hook tells) by the same policy."""
+    return not getattr(args, "keep_old_actor", False) and getattr(args, "fipo_update_index", 0) == 0
 
 
 class NoiseWatch:

@@ -73,6 +73,7 @@ class FIPOPolicyLossConfig(PolicyLossConfig):
         config = guard.driver_config()
         if config is not None:
             guard.check_updates(config)
+            guard.warn_of_foreign_old_policy(config)
             self.params(config.actor_rollout_ref.actor.clip_ratio_c)
 
     def params(self, clip_ratio_c: float) -> FIPOParams:

@@ -40,12 +40,23 @@ def check_updates(config: DictConfig) -> None:
     """Raises an InvalidParameterError where `config`, whole as verl's PPO trainer composes it, makes one update."""
     actor = config.actor_rollout_ref.actor
     prompts, samples = config.data.train_batch_size, config.actor_rollout_ref.rollout.n
-    updates = prompts // actor.ppo_mini_batch_size * actor.ppo_epochs
-    if updates == 1:
+    updates = -(-prompts // actor.ppo_mini_batch_size) * actor.ppo_epochs  # verl 0.9 fills the last one up
+    if updates < 2:
         raise InvalidParameterError(
             f"A rollout of {prompts} prompts × {samples} samples gives 1 update of {actor.ppo_mini_batch_size} prompts "
             f"× {samples} samples, in {actor.ppo_epochs} epoch, but FIPO needs at least 2, because all weights are 1 "
             f"until the first is made; {REMEDY}."
+        )
+
+
+def warn_of_foreign_old_policy(config: DictConfig) -> None:
+    """Where π_old is the rollout engine's, its mismatch with the trainer moves weights before any update."""
+    correction = config.algorithm.get("rollout_correction") or {}
+    if correction.get("bypass_mode"):
+        warnings.warn(
+            "algorithm.rollout_correction.bypass_mode is True, so π_old is the rollout engine's, and the difference "
+            "between engines counts as drift in every weight; set it to False, so that the trainer recomputes π_old.",
+            stacklevel=2,
         )
 
 

@@ -1,10 +1,13 @@
 """Token bytes, joined, are the text, also where one character is spread over several tokens."""
 
+from types import SimpleNamespace
+
 import pytest
 import tiny
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from fipo import DataError
 from fipo.traces.tokens import byte_decoder
 
 TEXT = "naïve 🙂 日本語\n\ttabs \x00 and e\u0301 <|end|> “quotes”"
@@ -40,3 +43,10 @@ def test_plain_vocabulary_and_unknown_ids():
     decode = byte_decoder(tiny.tokenizer())
     assert b"".join(decode(index) for index in tiny.tokenizer()("12+3=?").input_ids) == b"12+3=?"
     assert decode(10**6) == b""
+
+
+def test_a_tokenizer_that_does_not_tell_is_a_sentence():
+    with pytest.raises(
+        DataError, match=r"SimpleNamespace does not tell the bytes of its tokens, .* fipo_trace_every to 0"
+    ):
+        byte_decoder(SimpleNamespace())

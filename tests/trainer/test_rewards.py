@@ -1,5 +1,7 @@
 """Rewards by name: what they score, and that one that raises never becomes a silent 0."""
 
+import importlib
+
 import pytest
 
 from fipo import InvalidParameterError
@@ -71,6 +73,24 @@ def test_only_the_sample_that_raises_fails(tmp_path, monkeypatch):
         assert reward(completions=["ab", "", "a"], completion_ids=[[1]] * 3) == [0.5, None, 1.0]
         assert reward.failed == [False, True, False]
     assert reward.failures == 2
+
+
+def test_a_dead_verifier_is_not_asked_for_every_sample(tmp_path, monkeypatch):
+    (tmp_path / "dead.py").write_text("calls = []\ndef f(completions, **_): calls.append(0); raise OSError('down')\n")
+    monkeypatch.chdir(tmp_path)
+    (reward,) = load_rewards(["python:dead:f"], max_completion_length=1)
+    assert reward(completions=["a"] * 100, completion_ids=[[1]] * 100) == [None] * 100
+    assert all(reward.failed) and reward.failures == 100
+    assert len(importlib.import_module("dead").calls) == 1 + 8
+
+
+@pytest.mark.parametrize("task", ["countdown", "puzzle24", "n_queens", "simple_integration"])
+def test_what_a_model_writes_is_not_run_as_code(task):
+    row = load_prompts(f"rg:{task}?size=1", seed=1)[0]
+    columns = {"reasoning_gym": row["reasoning_gym"]}
+    with pytest.raises(InvalidParameterError, match=f"scorer of {task} calls eval or the like"):
+        score("reasoning_gym", "1", **columns)
+    assert score("reasoning_gym?allow_eval=true", row["answer"], **columns) == 1
 
 
 def test_none_means_that_a_reward_does_not_apply(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from fipo import InvalidParameterError
+from fipo import DataError, InvalidParameterError
 from fipo.trainer import FIPOConfig, FIPOTrainer
 from fipo.trainer.evaluate import evaluate
 from fipo.trainer.rewards import load_rewards
@@ -60,6 +60,7 @@ def test_dynamic_sampling_replaces_groups_of_equal_rewards(tmp_path):
     metrics = trainer._metrics["train"]
     assert metrics["fipo/dynamic_sampling/replaced_groups"] == [3]
     assert metrics["fipo/dynamic_sampling/unfilled_groups"] == [0]
+    assert len(metrics["reward"]) == 1, "a rollout reports its own prompts, whatever replaced them"
     advantages = rollout["advantages"].view(-1, GROUP)
     assert (advantages.std(-1) > 0.5).all()
     assert rollout["num_items_in_batch"] == rollout["completion_mask"].sum()
@@ -110,6 +111,18 @@ def test_a_sample_whose_reward_raised_is_out_of_the_loss(tmp_path, monkeypatch):
     assert rollout["tool_mask"][1:].all()
     assert rollout["num_items_in_batch"] == rollout["completion_mask"][1:].sum()
     assert rewards[0].failures == 1
+
+
+def test_without_any_score_a_run_ends(tmp_path):
+    def nothing(completions, **_):
+        return [None] * len(completions)
+
+    nothing.failed = [True] * 4 * GROUP
+    trainer = make(tmp_path, nothing)
+    for _ in range(2):
+        trainer._generate_and_score_completions(group_batch(trainer, [0, 1, 2, 3]))
+    with pytest.raises(DataError, match="raised for every sample of 3 rollouts in a row"):
+        trainer._generate_and_score_completions(group_batch(trainer, [0, 1, 2, 3]))
 
 
 def test_the_noise_floor_is_zero_and_warns_when_it_is_not(tmp_path, monkeypatch):

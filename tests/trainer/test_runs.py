@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 import tiny
 
+from fipo import InvalidParameterError
+from fipo.trainer.run import _other_runs_files, _require_room, write_page
+
 FIPO = [sys.executable, "-m", "fipo.cli", "train"]
 REWARD = """
 import os, time
@@ -157,11 +160,37 @@ def full(trainer_state, completions, **_):
 def test_another_runs_checkpoints_are_refused(recipe):
     train(recipe, "--max_steps", "3")
     refused = train(recipe, "--max_steps", "3", expect=2)
-    assert "holds the checkpoint-3 of another run; go on with --resume" in refused.stderr
+    assert "holds checkpoint-3, which this run would not continue; go on from it with --resume" in refused.stderr
     bad = train(recipe, "--overwrite", "true", "--rewards", "nope", expect=2)
     assert "unknown" in bad.stderr
     assert (recipe.parent / "run" / "checkpoint-3").exists(), "nothing is deleted for a run that cannot start"
     train(recipe, "--max_steps", "3", "--overwrite", "true")
+    reshaped = train(recipe, "--resume", "true", "--max_steps", "6", "--gradient_accumulation_steps", "2", expect=2)
+    assert "was saved with gradient_accumulation_steps 1, now 2" in reshaped.stderr
+
+
+def test_what_a_run_does_not_continue(tmp_path):
+    for name in ("checkpoint-3", "checkpoint-12", "checkpoint-best", "traces", "elsewhere/checkpoint-3"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "checkpoint-notes.txt").write_text("mine")
+
+    def names(checkpoint):
+        return [path.name for path in _other_runs_files(tmp_path, checkpoint)]
+
+    assert names(None) == names(str(tmp_path / "elsewhere" / "checkpoint-3")) == ["checkpoint-12", "checkpoint-3"]
+    assert names(str(tmp_path / "checkpoint-3")) == ["checkpoint-12"]
+    assert names(str(tmp_path / "checkpoint-12")) == []
+    (tmp_path / "traces" / "imported.parquet").touch()
+    (tmp_path / "metrics.jsonl").touch()
+    assert names(None)[2:] == ["metrics.jsonl", "traces"]
+
+
+def test_a_model_without_room_for_the_completion_is_refused():
+    model_config = tiny.model().config
+    limit = model_config.max_position_embeddings
+    _require_room(limit, model_config)
+    with pytest.raises(InvalidParameterError, match=f"are {limit + 1} tokens together, but .* allows {limit}; lower"):
+        _require_room(limit + 1, model_config)
 
 
 def test_two_ranks_resume_in_the_middle_of_an_epoch(recipe):
@@ -194,6 +223,7 @@ def test_two_ranks_resume_in_the_middle_of_an_epoch(recipe):
         (["--prompt_column", "text"], "has no column 'text'"),
         (["--model_name_or_path", "nowhere/nothing"], "The model 'nowhere/nothing' cannot be loaded"),
         (["--model_name_or_path", "package:nothing"], "There is no GGUF file in a package 'nothing'"),
+        (["--reward_weights", "0.5"], "reward_weights is [0.5], but a recipe's rewards carry their own"),
         (["--max_prompt_length", "1"], "max_prompt_length (1 tokens) leaves 0 training prompts"),
         (["--per_device_train_batch_size", "16"], "leaves 8 training prompts, but a rollout takes 16"),
         (["--resume", "true", "--output_dir", "fresh"], "fresh holds no checkpoint to resume"),
@@ -218,8 +248,6 @@ def test_bad_input_is_one_sentence(recipe, flags, sentence, capsys, monkeypatch)
 
 
 def test_a_page_that_cannot_be_written_does_not_end_a_run(tmp_path):
-    from fipo.trainer.run import write_page
-
     assert re.fullmatch(rf"No page was written: .*; .*, `fipo report {tmp_path}` writes it.", write_page(str(tmp_path)))
 
 

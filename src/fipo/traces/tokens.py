@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from fipo.errors import DataError
+
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -13,8 +15,17 @@ def byte_decoder(tokenizer: Any) -> Callable[[int], bytes]:
     """A function from a token id to its bytes, for a fast Hugging Face tokenizer; ids it does not know give b"".
 
     Byte-level BPE (GPT-2, Llama 3, Qwen), SentencePiece with byte fallback (Llama 2, Gemma) and plain vocabularies.
+
+    Raises:
+        DataError: The tokenizer is not of the package `tokenizers`, so that its bytes are not known.
     """
-    pieces = json.dumps(json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder"))
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    if fast is None:
+        raise DataError(
+            f"The tokenizer {type(tokenizer).__name__} does not tell the bytes of its tokens, which traces need; set "
+            "fipo_trace_every to 0, or take a tokenizer of the package tokenizers."
+        )
+    pieces = json.dumps(json.loads(fast.to_str()).get("decoder"))
     added = {index: token.content for index, token in tokenizer.added_tokens_decoder.items()}
     convert = _byte_level if '"ByteLevel"' in pieces else _word_piece if '"WordPiece"' in pieces else _sentence_piece
 

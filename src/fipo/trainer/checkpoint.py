@@ -50,10 +50,17 @@ class ExactResume(GRPOTrainer):
         if self.args.should_save:
             self._publish(staged, run / name)
         self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(run / name))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Not from the staging folder, which is renamed while the upload runs."""
+        if not self._staging:
+            super()._push_from_checkpoint(checkpoint_folder)
 
     def _publish(self, staged: Path, final: Path) -> None:
         state, args = self.state, self.args
-        if state.best_model_checkpoint == str(staged):
+        if state.best_model_checkpoint is not None and Path(state.best_model_checkpoint) == staged:
             state.best_model_checkpoint = str(final)
             state.save_to_json(str(staged / "trainer_state.json"))
         shutil.rmtree(final, ignore_errors=True)
@@ -70,8 +77,21 @@ class ExactResume(GRPOTrainer):
         return checkpoint / f"rollout_{self.accelerator.process_index}.pt"
 
     def _save_rollout(self, checkpoint: Path) -> None:
-        state = {"step": self._step, "fresh_prompts": self._fresh_prompts, "rollout": self._buffered_inputs}
+        checkpoint.mkdir(parents=True, exist_ok=True)  # transformers' other ranks may not have made it yet
+        state = {
+            "step": self._step,
+            "fresh_prompts": self._fresh_prompts,
+            "rollout": self._buffered_inputs,
+            "shape": self._rollout_shape,
+        }
         torch.save(state, self._rollout_file(checkpoint))
+
+    @property
+    def _rollout_shape(self) -> dict[str, int]:
+        """What must not change while a rollout is in use."""
+        names = ("per_device_train_batch_size", "steps_per_generation", "gradient_accumulation_steps", "num_iterations")
+        shape = {name: getattr(self.args, name) for name in (*names, "num_generations")}
+        return {"processes": self.accelerator.num_processes, **shape}
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -86,6 +106,16 @@ class ExactResume(GRPOTrainer):
         device = self.accelerator.device
         place = "cpu" if device.type == "cpu" else device  # gloo calls it "cpu:0", which torch.load does not know
         state = torch.load(file, map_location=place, weights_only=True)
+        if state["shape"] != self._rollout_shape:
+            changed = [
+                f"{name} {state['shape'].get(name)}, now {value}"
+                for name, value in self._rollout_shape.items()
+                if state["shape"].get(name) != value
+            ]
+            raise DataError(
+                f"{checkpoint} was saved with {'; '.join(changed)}, but a rollout in use cannot change its shape; "
+                "resume with what it was saved with, or start a new run from its model."
+            )
         self._step, self._fresh_prompts = state["step"], state["fresh_prompts"]
         self._buffered_inputs = state["rollout"]
 

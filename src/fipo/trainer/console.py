@@ -44,6 +44,8 @@ def summary(before: Evaluation | None, after: Evaluation | None, seconds: float,
             start = before.shares()[name]
             line = f"  held-out {name:>8}  {start:6.1%} → {end:6.1%}  ({100 * (end - start):+.1f} points)"
         lines.append(line)
+    if after and after.failed:
+        lines.append(f"  {after.failed} completions could not be scored and do not count.")
     return "\n".join(lines)
 
 

@@ -1,5 +1,6 @@
 """Accuracy on held-out prompts: greedy, avg@k and pass@k."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -20,7 +21,7 @@ CORRECT = 1.0  # a completion is correct when the recipe's first reward gives it
 class Evaluation:
     """Shares of held-out prompts or samples, in [0, 1], and the first sampled completion of each prompt.
 
-    Completions whose scoring raised are counted in `failed` and in nothing else.
+    Completions whose scoring raised are counted in `failed` and in nothing else; shares of none are NaN.
     """
 
     greedy: float
@@ -67,7 +68,7 @@ def _score(
     trainer: FIPOTrainer, rows: list[dict[str, Any]], reward: Reward, k: int
 ) -> list[list[tuple[str, float | None]]]:
     """For every row k pairs of completion and score; the score is None where scoring raised."""
-    size = max(trainer.args.per_device_eval_batch_size // k, 1)
+    size = len(rows) if trainer.use_vllm else max(trainer.args.per_device_eval_batch_size // k, 1)
     groups = []
     for start in range(0, len(rows), size):
         batch = [row for row in rows[start : start + size] for _ in range(k)]
@@ -93,9 +94,9 @@ def _correct(samples: list[tuple[str, float | None]]) -> list[bool]:
 
 
 def _mean(rows: list[list[bool]]) -> float:
-    """Of the rows' means; a row without scores does not count."""
+    """Of the rows' means; a row without scores does not count, and without any the mean is NaN."""
     means = [sum(row) / len(row) for row in rows if row]
-    return sum(means) / max(len(means), 1)
+    return sum(means) / len(means) if means else math.nan
 
 
 @contextmanager

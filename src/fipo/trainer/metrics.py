@@ -5,6 +5,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from fipo.core.loss import FIPOOutput
+from fipo.core.precision import widest_float
 from fipo.core.statistics import TOKEN_MEANS
 
 CLIP_MEANS = {  # under TRL's names
@@ -36,21 +37,23 @@ class CreditMetrics:
         values["weight_squared"] = out.weight.square()
         values["noise_floor"] = out.log_ratio.abs()
         values["noise_weight_shift"] = (out.raw_weight - 1).abs()
-        sums = torch.stack([torch.where(mask, values[name].double(), 0).sum() for name in self.names])
+        wide = widest_float(mask.device)
+        sums = torch.stack([torch.where(mask, values[name].to(wide), 0).sum() for name in self.names])
         self._sums[update] += sums.cpu()
         sequences = mask.any(-1)
         counts = torch.stack([mask.sum(), sequences.sum(), (out.dropped & sequences).sum()])
-        self._counts[update] += counts.double().cpu()
+        self._counts[update] += counts.cpu()
         if mask.any():
-            trained = out.weight[mask].double()
+            trained = out.weight[mask].to(wide)
             extremes = torch.stack([-trained.min(), trained.max()]).cpu()
             self._extremes = torch.maximum(self._extremes, extremes)
 
     def reduce(self, accelerator: Accelerator) -> dict[str, float]:
         """The interval's metrics over all ranks (a collective), empty if nothing was added; starts a new interval."""
-        packed = torch.cat([self._sums, self._counts], dim=1).to(accelerator.device)
+        device = accelerator.device if accelerator.num_processes > 1 else torch.device("cpu")
+        packed = torch.cat([self._sums, self._counts], dim=1).to(device)
         sums, counts = accelerator.reduce(packed, reduction="sum").cpu().split([len(self.names), 3], dim=1)
-        extremes = accelerator.gather(self._extremes.to(accelerator.device)).view(-1, 2).amax(0).tolist()
+        extremes = accelerator.gather(self._extremes.to(device)).view(-1, 2).amax(0).tolist()
         self.reset()
         tokens, sequences, dropped = counts.sum(0).tolist()
         if tokens == 0:

@@ -1,9 +1,11 @@
 """Models and tokenizers by name: a hub name, a folder, a .gguf file, or a Python package that carries one."""
 
+import hashlib
 import importlib.util
 import os
 import shutil
 import struct
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +96,13 @@ def _gguf_file(name: str) -> Path:
 
 def _unpacked(gguf: Path) -> Path:
     """The folder with the file's weights as bfloat16 safetensors, written once; a killed run leaves no half folder."""
-    folder = CACHE / f"{gguf.stem}-{gguf.stat().st_size}"
+    about = gguf.stat()
+    known = hashlib.sha256(f"{gguf.resolve()} {about.st_size} {about.st_mtime_ns}".encode()).hexdigest()[:12]
+    folder = CACHE / f"{gguf.stem}-{known}"
     if folder.exists():
         return folder
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    CACHE.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".partial", dir=CACHE))
     config = GgufConfig(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(
         str(gguf.parent), gguf_file=gguf.name, quantization_config=config, dtype=torch.bfloat16

@@ -7,17 +7,20 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import logging
 
-from fipo.errors import InvalidParameterError
+from fipo.errors import FIPOError, InvalidParameterError
 from fipo.trainer.specs import Spec
 
 logger = logging.get_logger(__name__)
 
 Score = Callable[..., float]  # (completion: str, *, row: dict, length: int) -> float; length in tokens
+FAILURES_IN_A_ROW = 8  # in one call; then the cause lies outside the samples, and each more might cost a timeout
+RUNS_TEXT = re.compile(r"\b(?:eval|exec|parse_expr|sympify)\(")
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -41,8 +44,22 @@ class Reward:
         self.failed = [False] * len(completions)
         try:
             return self._checked(self._batch(**batch), len(completions))
+        except FIPOError:
+            raise
         except Exception:  # find out which samples it is; a reward may raise anything
-            return [self._one(batch, index) for index in range(len(completions))]
+            return self._one_by_one(batch)
+
+    def _one_by_one(self, batch: dict[str, Any]) -> list[float | None]:
+        scores: list[float | None] = []
+        for index in range(len(self.failed)):
+            latest = self.failed[:index][-FAILURES_IN_A_ROW:]
+            if len(latest) == FAILURES_IN_A_ROW and all(latest):
+                rest = len(self.failed) - index
+                self.failed[index:] = [True] * rest
+                self.failures += rest
+                return scores + [None] * rest
+            scores.append(self._one(batch, index))
+        return scores
 
     def _one(self, batch: dict[str, Any], index: int) -> float | None:
         single = {
@@ -191,7 +208,7 @@ def _regex(pattern: str) -> Score:
     return score
 
 
-def _reasoning_gym() -> Score:
+def _reasoning_gym(allow_eval: bool = False) -> Score:
     """The task's own score in [0, 1], for datasets named `rg:…`; of what stands in <answer> tags, where there are."""
     import json
 
@@ -200,10 +217,23 @@ def _reasoning_gym() -> Score:
 
     def score(completion: str, *, row: dict[str, Any], length: int) -> float:
         entry = json.loads(row["reasoning_gym"])
+        task = entry["metadata"]["source_dataset"]
+        if not allow_eval and _may_run_text(task):
+            raise InvalidParameterError(
+                f"reasoning-gym's scorer of {task} calls eval or the like, so that what the model writes may run as "
+                "code; choose another task, or write the reward reasoning_gym?allow_eval=true where that is safe."
+            )
         answer = extract_answer(completion) or completion.strip()
-        return get_score_answer_fn(entry["metadata"]["source_dataset"])(answer, entry)
+        return get_score_answer_fn(task)(answer, entry)
 
     return score
+
+
+@cache
+def _may_run_text(task: str) -> bool:
+    from reasoning_gym.factory import DATASETS
+
+    return bool(RUNS_TEXT.search(inspect.getsource(DATASETS[task][0])))
 
 
 def _overlong(limit: int, buffer: int | None = None) -> Score:

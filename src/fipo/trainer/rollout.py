@@ -1,5 +1,7 @@
 """What FIPO adds to TRL's rollouts: dynamic sampling, the treatment of failed rewards, length percentiles."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -7,12 +9,13 @@ from datasets import IterableDataset
 from torch import Tensor
 from transformers.utils import logging
 
-from fipo.errors import InvalidParameterError
+from fipo.errors import DataError, InvalidParameterError
 from fipo.trainer.checkpoint import ExactResume
 
 logger = logging.get_logger(__name__)
 
 LENGTH_PERCENTILES = (10, 50, 90, 99)
+HOPELESS = 3  # rollouts without any score, after which a run ends
 PAD_LEFT = ("prompt_ids", "prompt_mask")
 MERGED = (  # what a rollout may hold for dynamic sampling to merge; (B, …) tensors, padded with zeros
     *PAD_LEFT,
@@ -23,6 +26,8 @@ MERGED = (  # what a rollout may hold for dynamic sampling to merge; (B, …) te
 
 class RolloutExtras(ExactResume):
     """GRPOTrainer whose rollouts are FIPO's."""
+
+    _failed_in_a_row = 0  # rollouts without any score
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -81,6 +86,12 @@ class RolloutExtras(ExactResume):
         if failures:
             local = torch.tensor(failures, device=rewards.device).any(0)
             failed = self.accelerator.gather(local)
+            self._failed_in_a_row = self._failed_in_a_row + 1 if failed.all() else 0
+            if self._failed_in_a_row == HOPELESS:
+                raise DataError(
+                    f"Scoring raised for every sample of {HOPELESS} rollouts in a row, so there is nothing to learn "
+                    "from; the first traceback is above: repair the reward, or bring back what it calls."
+                )
             rewards[failed] = torch.nan
             self._metrics[self._mode]["rewards/failed"].append(failed.sum().item())
         self._rewards_per_func = rewards
@@ -101,7 +112,8 @@ class RolloutExtras(ExactResume):
             missing = self.accelerator.gather(torch.tensor([len(dead)], device=self.accelerator.device))
             if missing.max() == 0:
                 break
-            fresh = self._scored_rollout(self._draw_prompts(int(missing.max())))
+            with self._metrics_of_own_prompts():
+                fresh = self._scored_rollout(self._draw_prompts(int(missing.max())))
             alive = sorted(set(range(len(fresh["advantages"]) // self.num_generations)) - set(self._dead_groups(fresh)))
             pairs = list(zip(dead, alive, strict=False))
             _merge_groups(rollout, fresh, pairs, self.num_generations)
@@ -114,6 +126,17 @@ class RolloutExtras(ExactResume):
         self._metrics["train"]["fipo/dynamic_sampling/rounds"].append(rounds)
         self._metrics["train"]["fipo/dynamic_sampling/replaced_groups"].append(replaced)
         self._metrics["train"]["fipo/dynamic_sampling/unfilled_groups"].append(unfilled)
+
+    @contextmanager
+    def _metrics_of_own_prompts(self) -> Iterator[None]:
+        """A rollout reports its own prompts: a round with few fresh ones would count as much. Failures add up."""
+        metrics = self._metrics["train"]
+        before = {name: list(values) for name, values in metrics.items()}
+        yield
+        if "rewards/failed" in before:
+            before["rewards/failed"][-1] += metrics["rewards/failed"][-1]
+        metrics.clear()
+        metrics.update(before)
 
     def _dead_groups(self, rollout: dict[str, Any]) -> list[int]:
         rewards = rollout["reward_total"].view(-1, self.num_generations)

@@ -9,8 +9,15 @@ from typing import Any
 from datasets import Dataset
 from peft import PeftConfig
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import (
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from transformers.utils import logging
 from trl import get_peft_config, get_quantization_config
 
@@ -45,6 +52,11 @@ def train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) -> 
     console = Console(highlight=False)
     checkpoint = _checkpoint_to_resume(run, config)
     rewards = load_rewards(run.rewards, max_completion_length=config.max_completion_length)
+    if config.reward_weights is not None:
+        raise InvalidParameterError(
+            f"reward_weights is {config.reward_weights}, but a recipe's rewards carry their own; write weight=… behind "
+            "each, as in overlong?weight=0.5."
+        )
     config.reward_weights = [reward.weight for reward in rewards]
     prompts = load_data(run, config)
     if not model_args.model_name_or_path:
@@ -55,8 +67,7 @@ def train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) -> 
         return 0
 
     trainer = build_trainer(run, config, model_args, prompts, rewards)
-    if checkpoint is None:
-        _clear(config)
+    _clear(config, checkpoint)
     main = trainer.is_world_process_zero()
     stop = view.StopOnSignal()
     trainer.add_callback(stop)
@@ -77,6 +88,8 @@ def train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) -> 
                 f"Stopped at update {trainer.state.global_step}, with a checkpoint; go on with --resume true."
             )
         return 130
+    if trainer.is_fsdp_enabled:  # else nothing is saved where the state is sharded
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(config.output_dir)
     accuracy.measure()
     if main:
@@ -162,13 +175,15 @@ def build_trainer(
     )
     if run.chat_template:
         tokenizer.chat_template = Path(run.chat_template).read_text()
+    if config.beta and model_args.model_revision != "main":  # TRL loads the reference by the model's name
+        config.model_init_kwargs = {**(config.model_init_kwargs or {}), "revision": model_args.model_revision}
     peft_config: PeftConfig | None = get_peft_config(model_args)
     config.disable_tqdm = True
     return FIPOTrainer(
         model,
         rewards,
         config,
-        train_dataset=_short_enough(prompts.train, tokenizer, run, config),
+        train_dataset=_short_enough(prompts.train, tokenizer, run, config, model.config),
         processing_class=tokenizer,
         peft_config=peft_config,
     )
@@ -208,48 +223,73 @@ class Accuracy(TrainerCallback):
 def _checkpoint_to_resume(run: RunArguments, config: FIPOConfig) -> str | None:
     """The checkpoint to go on from. A folder with another run in it is refused, unless asked for."""
     folder = Path(config.output_dir)
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     if run.resume:
+        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
         if last is None:
             raise DataError(f"{folder} holds no checkpoint to resume; check output_dir, or start without --resume.")
         return last
-    if config.resume_from_checkpoint:
-        if not Path(config.resume_from_checkpoint).is_dir():
-            raise DataError(
-                f"resume_from_checkpoint is {config.resume_from_checkpoint}, which is no folder; check the path, or "
-                "use --resume true for the last checkpoint."
-            )
-        return config.resume_from_checkpoint
-    found = Path(last).name if last else METRICS_FILE if (folder / METRICS_FILE).exists() else None
-    if found and not run.overwrite:
+    checkpoint = config.resume_from_checkpoint
+    if checkpoint and not Path(checkpoint).is_dir():
         raise DataError(
-            f"{folder} holds the {found} of another run; go on with --resume true, delete it with --overwrite true, or "
-            "choose another output_dir."
+            f"resume_from_checkpoint is {checkpoint}, which is no folder; check the path, or use --resume true for the "
+            "last checkpoint."
         )
-    return None
+    in_the_way = _other_runs_files(folder, checkpoint)
+    if in_the_way and not run.overwrite:
+        raise DataError(
+            f"{folder} holds {in_the_way[0].name}, which this run would not continue; go on from it with --resume "
+            "true, delete it with --overwrite true, or choose another output_dir."
+        )
+    return checkpoint
 
 
-def _clear(config: FIPOConfig) -> None:
-    """An empty place for a new run; only called once everything else is ready."""
-    folder = Path(config.output_dir)
+def _other_runs_files(folder: Path, checkpoint: str | None) -> list[Path]:
+    """What a run that starts at `checkpoint` does not continue: later checkpoints, or all where that lies elsewhere."""
+    checkpoints = sorted(
+        (path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir() and _step_of(path) >= 0),
+        key=_step_of,
+        reverse=True,
+    )
+    if checkpoint and Path(checkpoint).resolve().parent == folder.resolve():
+        return [path for path in checkpoints if _step_of(path) > _step_of(Path(checkpoint))]
+    traces = [folder / TRACES_FOLDER] if any(folder.glob(f"{TRACES_FOLDER}/*.parquet")) else []
+    metrics = [folder / METRICS_FILE] if (folder / METRICS_FILE).exists() else []
+    return checkpoints + metrics + traces
+
+
+def _step_of(checkpoint: Path) -> int:
+    step = checkpoint.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+    return int(step) if step.isdecimal() else -1
+
+
+def _clear(config: FIPOConfig, checkpoint: str | None) -> None:
+    """Room for the run; only called once everything else is ready."""
     if config.process_index == 0:
+        folder = Path(config.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        for checkpoint in folder.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
-        shutil.rmtree(folder / TRACES_FOLDER, ignore_errors=True)
-        (folder / METRICS_FILE).unlink(missing_ok=True)
+        for path in _other_runs_files(folder, checkpoint):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def _short_enough(
-    prompts: Dataset, tokenizer: PreTrainedTokenizerBase, run: RunArguments, config: FIPOConfig
+    prompts: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    run: RunArguments,
+    config: FIPOConfig,
+    model_config: PretrainedConfig,
 ) -> Dataset:
     template = config.chat_template_kwargs or {}
 
-    def fits(row: dict[str, Any]) -> bool:
+    def length(row: dict[str, Any]) -> int:
         ids = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=True, **template)
-        return len(ids["input_ids"]) <= run.max_prompt_length
+        return len(ids["input_ids"])
 
-    short = prompts.filter(fits)
+    lengths = [length(row) for row in prompts]
+    fitting = [i for i, tokens in enumerate(lengths) if tokens <= run.max_prompt_length]
+    short = prompts.select(fitting)
     if len(short) < len(prompts):
         logger.warning(
             f"{len(prompts) - len(short)} of {len(prompts)} prompts are longer than max_prompt_length "
@@ -258,4 +298,15 @@ def _short_enough(
     _require_a_rollout(
         short, config, f"max_prompt_length ({run.max_prompt_length} tokens) leaves", "raise it, or lower"
     )
+    _require_room(max(lengths[i] for i in fitting) + (config.max_completion_length or 0), model_config)
     return short
+
+
+def _require_room(tokens: int, model_config: PretrainedConfig) -> None:
+    """A rollout engine cuts responses at the model's limit without a word, which looks like a truncated answer."""
+    limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and tokens > limit:
+        raise InvalidParameterError(
+            f"The longest prompt and max_completion_length are {tokens} tokens together, but the model's config.json "
+            f"allows {limit}; lower max_completion_length, or raise max_position_embeddings in a copy of the model."
+        )

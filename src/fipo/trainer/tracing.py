@@ -45,7 +45,9 @@ class TraceWriter:
         self.run, self.params, self.reward_names = run, params, reward_names
         self.every, self.samples, self.group_size, self.rank = every, samples, group_size, rank
         self.eos_token_ids, self.control = eos_token_ids, control
-        self.tokenizer, self.bytes_of = tokenizer, byte_decoder(tokenizer)
+        self.tokenizer = tokenizer
+        if every > 0:
+            self.bytes_of = byte_decoder(tokenizer)
 
     def due(self, rollout: int) -> bool:
         return self.every > 0 and rollout % self.every == 0
@@ -53,14 +55,20 @@ class TraceWriter:
     def write(
         self, result: StreamingOutput, inputs: dict[str, Any], mask: Tensor, *, rollout: int, step: int, update: int
     ) -> None:
-        """`step`: which micro-batch since the rollout this is; `update`: which update it is part of."""
+        """`step`: which micro-batch since the rollout this is; `update`: which update it is part of.
+
+        A full or absent disk costs the traces, with a warning, and not the run.
+        """
         rows = (inputs["sample_index"] < self.samples).nonzero()[:, 0].tolist()
         if not rows:
             return
         columns = self._columns(result, inputs, mask)
         traces = [self._trace(row, columns, inputs, result, rollout, update) for row in rows]
         name = f"{_prefix(rollout)}step_{step:04d}_rank_{self.rank}.parquet"
-        write_traces(traces, self.run / TRACES_FOLDER / name, self.params, control=self.control)
+        try:
+            write_traces(traces, self.run / TRACES_FOLDER / name, self.params, control=self.control)
+        except OSError as error:
+            logger.warning(f"{name} was not written, and the run goes on without it: {error}")
 
     def page(self, rollout: int) -> str:
         """The report about one traced rollout's credit, HTML.
@@ -138,7 +146,7 @@ class PagesForTrackers(TrainerCallback):
             return
         try:
             page = self.traces.page(rollout)
-        except DataError as error:  # with ranks on several machines, the traced samples may lie on another
+        except (DataError, OSError) as error:  # with several machines, the traced samples may lie on another
             logger.warning(f"No page was logged: {error}")
             return
         for tracker in trackers:

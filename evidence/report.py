@@ -45,8 +45,8 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "evidence.md"
 COMPARED = [*SETTINGS.values(), SMOLLM2]
 PAIRS = [(FIPO, GRPO), (FIPO, SHUFFLED), (FIPO, UNIFORM), (SHUFFLED, GRPO), (UNIFORM, GRPO)]
 WEIGHT_COLUMNS = {  # column → heading; means over a run's rollouts
-    "log_ratio": "mean |log-ratio|",
-    "future_kl_abs": "mean |future_kl|",
+    "log_ratio": "mean size of log_ratio",
+    "future_kl_abs": "of future_kl",
     "fipo/weight_at_low": "below the bounds",
     "fipo/weight_at_high": "above",
     "fipo/weight_mean": "mean weight",
@@ -198,13 +198,17 @@ def means_table(results: Results, columns: dict[str, str], reduce: Callable[[lis
 
 
 def excluded_list(excluded: dict[str, str], total: int) -> str:
-    """Every run that is left out, by name, under the reason."""
+    """Every run that is left out, by name, under the reason; further seeds of an arm by their number alone."""
     if not excluded:
         return f"All {total} runs are in."
-    by_reason: dict[str, list[str]] = {}
+    by_reason: dict[str, dict[str, list[str]]] = {}
     for name, reason in excluded.items():
-        by_reason.setdefault(reason, []).append(name)
-    lines = [f"- {', '.join(names)}: {reason}" for reason, names in by_reason.items()]
+        arm, seed = name.rsplit("/", 1)
+        by_reason.setdefault(reason, {}).setdefault(arm, []).append(seed)
+    lines = []
+    for reason, arms in by_reason.items():
+        names = "; ".join(f"{arm}/{', '.join(seeds)}" for arm, seeds in arms.items())
+        lines.append(f"- {names}: {reason}")
     return f"{total - len(excluded)} of {total} runs are in. Left out:\n\n" + "\n".join(lines)
 
 

@@ -19,6 +19,7 @@ from evidence.protocol import (
     ARMS,
     FIPO,
     GRPO,
+    SEEDS,
     SELECTION,
     SETTINGS,
     SHUFFLED,
@@ -35,10 +36,13 @@ from evidence.statistics import (
     SCORES,
     Interval,
     Results,
+    detectable_difference,
+    final_accuracy,
     interquartile_mean,
     paired_difference,
     probability_of_improvement,
     scores,
+    sign_flip_p,
 )
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "evidence.md"
@@ -85,6 +89,7 @@ def blocks(results: Results, excluded: dict[str, str], total: int) -> dict[str, 
         "selection": selection_table(results),
         "accuracy": accuracy_table(results),
         "comparisons": comparison_table(results),
+        "seeds": seed_table(results),
         "ablations": ablation_table(results),
         "weights": means_table(results, WEIGHT_COLUMNS, np.mean),
         "ends": means_table(results, END_COLUMNS, lambda column: column[-1]),
@@ -134,17 +139,35 @@ def accuracy_table(results: Results) -> str:
 
 
 def comparison_table(results: Results) -> str:
+    """An interval is in bold where it excludes zero and comes from all seeds: over few it is too narrow to say so."""
     rows = []
     for setting in COMPARED:
         for ours, theirs in PAIRS:
             row = [setting.name, f"{ours.name} − {theirs.name}"]
-            for score in SCORES.values():
+            for name, score in SCORES.items():
                 pair = [scores(results, setting, arm, score) for arm in (ours, theirs)]
-                if pair[0].keys() & pair[1].keys():
-                    row += [interval(paired_difference(*pair), sign="+"), interval(probability_of_improvement(*pair))]
+                shared = pair[0].keys() & pair[1].keys()
+                if len(shared) > 1:
+                    row.append(interval(paired_difference(*pair), sign="+", bold=len(shared) >= len(SEEDS)))
+                    if name == "final accuracy":
+                        row += [f"{sign_flip_p(*pair):.2g}", f"{100 * detectable_difference(*pair):.1f}"]
+                    row.append(interval(probability_of_improvement(*pair)))
             rows += [row] if len(row) > 2 else []
-    headings = [text for name in SCORES for text in (f"{name}: difference, points", "P(better), %")]
-    return table(["setting", "pair", *headings], rows)
+    final, area = (f"{name}: difference, points" for name in SCORES)
+    better = "P(better), %"
+    return table(["setting", "pair", final, "sign-flip p", "found 4 times in 5, points", better, area, better], rows)
+
+
+def seed_table(results: Results) -> str:
+    """The primary comparisons, seed by seed."""
+    rows = []
+    for setting in COMPARED:
+        for ours, theirs in PAIRS[:2]:
+            a, b = (scores(results, setting, arm, final_accuracy) for arm in (ours, theirs))
+            if shared := sorted(a.keys() & b.keys()):
+                found = ", ".join(f"{100 * (a[seed] - b[seed]):+.1f}" for seed in shared)
+                rows.append([setting.name, f"{ours.name} − {theirs.name}", found])
+    return table(["setting", "pair", "difference in final accuracy of seeds 0, 1, …, points"], rows)
 
 
 def ablation_table(results: Results) -> str:
@@ -217,11 +240,11 @@ def table(headings: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
-def interval(found: Interval, sign: str = "") -> str:
-    """In percent; in bold where a difference's interval excludes zero."""
+def interval(found: Interval, sign: str = "", *, bold: bool = False) -> str:
+    """In percent; in bold where it excludes zero, if asked."""
     estimate, low, high = (100 * value for value in found)
     text = f"{estimate:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
-    return f"**{text}**" if sign and (low > 0 or high < 0) else text
+    return f"**{text}**" if bold and (low > 0 or high < 0) else text
 
 
 def number(values: list[float]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from rliable import metrics
+from scipy.stats import ttest_1samp
 
 from evidence import protocol, report, run, statistics
 from evidence.protocol import (
@@ -134,8 +135,25 @@ def test_probability_of_improvement_by_hand():
     assert statistics.probability_of_improvement(ours, theirs)[0] == pytest.approx(wins / 6) == 0.5
 
 
-def test_tables_mark_what_excludes_zero():
-    for seed in range(4):
+def test_sign_flips_by_hand():
+    ours, theirs = {0: 0.3, 1: 0.2, 2: 0.1, 7: 0.0}, {0: 0.0, 1: 0.0, 2: 0.2, 9: 1.0}
+    # differences 0.3, 0.2, -0.1: of the 8 sums, ±0.6 and ±0.4 are as far from 0 as theirs
+    assert statistics.sign_flip_p(ours, theirs) == pytest.approx(4 / 8)
+    assert statistics.sign_flip_p({0: 1.0, 1: 2.0, 2: 3.0}, dict.fromkeys(range(3), 0.0)) == pytest.approx(2 / 8)
+
+
+def test_detectable_differences_are_detected_four_times_in_five():
+    draw, seeds = np.random.default_rng(0), 10
+    zeros = dict.fromkeys(range(seeds), 0.0)
+    given = [statistics.detectable_difference(dict(enumerate(draw.normal(size=seeds))), zeros) for _ in range(1000)]
+    size = np.sqrt(np.mean(np.square(given)))  # variances are unbiased, deviations are not
+    found = [ttest_1samp(draw.normal(size, 1, seeds), 0).pvalue < 0.05 for _ in range(4000)]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.03)
+
+
+@pytest.mark.parametrize(("seeds", "text"), [(10, "**+10.0 [+10.0, +10.0]** | 0.002 |"), (4, "+10.0 [+10.0, +10.0] |")])
+def test_tables_mark_what_excludes_zero_in_all_seeds(seeds, text):
+    for seed in range(seeds):
         for arm, gain in ((GRPO, 0.0), (FIPO, 0.1)):
             accuracy = [0.2, 0.3 + gain, 0.5 + gain + 0.01 * seed]
             rollouts = {"samples": [8.0], "reward": [0.5]}
@@ -144,8 +162,9 @@ def test_tables_mark_what_excludes_zero():
                 {"rollouts": rollouts, "evaluations": {"samples": [0, 8, 16], "accuracy": accuracy}},
             )
     results, _ = read_results(main_runs())
-    assert "| short | fipo | 4 | 61.5 [" in report.accuracy_table(results)
-    assert "| short | fipo − grpo | **+10.0 [+10.0, +10.0]** |" in report.comparison_table(results)
+    assert f"| short | fipo | {seeds} | 6" in report.accuracy_table(results)
+    assert f"| short | fipo − grpo | {text}" in report.comparison_table(results)
+    assert f"| short | fipo − grpo | {', '.join(['+10.0'] * seeds)} |" in report.seed_table(results)
 
 
 def test_blocks_replace_what_was_there_and_need_a_place():

@@ -224,6 +224,7 @@ def test_two_ranks_resume_in_the_middle_of_an_epoch(recipe):
         (["--model_name_or_path", "nowhere/nothing"], "The model 'nowhere/nothing' cannot be loaded"),
         (["--model_name_or_path", "package:nothing"], "There is no GGUF file in a package 'nothing'"),
         (["--reward_weights", "0.5"], "reward_weights is [0.5], but a recipe's rewards carry their own"),
+        (["--eval_strategy", "steps"], "eval_strategy is 'steps', but fipo evaluates accuracy itself"),
         (["--max_prompt_length", "1"], "max_prompt_length (1 tokens) leaves 0 training prompts"),
         (["--per_device_train_batch_size", "16"], "leaves 8 training prompts, but a rollout takes 16"),
         (["--resume", "true", "--output_dir", "fresh"], "fresh holds no checkpoint to resume"),

@@ -52,11 +52,7 @@ def train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) -> 
     console = Console(highlight=False)
     checkpoint = _checkpoint_to_resume(run, config)
     rewards = load_rewards(run.rewards, max_completion_length=config.max_completion_length)
-    if config.reward_weights is not None:
-        raise InvalidParameterError(
-            f"reward_weights is {config.reward_weights}, but a recipe's rewards carry their own; write weight=… behind "
-            "each, as in overlong?weight=0.5."
-        )
+    _refuse_what_recipes_replace(config)
     config.reward_weights = [reward.weight for reward in rewards]
     prompts = load_data(run, config)
     if not model_args.model_name_or_path:
@@ -112,6 +108,19 @@ def write_page(output_dir: str) -> str:
     except (FIPOError, OSError) as error:
         return f"No page was written: {error} Once that is mended, `fipo report {output_dir}` writes it."
     return f"Every token's credit, and the curves: {page}"
+
+
+def _refuse_what_recipes_replace(config: FIPOConfig) -> None:
+    if config.reward_weights is not None:
+        raise InvalidParameterError(
+            f"reward_weights is {config.reward_weights}, but a recipe's rewards carry their own; write weight=… behind "
+            "each, as in overlong?weight=0.5."
+        )
+    if config.eval_strategy != "no":
+        raise InvalidParameterError(
+            f"eval_strategy is {config.eval_strategy.value!r}, but fipo evaluates accuracy itself; set eval_every to "
+            "the updates between two evaluations."
+        )
 
 
 def load_data(run: RunArguments, config: FIPOConfig) -> Prompts:

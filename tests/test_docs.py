@@ -1,0 +1,61 @@
+"""What the documents show runs: every Python block, and every link to a file or a heading."""
+
+import re
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from fipo.trainer.rewards import load_rewards
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(name):
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / name).read_text(), re.DOTALL | re.MULTILINE)
+
+
+def test_the_readmes_library(capsys):
+    loss, one_pass = blocks("README.md")
+    namespace = {}
+    exec(loss, namespace)
+    assert namespace["logps"].grad.abs().sum() > 0 and "tensor" in capsys.readouterr().out
+    lm_head = torch.nn.Linear(8, 50, bias=False)
+    hidden = torch.randn(4, 100, 8, requires_grad=True)
+    targets = torch.randint(50, (4, 100))
+    given = {"hidden": hidden, "lm_head": lm_head, "targets": targets, "global_tokens": 400}
+    exec(one_pass, {**namespace, **given})
+    assert hidden.grad.abs().sum() > 0 and lm_head.weight.grad.abs().sum() > 0
+
+
+def test_ones_own_reward(tmp_path, monkeypatch):
+    (tmp_path / "myrewards.py").write_text(blocks("docs/training.md")[0])
+    monkeypatch.chdir(tmp_path)
+    (reward,) = load_rewards(["python:myrewards:brief?limit=200&weight=0.5"], max_completion_length=300)
+    completions = [[{"role": "assistant", "content": text}] for text in ("It is 83", "It is 84", "Well … it is 83")]
+    ids = [[0] * 10, [0] * 10, [0] * 201]
+    assert reward(completions, ids, prompts=[[]] * 3, answer=["83"] * 3) == [1.0, 0.0, 0.0]
+    assert (reward.weight, reward.failures) == (0.5, 0)
+
+
+def test_the_trainer_from_python(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"model": tiny.model(), "tokenizer": tiny.tokenizer()}
+    exec(blocks("docs/training.md")[1], namespace)
+    trainer = namespace["trainer"]
+    assert trainer.state.global_step == 8
+    assert any("fipo/weight_mean" in record for record in trainer.state.log_history)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links(document):
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", document.read_text()):
+        name, _, heading = target.partition("#")
+        file = (document.parent / name).resolve() if name else document
+        assert file.exists(), target
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert heading in anchors, target

@@ -1,4 +1,4 @@
-"""What is run, as data: settings, arms, seeds. docs/evidence.md says why; it was written before anything was run."""
+"""What is run, as data: settings, arms, seeds. docs/evidence.md says why."""
 
 import math
 from dataclasses import dataclass, field, replace

@@ -14,7 +14,9 @@ import pytest
 import tiny
 
 from fipo import InvalidParameterError
-from fipo.trainer.run import _other_runs_files, _require_room, write_page
+from fipo.trainer.output_folder import other_runs_files
+from fipo.trainer.prompts import _require_room
+from fipo.trainer.run import write_page
 
 FIPO = [sys.executable, "-m", "fipo.cli", "train"]
 REWARD = """
@@ -175,7 +177,7 @@ def test_what_a_run_does_not_continue(tmp_path):
     (tmp_path / "checkpoint-notes.txt").write_text("mine")
 
     def names(checkpoint):
-        return [path.name for path in _other_runs_files(tmp_path, checkpoint)]
+        return [path.name for path in other_runs_files(tmp_path, checkpoint)]
 
     assert names(None) == names(str(tmp_path / "elsewhere" / "checkpoint-3")) == ["checkpoint-12", "checkpoint-3"]
     assert names(str(tmp_path / "checkpoint-3")) == ["checkpoint-12"]

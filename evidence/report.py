@@ -3,6 +3,7 @@
 python -m evidence.report
 """
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evidence import plots
+from evidence import alignment, plots
 from evidence.protocol import (
     ABLATION_SEEDS,
     ABLATION_SETTING,
@@ -92,6 +93,7 @@ def blocks(results: Results, excluded: dict[str, str], total: int) -> dict[str, 
         "seeds": seed_table(results),
         "ablations": ablation_table(results),
         "weights": means_table(results, WEIGHT_COLUMNS, np.mean),
+        "alignment": alignment_table(),
         "ends": means_table(results, END_COLUMNS, lambda column: column[-1]),
         "excluded": excluded_list(excluded, total),
     }
@@ -218,6 +220,14 @@ def means_table(results: Results, columns: dict[str, str], reduce: Callable[[lis
                 cells = [number([reduce(one[name]) for one in found if name in one]) for name in columns]
                 rows.append([setting.name, arm.name, *cells])
     return table(["setting", "arm", *columns.values()], rows)
+
+
+def alignment_table() -> str:
+    """Angles between gradients, of evidence.alignment."""
+    found = json.loads(alignment.FILE.read_text())
+    names = [arm.name for arm in ARMS if arm is not GRPO] + [alignment.HALVES]
+    rows = [[case, *(f"{angles[name]:.1f}°" for name in names)] for case, angles in found.items()]
+    return table(["setting, learning rate", *names], rows)
 
 
 def excluded_list(excluded: dict[str, str], total: int) -> str:

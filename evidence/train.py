@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +23,21 @@ from fipo.core.statistics import TOKEN_MEANS
 HELD_OUT_SEED = 0  # one held-out set for all seeds and arms
 
 
-def train(run: Run) -> dict[str, Any]:
-    """Trains as the run says; what is returned is written to `run.file`. The same run gives the same numbers."""
+@dataclass(frozen=True)
+class Batch:
+    """What an update is computed from."""
+
+    logps: Tensor  # (B, T), with gradient
+    old_logps: Tensor
+    advantages: Tensor  # (B,)
+    mask: Tensor
+
+
+def train(run: Run, watch: Callable[[LlamaForCausalLM, int, Batch], None] | None = None) -> dict[str, Any]:
+    """Trains as the run says; what is returned is written to `run.file`. The same run gives the same numbers.
+
+    `watch` sees the model, the index of the update within its rollout, and its batch, before each update.
+    """
     setting, arm, chain = run.setting, run.arm, CHAINS[run.setting.name]
     model = supervised_start(chain, run.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=arm.learning_rate or setting.learning_rate, weight_decay=0.0)
@@ -44,8 +58,10 @@ def train(run: Run) -> dict[str, Any]:
         for update, rows in enumerate(order.chunk(arm.updates)):
             width = int(samples.mask[rows].sum(-1).max())
             ids, mask, old_logps = (column[rows, :width] for column in (samples.ids, samples.mask, samples.logps))
-            logps = response_logps(model, prompts[rows], ids, dtype)
-            loss, out = policy_loss(run, logps, old_logps, advantages[rows], mask, shuffling)
+            batch = Batch(response_logps(model, prompts[rows], ids, dtype), old_logps, advantages[rows], mask)
+            if watch:
+                watch(model, update, batch)
+            loss, out = policy_loss(run, batch, shuffling)
             loss.backward()
             norm = clip_grad_norm_(model.parameters(), setting.max_grad_norm)
             optimizer.step()
@@ -59,14 +75,12 @@ def train(run: Run) -> dict[str, Any]:
     return record.measured()
 
 
-def policy_loss(
-    run: Run, logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, generator: torch.Generator
-) -> tuple[Tensor, FIPOOutput]:
+def policy_loss(run: Run, batch: Batch, generator: torch.Generator) -> tuple[Tensor, FIPOOutput]:
     """The arm's loss, a scalar with gradient, and what FIPO knows of every token. The only place where arms differ."""
     clip_range = {"epsilon_low": run.setting.epsilon_low, "epsilon_high": run.setting.epsilon_high}
-    out = fipo_loss(logps, old_logps, advantages, mask, run.arm.params, **clip_range)
+    out = fipo_loss(batch.logps, batch.old_logps, batch.advantages, batch.mask, run.arm.params, **clip_range)
     if run.arm.control is not None:
-        out = control_weights(out, mask, run.arm.control, generator)
+        out = control_weights(out, batch.mask, run.arm.control, generator)
     return token_mean(out.loss, out.kept), out
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from evidence import smollm2, start, train
+from evidence import alignment, smollm2, start, train
 from evidence.model import new_model, response_logps, sample, target_logps
 from evidence.protocol import ARMS, FIPO, GRPO, SETTINGS, SHUFFLED, SMOLLM2, Run
 from evidence.task import END, PAD, SHORT, VOCABULARY, Chain, encode, sample_problem
@@ -56,7 +56,7 @@ def test_the_grpo_arm_is_plain_grpo():
     old = -torch.rand(6, 30, generator=generator)
     logps = (old + 0.5 * torch.randn(6, 30, generator=generator)).requires_grad_()
     advantages, mask = torch.randn(6, generator=generator), torch.rand(6, 30, generator=generator) < 0.8
-    loss, out = train.policy_loss(Run(TINY, GRPO, 0), logps, old, advantages, mask, generator)
+    loss, out = train.policy_loss(Run(TINY, GRPO, 0), train.Batch(logps, old, advantages, mask), generator)
     assert not out.raw_weight.allclose(torch.ones(6, 30)), "the weights would matter here"
 
     ratio, gain = (logps - old).exp(), advantages[:, None]
@@ -140,3 +140,14 @@ def test_metrics_of_the_real_setting_become_rows_of_rollouts(tmp_path):
     assert measured["rollouts"]["reward"] == [4.5, 12.5] and measured["rollouts"]["seconds"] == [36.0, 136.0]
     assert measured["rollouts"]["last_fipo/policy_kl"] == [8.0, 16.0]
     assert measured["evaluations"] == {"samples": [0.0, 128.0], "accuracy": [0.1, 0.6]}
+
+
+def test_angles_between_gradients(monkeypatch):
+    """0 degrees where no weight leaves 1, more where weights do; and 90 between what has nothing in common."""
+    monkeypatch.setattr(alignment, "SEEDS", range(1))
+    monkeypatch.setattr(alignment, "ROLLOUTS", TINY.warmup_rollouts + 1)
+    found = alignment.measure(TINY)
+    assert set(found) == {"fipo", "shuffled", "uniform", alignment.HALVES}
+    assert all(0 < angle < 90 for name, angle in found.items() if name != alignment.HALVES)
+    assert alignment.degrees(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])) == pytest.approx(90)
+    assert alignment.degrees(torch.ones(2), torch.tensor([0.0, 2.0])) == pytest.approx(45)

@@ -19,6 +19,7 @@ from evidence.protocol import (
     UNIFORM,
     Arm,
     Setting,
+    baseline,
 )
 from evidence.statistics import (
     SCORES,
@@ -113,19 +114,21 @@ def draw_training(results: Results, settings: list[Setting], file: Path) -> None
 
 
 def draw_ablations(results: Results, file: Path) -> None:
-    """Final accuracy of every ablation, less that of FIPO with the default knobs on the same seeds."""
+    """Final accuracy of FIPO and of every ablation, less that of GRPO with everything else the same."""
     setting = SETTINGS[ABLATION_SETTING]
-    arms = [arm for group in ABLATIONS.values() for arm in group]
-    theirs = scores(results, setting, FIPO, final_accuracy)
-    figure, axis = plt.subplots(figsize=(7, 0.28 * len(arms) + 1.2))
+    arms = [FIPO, *(arm for group in ABLATIONS.values() for arm in group if arm.control != GRPO.control)]
+    figure, axis = plt.subplots(figsize=(7, 0.3 * len(arms) + 1.2))
     for place, arm in enumerate(reversed(arms)):
-        ours = scores(results, setting, arm, final_accuracy)
-        if ours.keys() & theirs.keys():
-            interval_bar(axis, place, paired_difference(ours, theirs), COLOURS[GRPO if arm.control else FIPO])
+        ours, theirs = (scores(results, setting, one, final_accuracy) for one in (arm, baseline(arm)))
+        colour = next(colour for one, colour in COLOURS.items() if one.control == arm.control)
+        shared = sorted(ours.keys() & theirs.keys())
+        axis.plot([ours[seed] - theirs[seed] for seed in shared], [place + 0.25] * len(shared), "|", color=colour)
+        if shared:
+            interval_bar(axis, place, paired_difference(ours, theirs), colour)
     axis.axvline(0, color="0.8", zorder=0)
-    axis.set(yticks=range(len(arms)), xlabel="final accuracy, less that of FIPO's defaults on the same seeds")
+    axis.set(yticks=range(len(arms)), xlabel="final accuracy, less that of GRPO with everything else the same")
     axis.set_yticklabels([arm.name for arm in reversed(arms)])
-    finish(figure, file, f"Ablations on {setting.name} chains; 95 % bootstrap intervals")
+    finish(figure, file, f"Ablations on {setting.name} chains: interquartile mean, 95 % bootstrap interval, every seed")
 
 
 def of_arm(results: Results, setting: Setting, arm: Arm) -> list[dict[str, Any]]:

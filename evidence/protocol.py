@@ -78,6 +78,16 @@ ABLATIONS = {
 ABLATION_SETTING, ABLATION_SEEDS = "short", range(5)
 
 
+def baseline(arm: Arm) -> Arm:
+    """GRPO with everything else as in `arm`: as many updates, log-probs as exact, as high a learning rate."""
+
+    def scaffold(one: Arm) -> Arm:
+        return replace(one, name="", control=GRPO.control, params=GRPO.params)
+
+    named = [one for arms in ABLATIONS.values() for one in arms if one.control == GRPO.control]
+    return next((one for one in named if scaffold(one) == scaffold(arm)), GRPO)
+
+
 @dataclass(frozen=True)
 class Run:
     """One training."""

@@ -7,14 +7,12 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from evidence import alignment, plots
 from evidence.protocol import (
-    ABLATION_SEEDS,
     ABLATION_SETTING,
     ABLATIONS,
     ARMS,
@@ -26,8 +24,8 @@ from evidence.protocol import (
     SHUFFLED,
     SMOLLM2,
     UNIFORM,
-    Arm,
     ablation_runs,
+    baseline,
     main_runs,
     selection_runs,
     smollm2_runs,
@@ -177,26 +175,16 @@ def ablation_table(results: Results) -> str:
     setting, rows = SETTINGS[ABLATION_SETTING], []
     for subject, arms in ABLATIONS.items():
         for arm in [arm for arm in arms if arm.control != GRPO.control]:
-            row = [subject, arm.name]
+            row = [subject, arm.name, str(len(scores(results, setting, arm, final_accuracy)))]
             for score in SCORES.values():
                 ours = scores(results, setting, arm, score)
                 for other in (baseline(arm), FIPO):
                     theirs = scores(results, setting, other, score)
-                    shared = {seed: ours[seed] for seed in ours if seed in theirs and seed in ABLATION_SEEDS}
-                    row.append(interval(paired_difference(shared, theirs), sign="+") if shared else "not run")
+                    shared = ours.keys() & theirs.keys()
+                    row.append(interval(paired_difference(ours, theirs), sign="+") if shared else "not run")
             rows.append(row)
     headings = [f"{name} − {other}, points" for name in SCORES for other in ("its GRPO", "FIPO")]
-    return table(["ablation", "arm", *headings], rows)
-
-
-def baseline(arm: Arm) -> Arm:
-    """GRPO with everything else as in `arm`: as many updates, log-probs as exact, as high a learning rate."""
-
-    def scaffold(one: Arm) -> Arm:
-        return replace(one, name="", control=GRPO.control, params=GRPO.params)
-
-    named = [one for arms in ABLATIONS.values() for one in arms if one.control == GRPO.control]
-    return next((one for one in named if scaffold(one) == scaffold(arm)), GRPO)
+    return table(["ablation", "arm", "seeds", *headings], rows)
 
 
 def selection_table(results: Results) -> str:

@@ -10,7 +10,7 @@ from scipy.stats import permutation_test, t
 
 from evidence.protocol import Arm, Run, Setting
 
-REPETITIONS, SLOW_REPETITIONS = 5000, 2000  # the second for probabilities of improvement
+REPETITIONS = 5000
 Results = dict[Run, dict[str, Any]]
 Interval = tuple[float, float, float]  # estimate, lower and upper end of its 95 % interval
 
@@ -46,7 +46,7 @@ def interquartile_mean(values: tuple[float, ...]) -> Interval:
 
 def interquartile_means(values: np.ndarray) -> np.ndarray:
     """(points, 3) from (seeds, points): each point's interquartile mean over seeds, and its interval."""
-    point, interval = _bootstrap(values, middle_mean, REPETITIONS)
+    point, interval = _bootstrap(values, middle_mean)
     return np.stack([point, *interval], axis=1)
 
 
@@ -87,9 +87,7 @@ def detectable_difference(ours: dict[int, float], theirs: dict[int, float]) -> f
 def probability_of_improvement(ours: dict[int, float], theirs: dict[int, float]) -> Interval:
     """That a run of ours scores above a run of theirs, seeds drawn independently; a tie is half."""
     columns = [np.array(list(values.values()))[:, None] for values in (ours, theirs)]
-    point, interval = _bootstrap(
-        columns, lambda *drawn: np.array([metrics.probability_of_improvement(*drawn)]), SLOW_REPETITIONS
-    )
+    point, interval = _bootstrap(columns, lambda *drawn: np.array([metrics.probability_of_improvement(*drawn)]))
     return float(point[0]), *interval[:, 0]
 
 
@@ -99,8 +97,8 @@ def _on_shared_seeds(ours: dict[int, float], theirs: dict[int, float]) -> tuple[
 
 
 def _bootstrap(
-    values: np.ndarray | list[np.ndarray], statistic: Callable[..., np.ndarray], repetitions: int
+    values: np.ndarray | list[np.ndarray], statistic: Callable[..., np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     np.random.seed(0)  # rliable draws from numpy's global generator
-    points, intervals = library.get_interval_estimates({"": values}, statistic, reps=repetitions)
+    points, intervals = library.get_interval_estimates({"": values}, statistic, reps=REPETITIONS)
     return points[""], intervals[""]

@@ -35,7 +35,7 @@ bench: .venv/installed
 
 # Skips what is done; hours on two cores if nothing is. Ends by filling docs/evidence.md.
 evidence: .venv/installed
-	$(BIN)/python -m evidence.run select main ablations smollm2
+	$(BIN)/python -m evidence.run select main ablations smollm2 confirm
 	test -f evidence/results/alignment.json || $(BIN)/python -m evidence.alignment
 	$(BIN)/python -m evidence.report
 

@@ -1,7 +1,7 @@
 """Runs what the protocol lists and what is not there yet: processes of one thread each, two at a time.
 
     python -m evidence.run select      # the learning rate, on the GRPO arm alone
-    python -m evidence.run main ablations smollm2
+    python -m evidence.run main ablations smollm2 confirm
 
 A result is whole or absent, so a run that was stopped or killed starts over, and nothing else is lost.
 """
@@ -19,11 +19,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from evidence.protocol import SMOLLM2, Run, ablation_runs, main_runs, selection_runs, smollm2_runs
+from evidence.protocol import SMOLLM2, Run, ablation_runs, confirmation_runs, main_runs, selection_runs, smollm2_runs
 from evidence.results import read_result, write_result
 from fipo.errors import DataError
 
-SERIES = {"select": selection_runs, "main": main_runs, "ablations": ablation_runs, "smollm2": smollm2_runs}
+SERIES = {
+    "select": selection_runs,
+    "main": main_runs,
+    "ablations": ablation_runs,
+    "smollm2": smollm2_runs,
+    "confirm": confirmation_runs,
+}
 LOCK = Path(__file__).parents[1] / "runs" / "evidence" / "lock"
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from evidence.protocol import (
+    ABLATION_SEEDS,
     ABLATION_SETTING,
     ABLATIONS,
     ARMS,
@@ -27,6 +28,7 @@ from evidence.statistics import (
     final_accuracy,
     interquartile_mean,
     interquartile_means,
+    of_seeds,
     paired_difference,
     scores,
 )
@@ -115,7 +117,7 @@ def draw_training(results: Results, settings: list[Setting], file: Path) -> None
 
 def draw_ablations(results: Results, file: Path) -> None:
     """Final accuracy of FIPO and of every ablation, less that of GRPO with everything else the same."""
-    setting = SETTINGS[ABLATION_SETTING]
+    setting, results = SETTINGS[ABLATION_SETTING], of_seeds(results, ABLATION_SEEDS)
     arms = [FIPO, *(arm for group in ABLATIONS.values() for arm in group if arm.control != GRPO.control)]
     figure, axis = plt.subplots(figsize=(7, 0.3 * len(arms) + 1.2))
     for place, arm in enumerate(reversed(arms)):

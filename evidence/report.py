@@ -13,9 +13,12 @@ import numpy as np
 
 from evidence import alignment, plots
 from evidence.protocol import (
+    ABLATION_SEEDS,
     ABLATION_SETTING,
     ABLATIONS,
     ARMS,
+    CONFIRMATION_SEEDS,
+    CONFIRMED,
     FIPO,
     GRPO,
     SEEDS,
@@ -26,6 +29,7 @@ from evidence.protocol import (
     UNIFORM,
     ablation_runs,
     baseline,
+    confirmation_runs,
     main_runs,
     selection_runs,
     smollm2_runs,
@@ -38,6 +42,7 @@ from evidence.statistics import (
     detectable_difference,
     final_accuracy,
     interquartile_mean,
+    of_seeds,
     paired_difference,
     probability_of_improvement,
     scores,
@@ -72,7 +77,7 @@ END_COLUMNS = {  # column → heading; after the last rollout
 
 def main() -> int:
     """Writes the tables into the document and draws the plots; prints what is left out."""
-    runs = [*selection_runs(), *main_runs(), *ablation_runs(), *smollm2_runs()]
+    runs = [*selection_runs(), *main_runs(), *ablation_runs(), *smollm2_runs(), *confirmation_runs()]
     results, excluded = read_results(runs)
     found = blocks(results, excluded, len(runs))
     DOCUMENT.write_text(fill(DOCUMENT.read_text(), found))
@@ -89,7 +94,8 @@ def blocks(results: Results, excluded: dict[str, str], total: int) -> dict[str, 
         "accuracy": accuracy_table(results),
         "comparisons": comparison_table(results),
         "seeds": seed_table(results),
-        "ablations": ablation_table(results),
+        "ablations": ablation_table(of_seeds(results, ABLATION_SEEDS)),
+        "confirmation": confirmation_table(of_seeds(results, CONFIRMATION_SEEDS)),
         "weights": means_table(results, WEIGHT_COLUMNS, np.mean),
         "alignment": alignment_table(),
         "ends": means_table(results, END_COLUMNS, lambda column: column[-1]),
@@ -185,6 +191,18 @@ def ablation_table(results: Results) -> str:
             rows.append(row)
     headings = [f"{name} − {other}, points" for name in SCORES for other in ("its GRPO", "FIPO")]
     return table(["ablation", "arm", "seeds", *headings], rows)
+
+
+def confirmation_table(results: Results) -> str:
+    """What stood out among the ablations, against its GRPO and FIPO with the default knobs."""
+    rows = []
+    for arm in CONFIRMED:
+        for other in dict.fromkeys((FIPO, baseline(arm))):
+            ours, theirs = (scores(results, SETTINGS[ABLATION_SETTING], one, final_accuracy) for one in (arm, other))
+            if shared := sorted(ours.keys() & theirs.keys()):
+                found = ", ".join(f"{100 * (ours[seed] - theirs[seed]):+.1f}" for seed in shared)
+                rows.append([f"{arm.name} − {other.name}", interval(paired_difference(ours, theirs), sign="+"), found])
+    return table(["pair", "final accuracy: difference, points", "of each seed"], rows)
 
 
 def selection_table(results: Results) -> str:

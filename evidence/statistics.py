@@ -1,6 +1,6 @@
 """What is said about results: interquartile means with stratified bootstrap intervals, and comparisons (rliable)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import cache
 from typing import Any
 
@@ -36,6 +36,10 @@ def scores(results: Results, setting: Setting, arm: Arm, score: Callable[[dict[s
     """By seed, of the runs that are there."""
     found = {run.seed: result for run, result in results.items() if (run.setting, run.arm) == (setting, arm)}
     return {seed: score(result) for seed, result in sorted(found.items())}
+
+
+def of_seeds(results: Results, seeds: Container[int]) -> Results:
+    return {run: result for run, result in results.items() if run.seed in seeds}
 
 
 @cache  # tables and figures ask for the same ones

@@ -12,12 +12,14 @@ from evidence import protocol, report, run, statistics
 from evidence.protocol import (
     ABLATIONS,
     ARMS,
+    CONFIRMED,
     FIPO,
     GRPO,
     SETTINGS,
     Run,
     ablation_runs,
     baseline,
+    confirmation_runs,
     main_runs,
     selection_runs,
     smollm2_runs,
@@ -44,10 +46,11 @@ def results_folder(tmp_path, monkeypatch):
 
 
 def test_the_protocol_names_every_run_once():
-    runs = [*selection_runs(), *main_runs(), *ablation_runs(), *smollm2_runs()]
+    runs = [*selection_runs(), *main_runs(), *ablation_runs(), *smollm2_runs(), *confirmation_runs()]
     assert len({one.name for one in runs}) == len(runs) == len({one.file for one in runs})
     assert len([one for one in main_runs() if one.setting.name == "long" and one.arm is FIPO]) >= 10
     assert not {one.seed for one in selection_runs()} & {one.seed for one in main_runs()}
+    assert not {one.seed for one in confirmation_runs()} & {one.seed for one in ablation_runs()}
     assert all(one.arm.control == "none" for one in selection_runs()), "the rate is chosen on GRPO alone"
 
 
@@ -189,3 +192,13 @@ def test_ablations_are_compared_with_the_grpo_of_their_own_scaffold():
     assert found["updates_16"] == "grpo_updates_16" and found["bf16"] == "grpo_bf16"
     assert found["uniform_rate_0.0001"] == found["fipo_rate_0.0001"] == "grpo_rate_0.0001"
     assert {found[name] for name in ("decay_4", "decay_inf", "clip_0.5", "high_only", "unguarded")} == {"grpo"}
+
+
+def test_only_seeds_that_chose_nothing_confirm():
+    decay_8 = next(arm for arm in CONFIRMED if arm.name == "decay_8")
+    ends = {(decay_8, 0): 0.9, (decay_8, 5): 0.5, (decay_8, 6): 0.6, (FIPO, 0): 0.2, (FIPO, 5): 0.25, (FIPO, 6): 0.25}
+    results = {
+        Run(SHORT, arm, seed): {**MEASURED, "evaluations": {"samples": [0.0, 16.0], "accuracy": [0.2, end]}}
+        for (arm, seed), end in ends.items()
+    }
+    assert report.blocks(results, {}, 0)["confirmation"].splitlines()[2].endswith("| +25.0, +35.0 |")

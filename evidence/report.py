@@ -39,6 +39,7 @@ from evidence.statistics import (
     SCORES,
     Interval,
     Results,
+    accuracy_at_start,
     detectable_difference,
     final_accuracy,
     interquartile_mean,
@@ -57,10 +58,11 @@ WEIGHT_COLUMNS = {  # column → heading; means over a run's rollouts
     "future_kl_abs": "of future_kl",
     "fipo/weight_at_low": "below the bounds",
     "fipo/weight_at_high": "above",
+    "fipo/policy_kl": "policy KL",
     "fipo/weight_mean": "mean weight",
     "weight_where_positive": "where A > 0",
     "weight_where_negative": "where A < 0",
-    "weight_std": "its deviation",
+    "weight_std": "its standard deviation",
     "weight_std_within": "within responses",
     "fipo/participation": "participation",
     "dropped": "dropped",
@@ -69,7 +71,7 @@ WEIGHT_COLUMNS = {  # column → heading; means over a run's rollouts
 END_COLUMNS = {  # column → heading; after the last rollout
     "length": "tokens a response",
     "entropy": "entropy, nats",
-    "last_fipo/policy_kl": "policy KL",
+    "last_fipo/policy_kl": "policy KL, last update",
     "seconds": "wall-clock, s",
     "cpu_seconds": "processor, s",
 }
@@ -140,8 +142,23 @@ def accuracy_table(results: Results) -> str:
             count = len(found["final accuracy"])
             if count:
                 estimates = [interval(interquartile_mean(tuple(values.values()))) for values in found.values()]
-                rows.append([setting.name, arm.name, str(count), *estimates])
-    return table(["setting", "arm", "seeds", *(f"{name}, %" for name in SCORES)], rows)
+                ends = list(found["final accuracy"].values())
+                deviation = f"{100 * np.std(ends, ddof=1):.1f}" if count > 1 else "–"
+                start = 100 * np.mean(list(scores(results, setting, arm, accuracy_at_start).values()))
+                rows.append(
+                    [
+                        setting.name,
+                        arm.name,
+                        str(count),
+                        f"{start:.1f}",
+                        *estimates,
+                        deviation,
+                        f"{100 * min(ends):.1f}",
+                    ]
+                )
+    measured = [f"{name}, %" for name in SCORES]
+    spread = ["deviation of final accuracy", "its lowest seed, %"]
+    return table(["setting", "arm", "seeds", "at the start, %", *measured, *spread], rows)
 
 
 def comparison_table(results: Results) -> str:

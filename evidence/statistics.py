@@ -15,6 +15,11 @@ Results = dict[Run, dict[str, Any]]
 Interval = tuple[float, float, float]  # estimate, lower and upper end of its 95 % interval
 
 
+def accuracy_at_start(result: dict[str, Any]) -> float:
+    """Held-out accuracy before the first rollout."""
+    return result["evaluations"]["accuracy"][0]
+
+
 def final_accuracy(result: dict[str, Any]) -> float:
     """Held-out accuracy after the last rollout."""
     return result["evaluations"]["accuracy"][-1]

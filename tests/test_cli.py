@@ -42,6 +42,16 @@ def test_test_reward_prints_scores(recipe, tmp_path, capsys):
     assert cells[2][2] == cells[2][4] == "failed"
 
 
+def test_test_reward_tells_what_does_not_apply_from_what_failed(recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sparse.py").write_text("def sparse(completions, **columns):\n    return [None] * len(completions)\n")
+    (tmp_path / "recipe.yaml").write_text(RECIPE + "\nrewards: [last_number, 'python:sparse:sparse']\n")
+    (tmp_path / "completions.jsonl").write_text('{"completion": "it is 83", "answer": "83"}\n')
+    assert main(["test-reward", recipe, "completions.jsonl"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "it is" in line)
+    assert [cell.strip() for cell in line.strip("│").split("│")][2:] == ["1", "–", "1"]
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [

@@ -171,7 +171,7 @@ def test_tables_mark_what_excludes_zero_in_all_seeds(seeds, text):
                 {"rollouts": rollouts, "evaluations": {"samples": [0, 8, 16], "accuracy": accuracy}},
             )
     results, _ = read_results(main_runs())
-    assert f"| short | fipo | {seeds} | 6" in report.accuracy_table(results)
+    assert f"| short | fipo | {seeds} | 20.0 | 6" in report.accuracy_table(results)
     assert f"| short | fipo − grpo | {text}" in report.comparison_table(results)
     assert f"| short | fipo − grpo | {', '.join(['+10.0'] * seeds)} |" in report.seed_table(results)
 

@@ -30,14 +30,18 @@ def score_file(recipe: str, completions: Path) -> int:
     table = Table(*["completion", "answer"], *[reward.__name__ for reward in rewards], "total")
     for index, row in enumerate(rows):
         line = [column[index] for column in scores]
-        total = None if None in line else sum(r.weight * s for r, s in zip(rewards, line, strict=True) if s is not None)
-        table.add_row(repr(row["completion"])[:60], str(row.get("answer", "")), *map(_shown, [*line, total]))
+        failed = [reward.failed[index] for reward in rewards]
+        total = sum(reward.weight * score for reward, score in zip(rewards, line, strict=True) if score is not None)
+        cells = map(_shown, [*line, total], [*failed, any(failed)])
+        table.add_row(repr(row["completion"])[:60], str(row.get("answer", "")), *cells)
     Console().print(table, markup=False)
     return int(any(reward.failures for reward in rewards))
 
 
-def _shown(score: float | None) -> str:
-    return "failed" if score is None else f"{score:.3g}"
+def _shown(score: float | None, failed: bool) -> str:
+    if failed:
+        return "failed"
+    return "–" if score is None else f"{score:.3g}"  # None: the reward does not apply
 
 
 def _read(path: Path) -> list[dict]:

@@ -121,3 +121,10 @@ def test_analyze_prints_tables_and_json(tmp_path, capsys):
     assert found["tokens"] == 40 and len(found["what_if"]) == 15 and len(found["problems"]) == 1
     assert main(["analyze", str(tmp_path)]) == 2
     assert "holds no readable trace" in capsys.readouterr().err
+
+
+def test_terminal_escapes_in_a_file_are_shown_not_obeyed(tmp_path, capsys):
+    (tmp_path / "a\x1b]0;owned\x07").mkdir()
+    assert main(["analyze", str(tmp_path / "a\x1b]0;owned\x07")]) == 2
+    printed = capsys.readouterr().err
+    assert "\\x1b]0;owned\\x07" in printed and "\x1b" not in printed

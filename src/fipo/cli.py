@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fipo import __version__
 from fipo.errors import DataError, FIPOError
+from fipo.terminal import printable
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 USAGE = """\
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     except FIPOError as error:
         return _fail(str(error))
     except ImportError as error:
-        extra = "report" if arguments[0] in ("report", "analyze") else "train"
+        extra = "report" if arguments[0] in ("report", "analyze", "import") else "train"
         return _fail(f"{error}; install what is missing with pip install 'fipo[{extra}]'.")
     except OSError as error:
         if arguments[0] != "train":
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fail(sentence: str) -> int:
-    print(f"fipo: {sentence}", file=sys.stderr)
+    print(f"fipo: {printable(sentence)}", file=sys.stderr)
     return 2
 
 
@@ -143,7 +144,7 @@ def _import(arguments: list[str]) -> int:
     write_traces(found, options.output, found.params)
     print(f"{len(found)} completions: {options.output}")
     for sentence in found.problems:
-        print(f"! {sentence}")
+        print(f"! {printable(sentence)}")
     return 0
 
 
@@ -157,7 +158,7 @@ def _report(arguments: list[str]) -> int:
     report = read_report(options.runs)
     path = report.write(options.output)
     for problem in report.problems:
-        print(f"fipo: {problem}", file=sys.stderr)
+        print(f"fipo: {printable(problem)}", file=sys.stderr)
     print(path)
     return 0
 

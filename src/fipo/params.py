@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, Literal, get_args
 
 from fipo.errors import InvalidParameterError
@@ -43,6 +44,9 @@ class FIPOParams:
     distance: Distance = "position"
 
     def __post_init__(self) -> None:
+        for name in ("decay_rate", "clip_ratio_low", "clip_ratio_high", "safety_thresh", "dual_clip_c"):
+            value = getattr(self, name)
+            _require(isinstance(value, Real) and not isinstance(value, bool), name, value, "a number")
         _require(self.decay_rate > 0, "decay_rate", self.decay_rate, "a half-life in tokens above 0 (inf: no decay)")
         _require(0 <= self.clip_ratio_low < 1, "clip_ratio_low", self.clip_ratio_low, "in [0, 1)")
         _require(0 <= self.clip_ratio_high < math.inf, "clip_ratio_high", self.clip_ratio_high, "finite and at least 0")

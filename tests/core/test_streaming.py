@@ -1,10 +1,13 @@
 """The one-pass loss against the plain path: logits, log-softmax, `fipo_loss`, autograd."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fipo import FIPOParams, InvalidInputError, InvalidParameterError, fipo_loss, streaming_fipo_loss, streaming_logps
+from fipo.core.head import Head
 
 ROWS, LENGTH, WIDTH, VOCABULARY = 5, 37, 12, 61
 PARAMS = FIPOParams(dual_clip_c=3.0)
@@ -154,6 +157,43 @@ def test_tied_embeddings():
     (gradient,) = torch.autograd.grad(ours, weight)
     (expected,) = torch.autograd.grad(loss(lambda x: plain(x)[0]), weight)
     torch.testing.assert_close(gradient, expected, **EXACT)
+
+
+def test_devices_without_a_cache_to_fit(monkeypatch):
+    """What accelerators do, run on a CPU: all rows of a chunk at once, also where there is none to score."""
+    row_blocks = Head._row_blocks
+
+    def elsewhere(head, logits):
+        return row_blocks(head, SimpleNamespace(shape=logits.shape, device=torch.device("cuda")))
+
+    monkeypatch.setattr(Head, "_row_blocks", elsewhere)
+    assert assert_same(make(), 7, PARAMS).tokens.dropped.any()
+    assert not assert_same(make(), 7, FIPOParams(dual_clip_c=3.0, max_dual_clipped=1000)).tokens.dropped.any()
+    for hole in ("nothing trained", "no rows"):
+        test_edges(hole)
+
+
+def test_no_chunk_is_scored_for_nothing(monkeypatch):
+    sizes, score = [], Head.score
+
+    def counted(head, hidden, targets):
+        sizes.append(len(hidden))
+        return score(head, hidden, targets)
+
+    monkeypatch.setattr(Head, "score", counted)
+    inputs = make()
+    streaming_fipo_loss(**inputs, params=FIPOParams(dual_clip_c=3.0, max_dual_clipped=1000), chunk_tokens=7)
+    assert min(sizes) > 0 and sum(sizes) == inputs["loss_mask"].sum()
+
+
+def test_a_nan_stays_in_its_sequence():
+    inputs = make()
+    with torch.no_grad():
+        inputs["hidden"][2, 0] = torch.nan
+    inputs["loss_mask"][2, 0] = True
+    for chunk_tokens in (5, LENGTH, 1000):
+        tokens = streaming_fipo_loss(**inputs, params=PARAMS, chunk_tokens=chunk_tokens).tokens
+        assert tokens.future_kl.isnan().any(-1).tolist() == [False, False, True, False, False]
 
 
 @pytest.mark.parametrize("hole", ["nothing trained", "one token", "no rows", "no columns"])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas
+import pyarrow.parquet
 import pytest
 import tiny
 import torch
@@ -54,7 +55,6 @@ def test_a_hostile_or_damaged_dump_is_not_unpickled(tmp_path):
 
 @pytest.mark.parametrize("tokenizer", [None, tiny.tokenizer()])
 def test_trl_completions(tokenizer, tmp_path):
-    rows = {"step": [3, 3], "prompt": ["2+2?", [{"role": "user", "content": "3+3?"}]]}
     rows = {"step": [3, 3], "prompt": ["2+2?", "3+3?"], "completion": ["it is 4", " 6 "], "accuracy": [1.0, 0.5]}
     pandas.DataFrame({**rows, "advantage": [0.7, -0.7]}).to_parquet(tmp_path / "completions_00003.parquet")
     found = import_dump("trl", tmp_path, tokenizer=tokenizer)
@@ -166,3 +166,26 @@ def test_dumps_of_another_shape_are_a_sentence(dump, tmp_path):
     torch.save({"rollout_id": 0, "samples": ["text"]}, tmp_path / "rollout_0.pt")
     with pytest.raises(DataError, match="holds no slime dump that could be read"):
         import_dump("slime", tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [{"step": None}, {"prompt": ["text"]}, {"completion": [1]}])
+def test_rows_that_are_no_completions_are_named(wrong, tmp_path):
+    row = {"step": 3, "prompt": [{"role": "user", "content": "?"}], "completion": [{"content": "4"}], "advantage": 0.5}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "a.parquet")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row | wrong]), tmp_path / "b.parquet")
+    found = import_dump("trl", tmp_path)
+    assert [(trace.prompt, trace.text) for trace in found] == [("?", "4")]
+    assert "b.parquet, row 0 was left out" in found.problems[0]
+
+
+def test_slime_dumps_that_a_killed_run_left_or_that_hold_chats(tmp_path):
+    for file in (SLIME / "recomputed").glob("*.pt"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "train_9.pt").touch()
+    rollout = torch.load(tmp_path / "rollout_0.pt", weights_only=True)
+    for sample in rollout["samples"]:
+        sample |= {"prompt": [{"role": "user", "content": "2+2?"}], "response": None}
+    torch.save(rollout, tmp_path / "rollout_0.pt")
+    found = import_dump("slime", tmp_path, tokenizer=tiny.tokenizer())
+    assert {trace.prompt for trace in found} == {"2+2?"}
+    assert any("train_9.pt was left out" in problem for problem in found.problems)

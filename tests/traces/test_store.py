@@ -113,6 +113,8 @@ def test_mixed_tokenizers_are_named_and_shown(tmp_path):
         ),
         (lambda table: with_metadata(table, "fipo.params", '{"decay": 3}'), "its fipo.params are not FIPOParams"),
         (lambda table: with_metadata(table, "fipo.params", "[]"), "its fipo.params are not FIPOParams"),
+        (lambda table: with_metadata(table, "fipo.params", "[" * 100_000), "its fipo.params are not FIPOParams"),
+        (lambda table: table.set_column(0, "run", [pa.array([None], pa.string())]), "run is a NoneType"),
         (lambda table: with_metadata(table, "fipo.schema_version", "x"), "its schema version is x"),
     ],
 )

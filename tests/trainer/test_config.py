@@ -58,6 +58,9 @@ REFUSED = [
     ({"fipo_safety_thresh": 0.5}, r"safety_thresh is 0\.5"),
     ({"fipo_preset": "8b"}, "preset is '8b'"),
     ({"fipo_dynamic_sampling_rounds": -1}, "fipo_dynamic_sampling_rounds is -1"),
+    ({"fipo_dynamic_sampling_rounds": 1, "scale_rewards": "batch"}, "scale_rewards is 'batch' .* set scale_rewards to"),
+    ({"sync_ref_model": True}, "sync_ref_model is true, .* set it to false"),
+    ({"fipo_decay_rate": "half"}, "decay_rate is 'half', but must be a number"),
 ]
 
 

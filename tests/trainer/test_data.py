@@ -5,7 +5,10 @@ import json
 import pytest
 
 from fipo import DataError
+from fipo.trainer.arguments import RunArguments
+from fipo.trainer.config import FIPOConfig
 from fipo.trainer.data import load_prompts
+from fipo.trainer.prompts import prompts_of
 
 ROWS = [{"prompt": "1+1", "answer": "2"}, {"prompt": "2+2", "answer": "4"}]
 
@@ -76,3 +79,15 @@ def test_bad_files(tmp_path):
         load_prompts(file, prompt_column="text")
     with pytest.raises(DataError, match="has the prompt 5, but prompts are text or a list"):
         load_prompts(file, answer_column="")
+
+
+def test_held_out_prompts_are_not_trained_on_and_seed_0_is_a_seed(tmp_path):
+    run = RunArguments(dataset="rg:chain_sum?max_terms=2&max_digits=1&size=300")
+
+    def prompts(**seeds):
+        return prompts_of(run, FIPOConfig(output_dir=str(tmp_path), **seeds))
+
+    found = prompts(seed=7, data_seed=0)
+    train, held_out = ({str(prompt) for prompt in part["prompt"]} for part in (found.train, found.held_out))
+    assert train and len(held_out) > 20 and not train & held_out
+    assert found.train["prompt"] == prompts(seed=0).train["prompt"] != prompts(seed=7).train["prompt"]

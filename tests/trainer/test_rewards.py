@@ -81,7 +81,31 @@ def test_a_dead_verifier_is_not_asked_for_every_sample(tmp_path, monkeypatch):
     (reward,) = load_rewards(["python:dead:f"], max_completion_length=1)
     assert reward(completions=["a"] * 100, completion_ids=[[1]] * 100) == [None] * 100
     assert all(reward.failed) and reward.failures == 100
-    assert len(importlib.import_module("dead").calls) == 1 + 8
+    assert len(importlib.import_module("dead").calls) == 1 + 4
+
+
+def test_one_bad_prompt_does_not_cost_the_others(tmp_path, monkeypatch):
+    """All samples of a prompt stand together, and fail together where its answer cannot be used."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "picky.py").write_text("def f(completions, answer, **_): return [float(a) for a in answer]\n")
+    (reward,) = load_rewards(["python:picky:f"], max_completion_length=1)
+    answers = ["broken"] * 16 + ["1"] * 16 + ["broken"] * 8
+    prompts = [[{"role": "user", "content": str(index // 8)}] for index in range(40)]
+    assert reward(["a"] * 40, [[1]] * 40, prompts=prompts, answer=answers) == [None] * 16 + [1.0] * 16 + [None] * 8
+    assert reward.failed == [answer == "broken" for answer in answers]
+
+
+def test_a_refusal_after_a_failure_is_still_a_refusal(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "refusing.py").write_text(
+        "from fipo import InvalidParameterError\n"
+        "def f(completions, **_):\n"
+        "    if completions[0] == 'a': raise OSError('down')\n"
+        "    raise InvalidParameterError('not this one; change it.')\n"
+    )
+    (reward,) = load_rewards(["python:refusing:f"], max_completion_length=1)
+    with pytest.raises(InvalidParameterError, match="not this one"):
+        reward(["a", "b"], [[1]] * 2)
 
 
 @pytest.mark.parametrize("task", ["countdown", "puzzle24", "n_queens", "simple_integration"])

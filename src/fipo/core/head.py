@@ -145,7 +145,7 @@ class Head:
 
     def _row_blocks(self, logits: Tensor) -> Iterator[slice]:
         tokens, vocabulary = logits.shape
-        rows = tokens
+        rows = max(1, tokens)
         if logits.device.type == "cpu":
             rows = max(1, ROW_BLOCK_BYTES // (vocabulary * logits.itemsize))
         for start in range(0, tokens, rows):

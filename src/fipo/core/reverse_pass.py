@@ -109,7 +109,8 @@ class ReversePass:
             first, last = 0, len(bounds) - 1
         cuts = [min(max(bound, left), right) - left for bound in bounds[first : last + 1]]
         if carry is not None:
-            carry = torch.nn.functional.pad(carry if bounds[last] > right else 0 * carry, (last - first - 1, 0))
+            carry = carry if bounds[last] > right else torch.zeros_like(carry)
+            carry = torch.nn.functional.pad(carry, (last - first - 1, 0))
         return slice(first, last), torch.tensor(cuts, device=self.hidden.device), carry
 
     def _score(self, trained: slice | Tensor) -> tuple[Tensor, Tensor]:
@@ -141,6 +142,6 @@ class ReversePass:
         """Removes what tokens gave whose sequence was found dropped only after they had been differentiated."""
         gave = (self.grad_logps != 0) | (self.grad_entropy != 0)
         stale = (gave & ~self.out.kept)[self.trained].nonzero()[:, 0]
-        for chunk in stale.split(self.chunk_tokens):
+        for chunk in stale.split(self.chunk_tokens) if len(stale) else ():  # nothing splits into one empty chunk
             self._score(chunk)
             self._differentiate(chunk, sign=-1)

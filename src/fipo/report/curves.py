@@ -146,7 +146,8 @@ def _lines(metric: str, metrics: list[str], families: dict[str, list[Metrics]]) 
             name += f", {len(values)} seeds"
         middle, low, high = _mean_and_range(values)
         if metric in RANGES and len(values) == 1:
-            low, high = (next(run.series.get(end, {}) for run in members) for end in RANGES[metric])
+            (one,) = (run.series for run in members if metric in run.series)
+            low, high = (one.get(end, {}) for end in RANGES[metric])
         elif metric in RANGES:
             low, high = (_extreme(members, end, pick) for end, pick in zip(RANGES[metric], (min, max), strict=True))
         colour = COLOURS[(number if several else place) % len(COLOURS)]

@@ -5,6 +5,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fipo.terminal import printable
+
 
 def show_analysis(result: dict[str, Any], problems: list[str], console: Console) -> None:
     weight, params = result["weight"], result["params"]
@@ -49,7 +51,7 @@ def show_analysis(result: dict[str, Any], problems: list[str], console: Console)
             f"{_percent(noise['weight_shift'])}."
         )
     for sentence in [*result["warnings"], *problems]:
-        console.print(f"! {sentence}", markup=False, soft_wrap=True)
+        console.print(f"! {printable(sentence)}", markup=False, soft_wrap=True)
 
 
 def _percent(share: float) -> str:

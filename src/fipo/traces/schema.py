@@ -81,8 +81,9 @@ class Trace:
     stop_reason: str = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.prompt, str):
-            raise InvalidInputError(f"prompt is a {type(self.prompt).__name__}, but must be text; give text.")
+        for name in ("run", "prompt"):
+            if not isinstance(value := getattr(self, name), str):
+                raise InvalidInputError(f"{name} is a {type(value).__name__}, but must be text; give text.")
         self.prompt = self.prompt.encode(errors="replace").decode()  # a lone surrogate is no UTF-8
         for name, bits in {"rollout": 31, "update": 15, "group": 31, "sample": 31}.items():
             if not -(2**bits) <= getattr(self, name) < 2**bits:

@@ -166,7 +166,7 @@ def _params_of(metadata: dict[bytes, bytes]) -> FIPOParams | None:
         return None
     try:
         return FIPOParams(**json.loads(metadata[PARAMS_KEY]))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"its fipo.params are not FIPOParams: {error}; write the file again.") from error
 
 

@@ -132,6 +132,18 @@ class FIPOConfig(GRPOConfig):
                 "not hold; set fipo_streaming to false.",
             ),
             (
+                self.sync_ref_model,
+                "sync_ref_model is true, but checkpoints hold the policy alone, so a resumed run would be held to "
+                "another reference; set it to false.",
+            ),
+            (
+                self.fipo_dynamic_sampling_rounds > 0
+                and (self.scale_rewards == "batch" or self.multi_objective_aggregation == "normalize_then_sum"),
+                f"scale_rewards is {self.scale_rewards!r} and multi_objective_aggregation "
+                f"{self.multi_objective_aggregation!r}, but with dynamic sampling a batch's spread is that of several "
+                "rounds; set scale_rewards to 'group' and multi_objective_aggregation to 'sum_then_normalize'.",
+            ),
+            (
                 self.fipo_dynamic_sampling_rounds < 0,
                 f"fipo_dynamic_sampling_rounds is {self.fipo_dynamic_sampling_rounds}, but must be at least 0 (off).",
             ),

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fipo.run_folder import METRICS_FILE, whole_file
+from fipo.terminal import printable
 from fipo.trainer.config import FIPOConfig
 from fipo.trainer.evaluate import Evaluation
 from fipo.trainer.rewards import text_of
@@ -165,8 +166,7 @@ def _last(prompt: Any) -> str:
 
 
 def _one_line(text: str, limit: int = 160) -> str:
-    """Model output for a terminal: control characters are shown, not obeyed."""
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    shown = printable(text)
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 

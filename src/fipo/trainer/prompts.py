@@ -33,7 +33,7 @@ def prompts_of(run: RunArguments, config: FIPOConfig) -> Prompts:
         "answer_column": run.answer_column,
         "system_prompt": run.system_prompt,
     }
-    seed = config.data_seed or config.seed
+    seed = config.seed if config.data_seed is None else config.data_seed
     train = load_prompts(run.dataset, split=run.dataset_split, seed=seed, **options)
     held_out = None
     if run.eval_size and run.eval_dataset:
@@ -42,7 +42,8 @@ def prompts_of(run: RunArguments, config: FIPOConfig) -> Prompts:
         train = _without(train, held_out)
     elif run.eval_size and len(train) >= 2:
         parts = train.train_test_split(test_size=min(run.eval_size, -(-len(train) // 5)), seed=0)
-        train, held_out = parts["train"], parts["test"]
+        held_out = parts["test"]
+        train = _without(parts["train"], held_out)
     _require_a_rollout(train, config, f"{run.dataset} leaves", "give more prompts, or lower eval_size")
     return Prompts(train, held_out)
 

@@ -19,7 +19,7 @@ from fipo.trainer.specs import Spec
 logger = logging.get_logger(__name__)
 
 Score = Callable[..., float]  # (completion: str, *, row: dict, length: int) -> float; length in tokens
-FAILURES_IN_A_ROW = 8  # in one call; then the cause lies outside the samples, and each more might cost a timeout
+PROMPTS_IN_A_ROW = 4  # failed in one call; then the cause lies outside the data, and each more might cost a timeout
 RUNS_TEXT = re.compile(r"\b(?:eval|exec|parse_expr|sympify)\(")
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
@@ -52,14 +52,21 @@ class Reward:
     def _one_by_one(self, batch: dict[str, Any]) -> list[float | None]:
         scores: list[float | None] = []
         for index in range(len(self.failed)):
-            latest = self.failed[:index][-FAILURES_IN_A_ROW:]
-            if len(latest) == FAILURES_IN_A_ROW and all(latest):
+            if len(self._failed_last(index, batch)) == PROMPTS_IN_A_ROW:
                 rest = len(self.failed) - index
                 self.failed[index:] = [True] * rest
                 self.failures += rest
                 return scores + [None] * rest
             scores.append(self._one(batch, index))
         return scores
+
+    def _failed_last(self, index: int, batch: dict[str, Any]) -> set[str]:
+        """The prompts of the samples before `index`, back to the last one that did not fail."""
+        prompts: set[str] = set()
+        while index and self.failed[index - 1] and len(prompts) < PROMPTS_IN_A_ROW:
+            index -= 1
+            prompts.add(str(batch["prompts"][index] if "prompts" in batch else index))
+        return prompts
 
     def _one(self, batch: dict[str, Any], index: int) -> float | None:
         single = {
@@ -68,6 +75,8 @@ class Reward:
         }
         try:
             return self._checked(self._batch(**single), 1)[0]
+        except FIPOError:
+            raise
         except Exception:
             if not self.failures:
                 logger.warning(

@@ -104,7 +104,7 @@ class TraceWriter:
         update: int,
     ) -> Trace:
         written = inputs["completion_ids"][row].ne(self.tokenizer.pad_token_id)
-        length = int(max(inputs["completion_mask"][row].sum(), 0)) or int(written.sum())
+        length = int(inputs["completion_mask"][row].sum()) or int(written.sum())
         ids = inputs["completion_ids"][row, :length].cpu().numpy().astype("int32")
         prompt = inputs["prompt_ids"][row][inputs["prompt_mask"][row].bool()]
         ended = length > 0 and int(ids[-1]) in self.eos_token_ids

@@ -55,3 +55,10 @@ def credit(logps: Any, old_logps: Any, advantages: Any, trained: Any, params: FI
 def floats(values: list[float | None]) -> np.ndarray:
     """float32; a null, which JSON has in place of NaN and infinities, is NaN."""
     return np.array([np.nan if value is None else value for value in values], dtype="float32")
+
+
+def text_of(value: Any) -> str:
+    """A prompt or completion is text, or a list of chat messages."""
+    if isinstance(value, str):
+        return value
+    return "\n".join(str(message.get("content", "")) for message in value or ())

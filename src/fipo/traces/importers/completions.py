@@ -1,6 +1,7 @@
 """Dumps of text without log-probs: TRL's completions and verl's rollouts."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fipo.traces.importers.common import files_of, records_of
+from fipo.traces.importers.common import UNUSABLE, files_of, records_of, text_of
 from fipo.traces.schema import Trace
 from fipo.traces.store import TraceSet
 from fipo.traces.tokens import byte_decoder
 
+Splitter = Callable[[str], tuple[list[int], list[bytes]]]
 TEXT_ONLY = "The dump holds text without log-probs, so log-ratios and weights cannot be recovered."
 
 
 def import_trl(source: Path, found: TraceSet, tokenizer: Any) -> None:
     """`step, prompt, completion, advantage` and a column a reward, as GRPOTrainer's `log_completions` writes them."""
+    split = _splitter(tokenizer)
     groups: dict[tuple[int, str], int] = {}  # the completions of one prompt in one step
     for file in files_of(source, "*.parquet"):
         try:
@@ -32,22 +35,27 @@ def import_trl(source: Path, found: TraceSet, tokenizer: Any) -> None:
         numbers = [field.name for field in table.schema if pa.types.is_floating(field.type)]
         for index, row in enumerate(table.to_pylist()):
             rewards = {name: row[name] for name in numbers if name != "advantage" and row[name] is not None}
-            prompt, place = _text_of(row["prompt"]), {"run": "trl", "rollout": row["step"], "sample": index}
-            place["group"] = groups.setdefault((row["step"], prompt), len(groups))
-            trace = _trace(prompt, _text_of(row["completion"]), tokenizer, rewards, **place)
-            trace.advantages = np.full(len(trace.token_ids), row["advantage"], dtype="float32")
+            try:
+                prompt, place = text_of(row["prompt"]), {"run": "trl", "rollout": int(row["step"]), "sample": index}
+                place["group"] = groups.setdefault((row["step"], prompt), len(groups))
+                trace = _trace(prompt, text_of(row["completion"]), split, rewards, **place)
+                trace.advantages = np.full(len(trace.token_ids), row["advantage"], dtype="float32")
+            except UNUSABLE as error:
+                found.problems.append(f"{file}, row {index} was left out: {error!r}.")
+                continue
             found.traces.append(trace)
     found.problems.append(TEXT_ONLY)
 
 
 def import_verl(source: Path, found: TraceSet, tokenizer: Any) -> None:
     """`input, output, score, step` a line, as `trainer.rollout_data_dir` writes them."""
+    split = _splitter(tokenizer)
     groups: dict[tuple[int, str], int] = {}
 
     def read(row: dict[str, Any]) -> None:
         place: dict[str, Any] = {"run": "verl", "rollout": int(row.get("step", 0)), "sample": len(found.traces)}
         place["group"] = groups.setdefault((place["rollout"], str(row["input"])), len(groups))
-        trace = _trace(row["input"], row["output"], tokenizer, {"score": float(row["score"])}, **place)
+        trace = _trace(row["input"], row["output"], split, {"score": float(row["score"])}, **place)
         found.traces.append(trace)
 
     for file in files_of(source, "[0-9]*.jsonl"):
@@ -55,21 +63,26 @@ def import_verl(source: Path, found: TraceSet, tokenizer: Any) -> None:
     found.problems.append(TEXT_ONLY)
 
 
-def _text_of(value: Any) -> str:
-    """A completion is text, or a list of chat messages."""
-    if isinstance(value, str):
-        return value
-    return "\n".join(str(message.get("content", "")) for message in value or ())
+def _splitter(tokenizer: Any) -> Splitter:
+    """Text as tokens, ids and bytes; without a tokenizer as words, whose id is −1."""
+    if tokenizer is None:
+        return _words
+    decode = byte_decoder(tokenizer)
 
-
-def _trace(prompt: str, text: str, tokenizer: Any, rewards: dict[str, float], **place: Any) -> Trace:
-    if tokenizer:
+    def tokens(text: str) -> tuple[list[int], list[bytes]]:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        decode = byte_decoder(tokenizer)
-        pieces = [decode(index) for index in ids]
-    else:
-        pieces = [piece.encode(errors="replace") for piece in re.findall(r"\s*\S+|\s+$", text)]
-        ids = [-1] * len(pieces)
+        return ids, [decode(index) for index in ids]
+
+    return tokens
+
+
+def _words(text: str) -> tuple[list[int], list[bytes]]:
+    pieces = [piece.encode(errors="replace") for piece in re.findall(r"\s*\S+|\s+$", text)]
+    return [-1] * len(pieces), pieces
+
+
+def _trace(prompt: str, text: str, split: Splitter, rewards: dict[str, float], **place: Any) -> Trace:
+    ids, pieces = split(text)
     return Trace(
         token_ids=np.array(ids, dtype="int32"),
         token_bytes=pieces,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fipo.params import FIPOParams
-from fipo.traces.importers.common import UNUSABLE, bytes_by_id, credit
+from fipo.traces.importers.common import UNUSABLE, bytes_by_id, credit, text_of
 from fipo.traces.schema import Trace
 from fipo.traces.store import TraceSet
 
@@ -44,11 +44,11 @@ def import_slime(source: Path, found: TraceSet, tokenizer: Any, *, current: bool
         for number, sample in enumerate(samples if isinstance(samples, list) else []):
             try:
                 about = rollouts.get(dump["rollout_id"], {}).get(int(sample["sample_index"]), {})
-                found.traces.append(_trace(dump["rollout_id"], sample, about, bytes_of, current, found.params))
+                trace = _trace(dump["rollout_id"], sample, about, bytes_of, current, found.params)
+                strangers += tokenizer is not None and str(about.get("response") or "") not in trace.text
+                found.traces.append(trace)
             except UNUSABLE as error:
                 found.problems.append(f"{file}, sample {number} was left out: {error!r}.")
-                continue
-            strangers += tokenizer is not None and about.get("response", "") not in found.traces[-1].text
     if strangers:
         found.problems.append(
             f"{strangers} of {len(found)} completions do not decode to the dump's own text, so their bytes are wrong; "
@@ -65,7 +65,7 @@ def _load(file: Path, found: TraceSet) -> dict[str, Any] | None:
             raise TypeError(f"it holds a {type(dump).__name__}, but slime writes a dict.")
         return dump
     except Exception as error:
-        found.problems.append(f"{file} was left out: {str(error).splitlines()[0]}")
+        found.problems.append(f"{file} was left out: {(str(error).splitlines() or [repr(error)])[0]}")
         return None
 
 
@@ -97,7 +97,7 @@ def _trace(
         update=-1,
         group=int(about.get("group_index", sample["sample_index"])),
         sample=int(sample["sample_index"]),
-        prompt=about.get("prompt") or b"".join(bytes_of(index) for index in prompt).decode(errors="replace"),
+        prompt=text_of(about.get("prompt")) or b"".join(bytes_of(index) for index in prompt).decode(errors="replace"),
         reward=reward,
         rewards={"reward": reward},
         truncated=bool(sample.get("truncated", 0)),

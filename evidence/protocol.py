@@ -130,3 +130,12 @@ def confirmation_runs() -> list[Run]:
     """FIPO and GRPO with the default knobs and these seeds are among the main runs."""
     arms = [one for arm in CONFIRMED for one in (baseline(arm), arm) if one is not GRPO]
     return [Run(SETTINGS[ABLATION_SETTING], arm, seed) for seed in CONFIRMATION_SEEDS for arm in arms]
+
+
+SERIES = {
+    "select": selection_runs,
+    "main": main_runs,
+    "ablations": ablation_runs,
+    "smollm2": smollm2_runs,
+    "confirm": confirmation_runs,
+}

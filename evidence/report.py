@@ -23,16 +23,12 @@ from evidence.protocol import (
     GRPO,
     SEEDS,
     SELECTION,
+    SERIES,
     SETTINGS,
     SHUFFLED,
     SMOLLM2,
     UNIFORM,
-    ablation_runs,
     baseline,
-    confirmation_runs,
-    main_runs,
-    selection_runs,
-    smollm2_runs,
 )
 from evidence.results import read_results
 from evidence.statistics import (
@@ -79,7 +75,7 @@ END_COLUMNS = {  # column → heading; after the last rollout
 
 def main() -> int:
     """Writes the tables into the document and draws the plots; prints what is left out."""
-    runs = [*selection_runs(), *main_runs(), *ablation_runs(), *smollm2_runs(), *confirmation_runs()]
+    runs = [run for series in SERIES.values() for run in series()]
     results, excluded = read_results(runs)
     found = blocks(results, excluded, len(runs))
     DOCUMENT.write_text(fill(DOCUMENT.read_text(), found))
@@ -142,23 +138,12 @@ def accuracy_table(results: Results) -> str:
             count = len(found["final accuracy"])
             if count:
                 estimates = [interval(interquartile_mean(tuple(values.values()))) for values in found.values()]
+                start = np.mean(list(scores(results, setting, arm, accuracy_at_start).values()))
                 ends = list(found["final accuracy"].values())
-                deviation = f"{100 * np.std(ends, ddof=1):.1f}" if count > 1 else "–"
-                start = 100 * np.mean(list(scores(results, setting, arm, accuracy_at_start).values()))
-                rows.append(
-                    [
-                        setting.name,
-                        arm.name,
-                        str(count),
-                        f"{start:.1f}",
-                        *estimates,
-                        deviation,
-                        f"{100 * min(ends):.1f}",
-                    ]
-                )
-    measured = [f"{name}, %" for name in SCORES]
-    spread = ["deviation of final accuracy", "its lowest seed, %"]
-    return table(["setting", "arm", "seeds", "at the start, %", *measured, *spread], rows)
+                spread = [f"{100 * np.std(ends, ddof=1):.1f}" if count > 1 else "–", f"{100 * min(ends):.1f}"]
+                rows.append([setting.name, arm.name, str(count), f"{100 * start:.1f}", *estimates, *spread])
+    headings = ["at the start, %", *(f"{name}, %" for name in SCORES)]
+    return table(["setting", "arm", "seeds", *headings, "deviation of final accuracy", "its lowest seed, %"], rows)
 
 
 def comparison_table(results: Results) -> str:
@@ -187,9 +172,8 @@ def seed_table(results: Results) -> str:
     for setting in COMPARED:
         for ours, theirs in PAIRS[:2]:
             a, b = (scores(results, setting, arm, final_accuracy) for arm in (ours, theirs))
-            if shared := sorted(a.keys() & b.keys()):
-                found = ", ".join(f"{100 * (a[seed] - b[seed]):+.1f}" for seed in shared)
-                rows.append([setting.name, f"{ours.name} − {theirs.name}", found])
+            if a.keys() & b.keys():
+                rows.append([setting.name, f"{ours.name} − {theirs.name}", seed_by_seed(a, b)])
     return table(["setting", "pair", "difference in final accuracy of seeds 0, 1, …, points"], rows)
 
 
@@ -216,9 +200,9 @@ def confirmation_table(results: Results) -> str:
     for arm in CONFIRMED:
         for other in dict.fromkeys((FIPO, baseline(arm))):
             ours, theirs = (scores(results, SETTINGS[ABLATION_SETTING], one, final_accuracy) for one in (arm, other))
-            if shared := sorted(ours.keys() & theirs.keys()):
-                found = ", ".join(f"{100 * (ours[seed] - theirs[seed]):+.1f}" for seed in shared)
-                rows.append([f"{arm.name} − {other.name}", interval(paired_difference(ours, theirs), sign="+"), found])
+            if ours.keys() & theirs.keys():
+                difference = interval(paired_difference(ours, theirs), sign="+")
+                rows.append([f"{arm.name} − {other.name}", difference, seed_by_seed(ours, theirs)])
     return table(["pair", "final accuracy: difference, points", "of each seed"], rows)
 
 
@@ -278,6 +262,11 @@ def interval(found: Interval, sign: str = "", *, bold: bool = False) -> str:
     estimate, low, high = (100 * value for value in found)
     text = f"{estimate:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
     return f"**{text}**" if bold and (low > 0 or high < 0) else text
+
+
+def seed_by_seed(ours: dict[int, float], theirs: dict[int, float]) -> str:
+    """The differences on the seeds that both have, in points."""
+    return ", ".join(f"{100 * (ours[seed] - theirs[seed]):+.1f}" for seed in sorted(ours.keys() & theirs.keys()))
 
 
 def number(values: list[float]) -> str:

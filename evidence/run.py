@@ -19,17 +19,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from evidence.protocol import SMOLLM2, Run, ablation_runs, confirmation_runs, main_runs, selection_runs, smollm2_runs
+from evidence.protocol import SERIES, SMOLLM2, Run
 from evidence.results import read_result, write_result
 from fipo.errors import DataError
 
-SERIES = {
-    "select": selection_runs,
-    "main": main_runs,
-    "ablations": ablation_runs,
-    "smollm2": smollm2_runs,
-    "confirm": confirmation_runs,
-}
 LOCK = Path(__file__).parents[1] / "runs" / "evidence" / "lock"
 
 

@@ -51,22 +51,20 @@ class Reward:
 
     def _one_by_one(self, batch: dict[str, Any]) -> list[float | None]:
         scores: list[float | None] = []
+        prompts = batch.get("prompts", range(len(self.failed)))
+        failing: set[str] = set()  # prompts, since the last sample that could be scored
         for index in range(len(self.failed)):
-            if len(self._failed_last(index, batch)) == PROMPTS_IN_A_ROW:
+            if len(failing) == PROMPTS_IN_A_ROW:
                 rest = len(self.failed) - index
                 self.failed[index:] = [True] * rest
                 self.failures += rest
                 return scores + [None] * rest
             scores.append(self._one(batch, index))
+            if self.failed[index]:
+                failing.add(str(prompts[index]))
+            else:
+                failing.clear()
         return scores
-
-    def _failed_last(self, index: int, batch: dict[str, Any]) -> set[str]:
-        """The prompts of the samples before `index`, back to the last one that did not fail."""
-        prompts: set[str] = set()
-        while index and self.failed[index - 1] and len(prompts) < PROMPTS_IN_A_ROW:
-            index -= 1
-            prompts.add(str(batch["prompts"][index] if "prompts" in batch else index))
-        return prompts
 
     def _one(self, batch: dict[str, Any], index: int) -> float | None:
         single = {

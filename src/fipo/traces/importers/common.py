@@ -1,7 +1,7 @@
 """What several importers need."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,26 @@ def files_of(source: Path, pattern: str) -> Iterator[Path]:
 
 
 def records_of(file: Path, found: TraceSet, read: Callable[[dict[str, Any]], None]) -> None:
-    """Calls `read` with the JSON object of every line; lines that it cannot use are named, with a reason."""
+    """Calls `read` with the JSON object of every line, as `each_of` does."""
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        each_of(file, "line", enumerate(lines, start=1), found, lambda _, line: read(json.loads(line)))
+
+
+def each_of(
+    file: Path, kind: str, numbered: Iterable[tuple[int, Any]], found: TraceSet, read: Callable[[int, Any], None]
+) -> None:
+    """Calls `read` with every number and record; those that it cannot use are named once, with the first reason."""
     bad: list[int] = []
     reason = ""
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                read(json.loads(line))
-            except UNUSABLE as error:
-                reason = reason or f"{type(error).__name__}: {str(error)[:200]}"
-                bad.append(number)
+    for number, record in numbered:
+        try:
+            read(number, record)
+        except UNUSABLE as error:
+            reason = reason or f"{type(error).__name__}: {str(error)[:200]}"
+            bad.append(number)
     if bad:
         named = ", ".join(map(str, bad[:5])) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
-        found.problems.append(f"{file}, line {named} was left out; the first because of {reason}.")
+        found.problems.append(f"{file}, {kind} {named} was left out; the first because of {reason}.")
 
 
 def bytes_by_id(tokenizer: Any) -> Callable[[int], bytes]:

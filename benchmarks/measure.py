@@ -47,9 +47,9 @@ def memory(field: str) -> int:
     return int(found) * 1024
 
 
-def in_own_process(script: str, **arguments: Any) -> dict[str, Any]:
-    """Runs `script --one '<json>'`, which prints its result as JSON in the last line."""
-    command = [sys.executable, script, "--one", json.dumps(arguments)]
+def in_own_process(module: str, **arguments: Any) -> dict[str, Any]:
+    """Runs `python -m module --one '<json>'`, which prints its result as JSON in the last line."""
+    command = [sys.executable, "-m", module, "--one", json.dumps(arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")

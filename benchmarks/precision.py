@@ -1,6 +1,6 @@
 """How far log-ratios, weights and gradients in bfloat16 are from a float64 truth: fipo, plain logits, TRL's fused head.
 
-    python benchmarks/precision.py         # two minutes on two cores
+    python -m benchmarks.precision         # two minutes on two cores
 
 Hidden states are SmolLM2-135M's own on a page of text, rounded to bfloat16 like the head's weight; what is measured is
 what each path adds to that. The new policy's hidden states differ from the old one's by a small random drift.
@@ -9,12 +9,12 @@ what each path adds to that. The new policy's hidden states differ from the old 
 from pathlib import Path
 from typing import Any
 
-import lm_head
 import torch
 from torch import Tensor
 
+from benchmarks import lm_head
 from fipo import fipo_loss, streaming_fipo_loss, streaming_logps
-from fipo.trainer.model import load_model
+from fipo.run.model import load_model
 
 ROWS, TOKENS, DRIFT = 4, 128, 0.003
 PAGE = Path(__file__).parents[1] / "README.md"

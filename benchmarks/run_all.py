@@ -1,7 +1,7 @@
 """Runs every benchmark; writes results.json, tables.md and the plots of docs/performance.md. `make bench` calls it.
 
-python benchmarks/run_all.py           # three quarters of an hour on two cores
-python benchmarks/run_all.py --draw    # from the results.json that is there
+python -m benchmarks.run_all           # three quarters of an hour on two cores
+python -m benchmarks.run_all --draw    # from the results.json that is there
 """
 
 import argparse
@@ -9,15 +9,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import future_kl
-import lm_head
 import matplotlib.pyplot as plt
-import measure
-import precision
-import tracing
-import train_step
 
-FOLDER = Path(__file__).parents[1] / "docs" / "performance"
+from benchmarks import future_kl, lm_head, measure, precision, tracing, train_step
+
+FOLDER = Path(__file__).parent / "results"
 BENCHMARKS = {
     "future_kl": future_kl,
     "precision": precision,

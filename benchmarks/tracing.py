@@ -1,6 +1,6 @@
 """What traces cost: writing those of one micro-batch beside its optimizer step, on SmolLM2-135M.
 
-    python benchmarks/tracing.py        # a minute and a half on two cores
+    python -m benchmarks.tracing        # a minute and a half on two cores
 
 By default every eighth rollout is traced, so over a run the share is an eighth of that in a traced rollout; a rollout
 takes longer than its updates, so it is an upper bound. Writing is the same whatever the model's size.
@@ -9,9 +9,9 @@ takes longer than its updates, so it is an upper bound. Writing is the same what
 import statistics
 from typing import Any
 
-import measure
 import torch
-import train_step
+
+from benchmarks import measure, train_step
 
 EVERY = 8  # FIPOConfig's fipo_trace_every
 LENGTH = 128  # step and writing both grow with the tokens
@@ -42,7 +42,7 @@ def one(length: int, rows: int) -> dict[str, Any]:
 
 
 def everything() -> list[dict[str, Any]]:
-    row = measure.in_own_process(__file__, length=LENGTH, rows=train_step.LENGTHS[LENGTH])
+    row = measure.in_own_process("benchmarks.tracing", length=LENGTH, rows=train_step.LENGTHS[LENGTH])
     print(
         f"{row['rows']} × {LENGTH}: step {row['step_s']:.2f} s, write {row['write_ms']:.0f} ms: "
         f"{row['share']:.2%} of a traced step, {row['share_of_run']:.2%} of a run's updates",

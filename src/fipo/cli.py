@@ -66,8 +66,8 @@ def _fail(sentence: str) -> int:
 
 def _train(arguments: list[str]) -> int:
     _quiet_libraries()
-    from fipo.trainer.recipe import parse_recipe
-    from fipo.trainer.run import train
+    from fipo.run.recipe import parse_recipe
+    from fipo.run.train import train
 
     return train(*parse_recipe(arguments))
 
@@ -84,7 +84,7 @@ def _quiet_libraries() -> None:
 
 
 def _test_reward(arguments: list[str]) -> int:
-    from fipo.trainer.score import score_file
+    from fipo.run.score import score_file
 
     parser = argparse.ArgumentParser(prog="fipo test-reward", description="Score completions without a model.")
     parser.add_argument("recipe", help="a recipe whose rewards are used")
@@ -164,7 +164,7 @@ def _report(arguments: list[str]) -> int:
 
 
 def _doctor(arguments: list[str]) -> int:
-    from fipo.engines.doctor import diagnose_slime
+    from fipo.engines.slime.doctor import diagnose_slime
 
     parser = argparse.ArgumentParser(prog="fipo doctor", description="What is missing for FIPO inside another trainer.")
     parser.add_argument("engine", choices=["slime"], help="the trainer")

@@ -5,11 +5,11 @@ import subprocess
 import sys
 import time
 
-import naive
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import naive
 
 from fipo import FIPOParams, fipo_loss, future_kl, influence_weights, token_mean
 

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fipo import FIPOParams, InvalidInputError, InvalidParameterError, fipo_loss, streaming_fipo_loss, streaming_logps
-from fipo.core.head import Head
+from fipo.core.lm_head import Head
 
 ROWS, LENGTH, WIDTH, VOCABULARY = 5, 37, 12, 61
 PARAMS = FIPOParams(dual_clip_c=3.0)

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from shell_recipes import RECIPES, dry_run, start
+from support.shell_recipes import RECIPES, dry_run, start
 
 from fipo import FIPOParams
 

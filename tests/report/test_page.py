@@ -15,7 +15,7 @@ from fipo import FIPOParams, fipo_loss, future_kl
 from fipo.report import render_report
 from fipo.traces import write_traces
 
-STATIC = Path(fipo.report.__file__).parent / "static"
+STATIC = Path(fipo.report.__file__).parent / "web"
 
 pytestmark = pytest.mark.browser
 

@@ -7,8 +7,8 @@ import numpy as np
 import pandas
 import pyarrow.parquet
 import pytest
-import tiny
 import torch
+from support import tiny
 
 from fipo import DataError, FIPOParams, fipo_loss
 from fipo.traces import FLAGS, read_traces, write_traces

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
-import tiny
+from support import tiny
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 

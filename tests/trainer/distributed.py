@@ -7,8 +7,8 @@ import json
 import os
 import sys
 
-import tiny
 import torch
+from support import tiny
 from transformers import AutoModelForCausalLM
 
 from fipo.trainer import FIPOConfig, FIPOTrainer

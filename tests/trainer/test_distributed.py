@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
+from support import tiny
 
 HERE = Path(__file__).parent
 

@@ -1,8 +1,8 @@
 """The one-pass loss inside the trainer: the same as the plain path, and models it cannot serve are refused."""
 
 import pytest
-import tiny
 import torch
+from support import tiny
 from test_parity import COMMON, NEUTRAL, OPTIONS, WHOLE, assert_same_gradients, loss_and_gradients, make, reward
 from transformers import (
     CohereConfig,

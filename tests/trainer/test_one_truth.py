@@ -1,9 +1,8 @@
 """The trainer gives the batch that all engines share what the naive twin gives it, on both paths of the loss."""
 
 import pytest
-import tiny
 import torch
-from engines import one_truth
+from support import one_truth, tiny
 from test_parity import COMMON, reward
 
 from fipo.trainer import FIPOConfig, FIPOTrainer

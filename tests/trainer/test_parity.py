@@ -1,8 +1,8 @@
 """With neutral weights and no drop, loss and gradient are those of TRL's GRPOTrainer, whatever else is switched on."""
 
 import pytest
-import tiny
 import torch
+from support import tiny
 from trl import GRPOConfig, GRPOTrainer
 
 from fipo.trainer import FIPOConfig, FIPOTrainer

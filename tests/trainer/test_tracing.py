@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-import tiny
 import torch
 import wandb
+from support import tiny
 from test_parity import COMMON
 
 from fipo import fipo_loss

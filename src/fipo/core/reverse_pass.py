@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fipo.core.head import Head
+from fipo.core.lm_head import Head
 from fipo.core.loss import FIPOOutput, count_per_sequence, fipo_loss
 from fipo.core.objective import TokenBatch, token_objective
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fipo.core.head import Head
+from fipo.core.lm_head import Head
 from fipo.core.loss import FIPOOutput, check_layout, per_token
 from fipo.core.objective import TokenBatch
 from fipo.core.reverse_pass import ReversePass

@@ -165,7 +165,7 @@ def _normal(script: str) -> str:
 
 
 def _static(name: str) -> str:
-    return (files("fipo.report") / "static" / name).read_text(encoding="utf-8")
+    return (files("fipo.report") / "web" / name).read_text(encoding="utf-8")
 
 
 def _fill(template: str, **parts: str) -> str:

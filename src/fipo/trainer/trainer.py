@@ -14,9 +14,9 @@ from fipo.core.control import control_weights
 from fipo.core.layout import per_token
 from fipo.core.objective import TokenBatch, reference_kl, token_objective
 from fipo.trainer.config import FIPOConfig
-from fipo.trainer.head import add_streaming_head, check_head
-from fipo.trainer.metrics import CreditMetrics
-from fipo.trainer.rollout import RolloutExtras
+from fipo.trainer.credit_metrics import CreditMetrics
+from fipo.trainer.scored_rollouts import RolloutExtras
+from fipo.trainer.streaming_forward import add_streaming_head, check_head
 from fipo.trainer.tracing import PagesForTrackers, TraceWriter
 
 logger = logging.get_logger(__name__)

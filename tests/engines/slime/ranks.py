@@ -12,7 +12,6 @@ from dataclasses import asdict
 import on_slime  # noqa: F401 - first: it puts slime on the path
 import torch
 import torch.distributed as dist
-from engines import one_truth
 from megatron.core import mpu
 from scenarios import (
     KNOBS,
@@ -29,6 +28,7 @@ from scenarios import (
 )
 from slime.backends.megatron_utils import loss as slime_loss
 from slime.backends.megatron_utils.cp_utils import all_gather_with_cp, get_sum_of_sample_mean
+from support import one_truth
 
 from fipo.engines.slime import fipo_loss_function, token_credit
 

@@ -6,9 +6,9 @@ The model is a table of logits a token, so that splitting a sequence over ranks 
 from argparse import Namespace
 
 import torch
-from engines import one_truth
 from megatron.core import mpu
 from slime.backends.megatron_utils.cp_utils import slice_log_prob_with_cp
+from support import one_truth
 
 from fipo.engines.slime.arguments import LOSS_PATH
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from engines import one_truth
+from support import one_truth
 from torch.nn.utils.rnn import pad_sequence
 
 from fipo import FIPOParams, fipo_loss
-from fipo.core.statistics import TOKEN_MEANS
+from fipo.core.logged import TOKEN_MEANS
 from fipo.traces.importers import import_dump
 
 HERE = Path(__file__).parent

@@ -3,8 +3,8 @@
 from functools import cache
 from types import SimpleNamespace
 
-import naive
 import torch
+from support import naive
 from transformers import AutoModelForCausalLM
 
 ROWS, PROMPT, RESPONSE = 8, 6, 14

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import engine_batch
 import pytest
-import tiny
 import torch
+from support import tiny
 
 pytestmark = [pytest.mark.verl, pytest.mark.timeout(600)]
 HERE = Path(__file__).parent

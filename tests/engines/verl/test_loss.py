@@ -3,16 +3,16 @@
 import warnings
 from types import SimpleNamespace
 
-import naive
 import numpy as np
 import pytest
 import torch
 from core.test_golden import CASES, GOLDEN, load
+from support import naive
 from verl.trainer.ppo.core_algos import get_policy_loss_fn
 from verl.workers.config import FSDPActorConfig
 
 from fipo import FIPOParams, InvalidParameterError, fipo_loss
-from fipo.core.statistics import TOKEN_MEANS
+from fipo.core.logged import TOKEN_MEANS
 from fipo.engines.verl import FIPOPolicyLossConfig, version
 from fipo.engines.verl.guard import WATCHED_UPDATES, OneUpdateWatch
 

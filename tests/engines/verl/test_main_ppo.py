@@ -8,11 +8,11 @@ from pathlib import Path
 
 import hf_rollout
 import pytest
-import tiny
 import toy
 from overrides import ACTOR, FIPO, LOSS, ON_CPU
+from support import tiny
 
-from fipo.core.statistics import TOKEN_MEANS
+from fipo.core.logged import TOKEN_MEANS
 
 pytestmark = [pytest.mark.verl, pytest.mark.timeout(600)]
 HERE = Path(__file__).parent

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from engines import one_truth
+from support import one_truth
 from test_loss import actor, counted
 from verl.trainer.ppo.core_algos import get_policy_loss_fn
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fipo.core.context_parallel import context_parallel_fipo_loss
+from fipo.core.logged import TOKEN_MEANS
 from fipo.core.loss import FIPOOutput, fipo_loss
-from fipo.core.statistics import TOKEN_MEANS
 from fipo.engines.slime.arguments import check_arguments, params_of
 from fipo.engines.slime.contract import slime_function
 from fipo.engines.slime.layout import chunks_of

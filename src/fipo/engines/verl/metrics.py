@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fipo.core.logged import TOKEN_MEANS
 from fipo.core.loss import FIPOOutput
-from fipo.core.statistics import TOKEN_MEANS
 
 try:
     from verl.utils.metric import Metric

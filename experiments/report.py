@@ -1,0 +1,277 @@
+"""Tables and plots of docs/evidence.md from the results that are there; what is left out is named.
+
+python -m experiments.report
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from experiments import alignment, plots
+from experiments.protocol import (
+    ABLATION_SEEDS,
+    ABLATION_SETTING,
+    ABLATIONS,
+    ARMS,
+    CONFIRMATION_SEEDS,
+    CONFIRMED,
+    FIPO,
+    GRPO,
+    SEEDS,
+    SELECTION,
+    SERIES,
+    SETTINGS,
+    SHUFFLED,
+    SMOLLM2,
+    UNIFORM,
+    baseline,
+)
+from experiments.results import read_results
+from experiments.statistics import (
+    SCORES,
+    Interval,
+    Results,
+    accuracy_at_start,
+    detectable_difference,
+    final_accuracy,
+    interquartile_mean,
+    of_seeds,
+    paired_difference,
+    probability_of_improvement,
+    scores,
+    sign_flip_p,
+)
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "evidence.md"
+COMPARED = [*SETTINGS.values(), SMOLLM2]
+PAIRS = [(FIPO, GRPO), (FIPO, SHUFFLED), (FIPO, UNIFORM), (SHUFFLED, GRPO), (UNIFORM, GRPO)]
+WEIGHT_COLUMNS = {  # column → heading; means over a run's rollouts
+    "log_ratio": "mean size of log_ratio",
+    "future_kl_abs": "of future_kl",
+    "fipo/weight_at_low": "below the bounds",
+    "fipo/weight_at_high": "above",
+    "fipo/policy_kl": "policy KL",
+    "fipo/weight_mean": "mean weight",
+    "weight_where_positive": "where A > 0",
+    "weight_where_negative": "where A < 0",
+    "weight_std": "its standard deviation",
+    "weight_std_within": "within responses",
+    "fipo/participation": "participation",
+    "dropped": "dropped",
+    "noise_floor": "noise floor",
+}
+END_COLUMNS = {  # column → heading; after the last rollout
+    "length": "tokens a response",
+    "entropy": "entropy, nats",
+    "last_fipo/policy_kl": "policy KL, last update",
+    "seconds": "wall-clock, s",
+    "cpu_seconds": "processor, s",
+}
+
+
+def main() -> int:
+    """Writes the tables into the document and draws the plots; prints what is left out."""
+    runs = [run for series in SERIES.values() for run in series()]
+    results, excluded = read_results(runs)
+    found = blocks(results, excluded, len(runs))
+    DOCUMENT.write_text(fill(DOCUMENT.read_text(), found))
+    plots.draw(results, DOCUMENT.with_suffix(""))
+    print(found["excluded"])
+    return 0
+
+
+def blocks(results: Results, excluded: dict[str, str], total: int) -> dict[str, str]:
+    """The document's tables by name."""
+    return {
+        "settings": settings_table(),
+        "selection": selection_table(results),
+        "accuracy": accuracy_table(results),
+        "comparisons": comparison_table(results),
+        "seeds": seed_table(results),
+        "ablations": ablation_table(of_seeds(results, ABLATION_SEEDS)),
+        "confirmation": confirmation_table(of_seeds(results, CONFIRMATION_SEEDS)),
+        "weights": means_table(results, WEIGHT_COLUMNS, np.mean),
+        "alignment": alignment_table(),
+        "ends": means_table(results, END_COLUMNS, lambda column: column[-1]),
+        "excluded": excluded_list(excluded, total),
+    }
+
+
+def fill(document: str, blocks: dict[str, str]) -> str:
+    """The document with each `<!-- name -->` … `<!-- /name -->` holding its block.
+
+    Raises:
+        ValueError: A block has no place.
+    """
+    for name, block in blocks.items():
+        place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not place.search(document):
+            raise ValueError(f"The document has no place for {name!r}; add <!-- {name} --> and <!-- /{name} -->.")
+        document = place.sub(lambda found, block=block: f"{found[1]}{block}\n{found[2]}", document)
+    return document
+
+
+def settings_table() -> str:
+    """What the settings of (a) differ in."""
+    settings = SETTINGS.values()
+    rows = {
+        "problems × responses in a rollout": [f"{s.prompts} × {s.group}" for s in settings],
+        "rollouts": [f"{s.rollouts}" for s in settings],
+        "of which warm the learning rate up, linearly": [f"{s.warmup_rollouts}" for s in settings],
+        "updates": [f"{8 * s.rollouts}" for s in settings],
+        "learning rate, chosen as below": [f"{s.learning_rate:g}" for s in settings],
+        "held-out problems, every so many rollouts": [f"{s.eval_problems}, every {s.eval_every}" for s in settings],
+        "held-out problems at the end": [f"{s.final_problems}" for s in settings],
+    }
+    return table(["", *(s.name for s in settings)], [[name, *cells] for name, cells in rows.items()])
+
+
+def accuracy_table(results: Results) -> str:
+    rows = []
+    for setting in COMPARED:
+        for arm in ARMS:
+            found = {name: scores(results, setting, arm, score) for name, score in SCORES.items()}
+            count = len(found["final accuracy"])
+            if count:
+                estimates = [interval(interquartile_mean(tuple(values.values()))) for values in found.values()]
+                start = np.mean(list(scores(results, setting, arm, accuracy_at_start).values()))
+                ends = list(found["final accuracy"].values())
+                spread = [f"{100 * np.std(ends, ddof=1):.1f}" if count > 1 else "–", f"{100 * min(ends):.1f}"]
+                rows.append([setting.name, arm.name, str(count), f"{100 * start:.1f}", *estimates, *spread])
+    headings = ["at the start, %", *(f"{name}, %" for name in SCORES)]
+    return table(["setting", "arm", "seeds", *headings, "deviation of final accuracy", "its lowest seed, %"], rows)
+
+
+def comparison_table(results: Results) -> str:
+    """An interval is in bold where it excludes zero and comes from all seeds: over few it is too narrow to say so."""
+    rows = []
+    for setting in COMPARED:
+        for ours, theirs in PAIRS:
+            row = [setting.name, f"{ours.name} − {theirs.name}"]
+            for name, score in SCORES.items():
+                pair = [scores(results, setting, arm, score) for arm in (ours, theirs)]
+                shared = pair[0].keys() & pair[1].keys()
+                if len(shared) > 1:
+                    row.append(interval(paired_difference(*pair), sign="+", bold=len(shared) >= len(SEEDS)))
+                    if name == "final accuracy":
+                        row += [f"{sign_flip_p(*pair):.2g}", f"{100 * detectable_difference(*pair):.1f}"]
+                    row.append(interval(probability_of_improvement(*pair)))
+            rows += [row] if len(row) > 2 else []
+    final, area = (f"{name}: difference, points" for name in SCORES)
+    better = "P(better), %"
+    return table(["setting", "pair", final, "sign-flip p", "found 4 times in 5, points", better, area, better], rows)
+
+
+def seed_table(results: Results) -> str:
+    """The primary comparisons, seed by seed."""
+    rows = []
+    for setting in COMPARED:
+        for ours, theirs in PAIRS[:2]:
+            a, b = (scores(results, setting, arm, final_accuracy) for arm in (ours, theirs))
+            if a.keys() & b.keys():
+                rows.append([setting.name, f"{ours.name} − {theirs.name}", seed_by_seed(a, b)])
+    return table(["setting", "pair", "difference in final accuracy of seeds 0, 1, …, points"], rows)
+
+
+def ablation_table(results: Results) -> str:
+    """Differences from GRPO and from FIPO with the default knobs, on the seeds that both have."""
+    setting, rows = SETTINGS[ABLATION_SETTING], []
+    for subject, arms in ABLATIONS.items():
+        for arm in [arm for arm in arms if arm.control != GRPO.control]:
+            row = [subject, arm.name, str(len(scores(results, setting, arm, final_accuracy)))]
+            for score in SCORES.values():
+                ours = scores(results, setting, arm, score)
+                for other in (baseline(arm), FIPO):
+                    theirs = scores(results, setting, other, score)
+                    shared = ours.keys() & theirs.keys()
+                    row.append(interval(paired_difference(ours, theirs), sign="+") if shared else "not run")
+            rows.append(row)
+    headings = [f"{name} − {other}, points" for name in SCORES for other in ("its GRPO", "FIPO")]
+    return table(["ablation", "arm", "seeds", *headings], rows)
+
+
+def confirmation_table(results: Results) -> str:
+    """What stood out among the ablations, against its GRPO and FIPO with the default knobs."""
+    rows = []
+    for arm in CONFIRMED:
+        for other in dict.fromkeys((FIPO, baseline(arm))):
+            ours, theirs = (scores(results, SETTINGS[ABLATION_SETTING], one, final_accuracy) for one in (arm, other))
+            if ours.keys() & theirs.keys():
+                difference = interval(paired_difference(ours, theirs), sign="+")
+                rows.append([f"{arm.name} − {other.name}", difference, seed_by_seed(ours, theirs)])
+    return table(["pair", "final accuracy: difference, points", "of each seed"], rows)
+
+
+def selection_table(results: Results) -> str:
+    rows = []
+    for setting in SETTINGS.values():
+        for arm in SELECTION:
+            found = [list(scores(results, setting, arm, score).values()) for score in SCORES.values()]
+            if found[0]:
+                cells = [", ".join(f"{100 * value:.1f}" for value in values) for values in found]
+                rows.append([setting.name, f"{arm.learning_rate:g}", *cells])
+    return table(["setting", "learning rate", *(f"{name} of each seed, %" for name in SCORES)], rows)
+
+
+def means_table(results: Results, columns: dict[str, str], reduce: Callable[[list[float]], float]) -> str:
+    """Mean over seeds of each column, reduced over a run's rollouts."""
+    rows = []
+    for setting in COMPARED:
+        for arm in ARMS:
+            found = [r["rollouts"] for run, r in results.items() if (run.setting, run.arm) == (setting, arm)]
+            if found:
+                cells = [number([reduce(one[name]) for one in found if name in one]) for name in columns]
+                rows.append([setting.name, arm.name, *cells])
+    return table(["setting", "arm", *columns.values()], rows)
+
+
+def alignment_table() -> str:
+    """Angles between gradients, of experiments.alignment."""
+    found = json.loads(alignment.FILE.read_text())
+    names = [arm.name for arm in ARMS if arm is not GRPO] + [alignment.HALVES]
+    rows = [[case, *(f"{angles[name]:.1f}°" for name in names)] for case, angles in found.items()]
+    return table(["setting, learning rate", *names], rows)
+
+
+def excluded_list(excluded: dict[str, str], total: int) -> str:
+    """Every run that is left out, by name, under the reason; further seeds of an arm by their number alone."""
+    if not excluded:
+        return f"All {total} runs are in."
+    by_reason: dict[str, dict[str, list[str]]] = {}
+    for name, reason in excluded.items():
+        arm, seed = name.rsplit("/", 1)
+        by_reason.setdefault(reason, {}).setdefault(arm, []).append(seed)
+    lines = []
+    for reason, arms in by_reason.items():
+        names = "; ".join(f"{arm}/{', '.join(seeds)}" for arm, seeds in arms.items())
+        lines.append(f"- {names}: {reason}")
+    return f"{total - len(excluded)} of {total} runs are in. Left out:\n\n" + "\n".join(lines)
+
+
+def table(headings: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def interval(found: Interval, sign: str = "", *, bold: bool = False) -> str:
+    """In percent; in bold where it excludes zero, if asked."""
+    estimate, low, high = (100 * value for value in found)
+    text = f"{estimate:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+    return f"**{text}**" if bold and (low > 0 or high < 0) else text
+
+
+def seed_by_seed(ours: dict[int, float], theirs: dict[int, float]) -> str:
+    """The differences on the seeds that both have, in points."""
+    return ", ".join(f"{100 * (ours[seed] - theirs[seed]):+.1f}" for seed in sorted(ours.keys() & theirs.keys()))
+
+
+def number(values: list[float]) -> str:
+    return f"{np.mean(values):.3g}" if values else "–"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""What a person sees of a run, and its metrics in RUN/metrics.jsonl."""
+
+import json
+import math
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from fipo.run.evaluate import Evaluation
+from fipo.run.rewards import text_of
+from fipo.run_folder import METRICS_FILE, whole_file
+from fipo.terminal import printable
+from fipo.trainer.config import FIPOConfig
+from fipo.trainer.trainer import FIPOTrainer
+
+
+def header(trainer: FIPOTrainer, model_name: str, updates: int) -> str:
+    """One line: model, parameters trained, prompts × samples, updates per rollout, tokens per update, device, dtype."""
+    args: FIPOConfig = trainer.args
+    parameters = list(trainer.model.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    total = sum(p.numel() for p in parameters)
+    sequences = args.generation_batch_size * args.num_iterations // args.updates_per_rollout
+    return (
+        f"{model_name}: {_millions(trained)} of {_millions(total)} parameters trained · a rollout is "
+        f"{args.generation_batch_size // args.num_generations} prompts × {args.num_generations} samples and feeds "
+        f"{args.updates_per_rollout} updates of {sequences} sequences, at most "
+        f"{sequences * args.max_completion_length:,} tokens · {updates} updates · {trainer.accelerator.device} "
+        f"× {trainer.accelerator.num_processes}, {str(parameters[0].dtype).removeprefix('torch.')}"
+    )
+
+
+def summary(before: Evaluation | None, after: Evaluation | None, seconds: float, run: str) -> str:
+    """The end of a run: accuracy before and after, and where things lie."""
+    lines = [f"Finished in {seconds / 60:.1f} minutes. Model, checkpoints and {METRICS_FILE}: {run}"]
+    for name, end in after.shares().items() if after else ():
+        line = f"  held-out {name:>8}  {end:6.1%}"
+        if before:
+            start = before.shares()[name]
+            line = f"  held-out {name:>8}  {start:6.1%} → {end:6.1%}  ({100 * (end - start):+.1f} points)"
+        lines.append(line)
+    if after and after.failed:
+        lines.append(f"  {after.failed} completions could not be scored and do not count.")
+    return "\n".join(lines)
+
+
+def before_and_after(prompt: Any, before: str, after: str) -> str:
+    return f"Prompt:  {_last(prompt)}\n  before  {_one_line(before)}\n  after   {_one_line(after)}"
+
+
+class Display(TrainerCallback):
+    """One progress bar with the run's vital signs, and a sampled completion now and then; on the main process."""
+
+    def __init__(self, console: Console, trainer: FIPOTrainer, model_name: str, sample_every: int) -> None:
+        self.console, self.trainer, self.model_name, self.sample_every = console, trainer, model_name, sample_every
+        self.seen: dict[str, Any] = {}
+        self.task: TaskID | None = None
+        self.bar = Progress(
+            MofNCompleteColumn(), BarColumn(bar_width=20), TimeRemainingColumn(), TextColumn("{task.fields[signs]}"),
+            console=console,
+        )  # fmt: skip
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.console.print(header(self.trainer, self.model_name, state.max_steps), markup=False, soft_wrap=True)
+        self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step, signs="first rollout …")
+        self.bar.start()
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **extra: Any) -> None:
+        self.seen |= {name: value for name, value in extra["logs"].items() if value is not None}
+        if self.task is None:  # the evaluation after training
+            return
+        self.bar.update(self.task, completed=state.global_step, signs=self._signs())
+        if not self.console.is_terminal and "loss" in extra["logs"]:  # a log file has no bar
+            self.console.print(
+                f"update {state.global_step}/{state.max_steps} · {self._signs()}", markup=False, soft_wrap=True
+            )
+        if self.sample_every and state.global_step % self.sample_every == 0 and "loss" in extra["logs"]:
+            self._print_sample()
+
+    def close(self) -> None:
+        """Gives the terminal back, however the training ended."""
+        self.bar.stop()
+        self.task = None
+
+    def _signs(self) -> str:
+        seen = self.seen
+        signs = [f"reward {seen['reward']:.2f}"] if "reward" in seen else []
+        accuracy = next((name for name in seen if name.startswith("eval_avg@")), None)
+        if accuracy:
+            signs.append(f"accuracy {seen[accuracy]:.0%}")
+        if "fipo/length_p50" in seen:
+            signs.append(f"length {seen['fipo/length_p50']:.0f}")
+        if "fipo/weight_min" in seen:
+            signs.append(f"weight {seen['fipo/weight_min']:.2f}–{seen['fipo/weight_max']:.2f}")
+        return " · ".join(signs)
+
+    def _print_sample(self) -> None:
+        logs = self.trainer._logs
+        if logs["completion"]:
+            prompt, completion = _last(logs["prompt"][-1]), _one_line(text_of(logs["completion"][-1]))
+            self.console.print(f"[dim]sample:[/] {escape(prompt)} [bold]→[/] {escape(completion)}", soft_wrap=True)
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every log to RUN/metrics.jsonl, as one JSON object a line; on the main process.
+
+    A resumed run first cuts off what the killed one wrote after its last checkpoint.
+    """
+
+    def __init__(self, run: str) -> None:
+        self.path = Path(run) / METRICS_FILE
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if not self.path.exists():
+            return
+        kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= state.global_step]
+        with whole_file(self.path) as partial:
+            partial.write_text("".join(f"{line}\n" for line in kept))
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **extra: Any) -> None:
+        record = {"step": state.global_step, **{name: _plain(value) for name, value in extra["logs"].items()}}
+        with self.path.open("a") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+
+
+class StopOnSignal(TrainerCallback):
+    """Ctrl-C or SIGTERM: finish the update, write a checkpoint, leave. A second signal ends at once."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.before: dict[int, Any] = {
+            number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+
+    def _stop(self, number: int, frame: Any) -> None:
+        self.stopped = True
+        signal.signal(number, self.before[number])
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if args.world_size > 1:  # the signal may reach ranks at different updates
+            flag = torch.tensor([float(self.stopped)], device=args.device)
+            torch.distributed.all_reduce(flag)
+            self.stopped = bool(flag.item())
+        if self.stopped:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
+
+
+def _last(prompt: Any) -> str:
+    return _one_line(prompt if isinstance(prompt, str) else prompt[-1]["content"])
+
+
+def _one_line(text: str, limit: int = 160) -> str:
+    shown = printable(text)
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):  # the half line of a killed run
+        return math.inf
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

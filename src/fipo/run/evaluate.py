@@ -1,0 +1,121 @@
+"""Accuracy on held-out prompts: greedy, avg@k and pass@k."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+
+from fipo.run.rewards import Reward, as_completion
+from fipo.trainer.trainer import FIPOTrainer
+
+CORRECT = 1.0  # a completion is correct when the recipe's first reward gives it at least this
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Shares of held-out prompts or samples, in [0, 1], and the first sampled completion of each prompt.
+
+    Completions whose scoring raised are counted in `failed` and in nothing else; shares of none are NaN.
+    """
+
+    greedy: float
+    avg_at_k: float
+    pass_at_k: float
+    k: int
+    failed: int
+    completions: list[str]
+
+    def shares(self) -> dict[str, float]:
+        """By the names under which they are logged."""
+        return {"greedy": self.greedy, f"avg@{self.k}": self.avg_at_k, f"pass@{self.k}": self.pass_at_k}
+
+
+def evaluate(trainer: FIPOTrainer, prompts: Dataset, reward: Reward, k: int) -> Evaluation:
+    """Generates with the trainer's engine, greedily and k times sampled at the training temperature.
+
+    All ranks must call it; each takes its share of the prompts. The trainer's random state is left as it was, so that
+    evaluating changes nothing about the training.
+    """
+    was_training = trainer.model.training
+    trainer.model.eval()
+    numbered = list(enumerate(prompts))
+    with trainer.accelerator.split_between_processes(numbered, apply_padding=True) as local, _fixed_randomness(trainer):
+        rows = [row for _, row in local]
+        with _greedy(trainer):
+            greedy = _score(trainer, rows, reward, 1)
+        sampled = _score(trainer, rows, reward, k)
+    trainer.model.train(was_training)
+    mine = [(index, *scores) for (index, _), *scores in zip(local, greedy, sampled, strict=True)]
+    results = {index: scores for index, *scores in gather_object(mine)}  # the last rank's padding repeats an index
+    first = [samples[0] for samples, _ in results.values()]
+    return Evaluation(
+        greedy=_mean([_correct(first)]),
+        avg_at_k=_mean([_correct(samples) for _, samples in results.values()]),
+        pass_at_k=_mean([[any(_correct(samples))] for _, samples in results.values()]),
+        k=k,
+        failed=sum(score is None for pair in results.values() for samples in pair for _, score in samples),
+        completions=[results[index][1][0][0] for index in sorted(results)],
+    )
+
+
+def _score(
+    trainer: FIPOTrainer, rows: list[dict[str, Any]], reward: Reward, k: int
+) -> list[list[tuple[str, float | None]]]:
+    """For every row k pairs of completion and score; the score is None where scoring raised."""
+    size = len(rows) if trainer.use_vllm else max(trainer.args.per_device_eval_batch_size // k, 1)
+    groups = []
+    for start in range(0, len(rows), size):
+        batch = [row for row in rows[start : start + size] for _ in range(k)]
+        prompts = [row["prompt"] for row in batch]
+        prompt_ids, images, fields = trainer._tokenize_prompts(prompts)
+        ids, _ = trainer._generate_single_turn(prompt_ids, images, fields, k)
+        texts = trainer.processing_class.batch_decode(ids, skip_special_tokens=True)
+        columns = {name: [row[name] for row in batch] for name in rows[0] if name != "prompt"}
+        scores = reward(
+            prompts=prompts,
+            completions=[as_completion(text, prompt) for text, prompt in zip(texts, prompts, strict=True)],
+            completion_ids=ids,
+            trainer_state=trainer.state,
+            **columns,
+        )
+        pairs = list(zip(texts, scores, strict=True))
+        groups += [pairs[i : i + k] for i in range(0, len(pairs), k)]
+    return groups
+
+
+def _correct(samples: list[tuple[str, float | None]]) -> list[bool]:
+    return [score >= CORRECT for _, score in samples if score is not None]
+
+
+def _mean(rows: list[list[bool]]) -> float:
+    """Of the rows' means; a row without scores does not count, and without any the mean is NaN."""
+    means = [sum(row) / len(row) for row in rows if row]
+    return sum(means) / len(means) if means else math.nan
+
+
+@contextmanager
+def _greedy(trainer: FIPOTrainer) -> Iterator[None]:
+    owner, name = (trainer.vllm_generation, "temperature") if trainer.use_vllm else (trainer, "generation_config")
+    before = getattr(owner, name)
+    greedy: Any = 0.0
+    if not trainer.use_vllm:
+        greedy = copy(before)
+        greedy.do_sample, greedy.temperature, greedy.top_p, greedy.top_k = False, None, None, None
+    setattr(owner, name, greedy)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@contextmanager
+def _fixed_randomness(trainer: FIPOTrainer) -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(trainer.args.seed + trainer.accelerator.process_index)
+        yield

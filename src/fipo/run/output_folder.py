@@ -1,0 +1,65 @@
+"""What lies in a run's folder when it begins: the checkpoint to go on from, and what must not be mixed with it."""
+
+import shutil
+from pathlib import Path
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+
+from fipo.errors import DataError
+from fipo.run.arguments import RunArguments
+from fipo.run_folder import METRICS_FILE, TRACES_FOLDER
+from fipo.trainer.config import FIPOConfig
+
+
+def checkpoint_to_resume(run: RunArguments, config: FIPOConfig) -> str | None:
+    """The checkpoint to go on from. A folder with another run in it is refused, unless asked for."""
+    folder = Path(config.output_dir)
+    if run.resume:
+        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        if last is None:
+            raise DataError(f"{folder} holds no checkpoint to resume; check output_dir, or start without --resume.")
+        return last
+    checkpoint = config.resume_from_checkpoint
+    if checkpoint and not Path(checkpoint).is_dir():
+        raise DataError(
+            f"resume_from_checkpoint is {checkpoint}, which is no folder; check the path, or use --resume true for the "
+            "last checkpoint."
+        )
+    in_the_way = other_runs_files(folder, checkpoint)
+    if in_the_way and not run.overwrite:
+        raise DataError(
+            f"{folder} holds {in_the_way[0].name}, which this run would not continue; go on from it with --resume "
+            "true, delete it with --overwrite true, or choose another output_dir."
+        )
+    return checkpoint
+
+
+def other_runs_files(folder: Path, checkpoint: str | None) -> list[Path]:
+    """What a run that starts at `checkpoint` does not continue: later checkpoints, or all where that lies elsewhere."""
+    checkpoints = sorted(
+        (path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir() and _step_of(path) >= 0),
+        key=_step_of,
+        reverse=True,
+    )
+    if checkpoint and Path(checkpoint).resolve().parent == folder.resolve():
+        return [path for path in checkpoints if _step_of(path) > _step_of(Path(checkpoint))]
+    traces = [folder / TRACES_FOLDER] if any(folder.glob(f"{TRACES_FOLDER}/*.parquet")) else []
+    metrics = [folder / METRICS_FILE] if (folder / METRICS_FILE).exists() else []
+    return checkpoints + metrics + traces
+
+
+def _step_of(checkpoint: Path) -> int:
+    step = checkpoint.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+    return int(step) if step.isdecimal() else -1
+
+
+def make_room(config: FIPOConfig, checkpoint: str | None) -> None:
+    """Deletes what the run does not continue; only called once everything else is ready."""
+    if config.process_index == 0:
+        folder = Path(config.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in other_runs_files(folder, checkpoint):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()

@@ -1,0 +1,263 @@
+"""Rewards by name. Each scores one completion; a sample whose reward raises is reported and left out of the loss."""
+
+import importlib
+import inspect
+import math
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+from fipo.errors import FIPOError, InvalidParameterError
+from fipo.run.specs import Spec
+
+logger = logging.get_logger(__name__)
+
+Score = Callable[..., float]  # (completion: str, *, row: dict, length: int) -> float; length in tokens
+PROMPTS_IN_A_ROW = 4  # failed in one call; then the cause lies outside the data, and each more might cost a timeout
+RUNS_TEXT = re.compile(r"\b(?:eval|exec|parse_expr|sympify)\(")
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+class Reward:
+    """One named reward in the form that TRL calls: a list of completions in, a list of floats or None out.
+
+    None means that the reward does not apply to a sample, or that scoring it raised: `failed` marks the latter in the
+    last call, `failures` counts them, and the first one's traceback is logged.
+    """
+
+    def __init__(self, spec: Spec, *, max_completion_length: int) -> None:
+        options = dict(spec.options)
+        self.weight = float(options.pop("weight", 1.0))
+        self.__name__ = spec.name.rpartition(":")[2] if spec.name.startswith("python:") else spec.name
+        self._batch = _batch_function(spec.name, options, max_completion_length)
+        self.failed: list[bool] = []
+        self.failures = 0
+
+    def __call__(self, completions: list[Any], completion_ids: list[list[int]], **columns: Any) -> list[float | None]:
+        batch = {"completions": completions, "completion_ids": completion_ids, **columns}
+        self.failed = [False] * len(completions)
+        try:
+            return self._checked(self._batch(**batch), len(completions))
+        except FIPOError:
+            raise
+        except Exception:  # find out which samples it is; a reward may raise anything
+            return self._one_by_one(batch)
+
+    def _one_by_one(self, batch: dict[str, Any]) -> list[float | None]:
+        scores: list[float | None] = []
+        prompts = batch.get("prompts", range(len(self.failed)))
+        failing: set[str] = set()  # prompts, since the last sample that could be scored
+        for index in range(len(self.failed)):
+            if len(failing) == PROMPTS_IN_A_ROW:
+                rest = len(self.failed) - index
+                self.failed[index:] = [True] * rest
+                self.failures += rest
+                return scores + [None] * rest
+            scores.append(self._one(batch, index))
+            if self.failed[index]:
+                failing.add(str(prompts[index]))
+            else:
+                failing.clear()
+        return scores
+
+    def _one(self, batch: dict[str, Any], index: int) -> float | None:
+        single = {
+            name: [value[index]] if isinstance(value, list) and len(value) == len(batch["completions"]) else value
+            for name, value in batch.items()
+        }
+        try:
+            return self._checked(self._batch(**single), 1)[0]
+        except FIPOError:
+            raise
+        except Exception:
+            if not self.failures:
+                logger.warning(
+                    f"Reward {self.__name__} raised; its samples are counted and left out of the loss. The first "
+                    f"traceback:\n{traceback.format_exc()}"
+                )
+            self.failures += 1
+            self.failed[index] = True
+            return None
+
+    @staticmethod
+    def _checked(scores: Any, expected: int) -> list[float | None]:
+        scores = [None if score is None else float(score) for score in scores]
+        if len(scores) != expected or not all(score is None or math.isfinite(score) for score in scores):
+            raise ValueError(f"expected {expected} finite scores, got {scores}")
+        return scores
+
+
+def load_rewards(names: list[str], *, max_completion_length: int) -> list[Reward]:
+    """The rewards of a recipe, in its order; the first one decides what counts as accurate.
+
+    Raises:
+        InvalidParameterError: An unknown reward, a wrong option or a function that cannot be imported.
+    """
+    if not names:
+        raise InvalidParameterError(f"rewards is empty, but training needs one; name one of {', '.join(BUILT_IN)}.")
+    rewards = [Reward(Spec.parse(name), max_completion_length=max_completion_length) for name in names]
+    seen: dict[str, int] = {}
+    for reward in rewards:  # metrics go by name
+        seen[reward.__name__] = seen.get(reward.__name__, 0) + 1
+        if seen[reward.__name__] > 1:
+            reward.__name__ += f"_{seen[reward.__name__]}"
+    return rewards
+
+
+def text_of(completion: Any) -> str:
+    """The text of a completion in TRL's plain or conversational form."""
+    return completion if isinstance(completion, str) else "".join(turn.get("content") or "" for turn in completion)
+
+
+def as_completion(text: str, prompt: Any) -> Any:
+    """A completion in the form that TRL gives rewards: text after a text, chat messages after chat messages."""
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+
+def _batch_function(name: str, options: dict[str, Any], max_completion_length: int) -> Callable[..., list[float]]:
+    if name.startswith("python:"):
+        function = _imported(name)
+        return lambda **batch: function(**batch, **options)
+    if name not in BUILT_IN:
+        raise InvalidParameterError(
+            f"The reward {name!r} is unknown; use one of {', '.join(BUILT_IN)} or python:package.module:function."
+        )
+    if name == "overlong":
+        options.setdefault("limit", max_completion_length)
+    try:
+        score = BUILT_IN[name](**options)
+    except TypeError as error:
+        raise InvalidParameterError(f"The reward {name!r} does not take its options ({error}); change them.") from error
+
+    def scored(completions: list[Any], completion_ids: list[list[int]], **columns: Any) -> list[float]:
+        rows = [
+            {key: value[i] for key, value in columns.items() if isinstance(value, list) and len(value) > i}
+            for i in range(len(completions))
+        ]
+        return [
+            score(text_of(completion), row=row, length=len(ids))
+            for completion, row, ids in zip(completions, rows, completion_ids, strict=True)
+        ]
+
+    return scored
+
+
+def _imported(name: str) -> Callable[..., list[float]]:
+    module_name, _, function_name = name.removeprefix("python:").partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InvalidParameterError(
+            f"The reward {name!r} cannot be imported ({error}); write python:package.module:function and start from "
+            "the folder that holds the package."
+        ) from error
+    if inspect.iscoroutinefunction(function):
+        raise InvalidParameterError(f"The reward {name!r} is a coroutine, but must be a plain function; wrap it.")
+    return function
+
+
+def _math() -> Score:
+    """1 if the completion's final expression equals the answer mathematically (the package math-verify)."""
+    from math_verify import parse, verify
+
+    def score(completion: str, *, row: dict[str, Any], length: int) -> float:
+        answer = str(row["answer"])
+        gold = parse(answer) or parse(f"${answer}$")
+        if not gold:
+            raise ValueError(f"the answer {answer!r} is not mathematics")
+        return float(verify(gold, parse(completion)))
+
+    return score
+
+
+def _last_number() -> Score:
+    """1 if the last number in the completion equals the last one in the answer."""
+
+    def last(text: str) -> float | None:
+        numbers = NUMBER.findall(text)
+        return float(numbers[-1].replace(",", "")) if numbers else None
+
+    def score(completion: str, *, row: dict[str, Any], length: int) -> float:
+        gold = last(str(row["answer"]))
+        if gold is None:
+            raise ValueError(f"the answer {row['answer']!r} holds no number")
+        return float(last(completion) == gold)
+
+    return score
+
+
+def _exact() -> Score:
+    """1 if the completion is the answer, but for white space at the ends."""
+    return lambda completion, *, row, length: float(completion.strip() == str(row["answer"]).strip())
+
+
+def _regex(pattern: str) -> Score:
+    """1 if the pattern is found; a group named `answer`, where there is one, must then equal the answer."""
+    try:
+        compiled = re.compile(str(pattern), re.DOTALL)
+    except re.error as error:
+        raise InvalidParameterError(f"pattern is {pattern!r}, which is no regular expression: {error}.") from error
+
+    def score(completion: str, *, row: dict[str, Any], length: int) -> float:
+        found = compiled.search(completion)
+        if found is None or "answer" not in compiled.groupindex:
+            return float(found is not None)
+        return float((found["answer"] or "").strip() == str(row["answer"]).strip())
+
+    return score
+
+
+def _reasoning_gym(allow_eval: bool = False) -> Score:
+    """The task's own score in [0, 1], for datasets named `rg:…`; of what stands in <answer> tags, where there are."""
+    import json
+
+    from reasoning_gym import get_score_answer_fn
+    from reasoning_gym.utils import extract_answer
+
+    def score(completion: str, *, row: dict[str, Any], length: int) -> float:
+        entry = json.loads(row["reasoning_gym"])
+        task = entry["metadata"]["source_dataset"]
+        if not allow_eval and _may_run_text(task):
+            raise InvalidParameterError(
+                f"reasoning-gym's scorer of {task} calls eval or the like, so that what the model writes may run as "
+                "code; choose another task, or write the reward reasoning_gym?allow_eval=true where that is safe."
+            )
+        answer = extract_answer(completion) or completion.strip()
+        return get_score_answer_fn(task)(answer, entry)
+
+    return score
+
+
+@cache
+def _may_run_text(task: str) -> bool:
+    from reasoning_gym.factory import DATASETS
+
+    return bool(RUNS_TEXT.search(inspect.getsource(DATASETS[task][0])))
+
+
+def _overlong(limit: int, buffer: int | None = None) -> Score:
+    """DAPO's soft penalty: 0 up to limit − buffer tokens, then linearly down to −1 at limit."""
+    span = limit // 5 if buffer is None else buffer
+    if not 0 < span <= limit:
+        raise InvalidParameterError(
+            f"overlong has buffer {span}, but it must lie between 1 and the completion limit of {limit} tokens."
+        )
+    return lambda completion, *, row, length: max(-1.0, min(0.0, (limit - span - length) / span))
+
+
+BUILT_IN: dict[str, Callable[..., Score]] = {
+    "math": _math,
+    "last_number": _last_number,
+    "exact": _exact,
+    "regex": _regex,
+    "reasoning_gym": _reasoning_gym,
+    "overlong": _overlong,
+}

@@ -1,0 +1,63 @@
+"""`fipo test-reward`: what a recipe's rewards say of given completions."""
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fipo.errors import DataError
+from fipo.run.recipe import parse_recipe
+from fipo.run.rewards import as_completion, load_rewards
+
+
+def score_file(recipe: str, completions: Path) -> int:
+    """Prints a table of scores; returns 1 if a reward raised.
+
+    `completions` is JSONL: `completion`, and whatever the rewards read, such as `answer`. A line may hold
+    `completion_ids`; without them a completion counts as many tokens as it has words.
+    """
+    run, config, _ = parse_recipe([recipe])
+    rewards = load_rewards(run.rewards, max_completion_length=config.max_completion_length)
+    rows = _read(completions)
+    names = {name for row in rows for name in row} - {"prompt", "completion", "completion_ids"}
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    prompts = [row.get("prompt", []) for row in rows]
+    texts = [as_completion(row["completion"], prompt) for row, prompt in zip(rows, prompts, strict=True)]
+    ids = [row.get("completion_ids") or row["completion"].split() for row in rows]
+    scores = [reward(texts, ids, prompts=prompts, **columns) for reward in rewards]
+
+    table = Table(*["completion", "answer"], *[reward.__name__ for reward in rewards], "total")
+    for index, row in enumerate(rows):
+        line = [column[index] for column in scores]
+        failed = [reward.failed[index] for reward in rewards]
+        total = sum(reward.weight * score for reward, score in zip(rewards, line, strict=True) if score is not None)
+        cells = map(_shown, [*line, total], [*failed, any(failed)])
+        table.add_row(repr(row["completion"])[:60], str(row.get("answer", "")), *cells)
+    Console().print(table, markup=False)
+    return int(any(reward.failures for reward in rewards))
+
+
+def _shown(score: float | None, failed: bool) -> str:
+    if failed:
+        return "failed"
+    return "–" if score is None else f"{score:.3g}"  # None: the reward does not apply
+
+
+def _read(path: Path) -> list[dict]:
+    if not path.is_file():
+        raise DataError(f"The file {path} does not exist; check the path.")
+    rows = []
+    for number, line in enumerate(path.read_text().split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"Line {number} of {path} is not JSON ({error}); repair it.") from error
+        if not isinstance(row, dict) or not isinstance(row.get("completion"), str):
+            raise DataError(f"Line {number} of {path} has no text in `completion`; add it.")
+        rows.append(row)
+    if not rows:
+        raise DataError(f"{path} has no lines, but test-reward needs completions; write some.")
+    return rows

@@ -1,0 +1,191 @@
+"""`fipo doctor slime` on nodes made of small packages on PYTHONPATH; every import happens in a real process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fipo import __version__
+from fipo.cli import main
+from fipo.engines.slime import contract, doctor
+
+SOURCE = Path(__file__).parents[3] / "src"
+ARGUMENTS = "slime/utils/arguments.py"
+NO_CLUSTER = "def init(**options):\n    raise ConnectionError('Could not find any running Ray instance.')\n"
+
+
+@pytest.fixture
+def node(tmp_path, monkeypatch):
+    """A folder on PYTHONPATH with all that a node needs, and 8 GPUs."""
+    files = {
+        "slime/__init__.py": "",
+        "train.py": "",
+        "megatron/core/__init__.py": "__version__ = '0.16'",
+        "megatron/training/__init__.py": "raise ImportError('needs a GPU')",
+        "sglang/__init__.py": "__version__ = '0.5'",
+        "ray/__init__.py": f"__version__ = '2.60'\n{NO_CLUSTER}",
+    }
+    for name, home in contract.HOMES.items():
+        if home.startswith("slime."):
+            path = f"{home.replace('.', '/')}.py"
+            files[path] = files.get(path, "") + f"def {name}():\n    pass\n"
+    files[ARGUMENTS] += f'parser.add_argument("{doctor.FLAG}")\n'
+    for path, text in files.items():
+        write(tmp_path / path, text)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(SOURCE)]))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    return tmp_path
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def problems(capsys):
+    """{check: what was found} of what is missing; the exit code agrees."""
+    code = main(["doctor", "slime", "--json"])
+    checks = json.loads(capsys.readouterr().out)
+    missing = {check["name"]: check["found"] for check in checks if not check["ok"]}
+    assert code == (2 if missing else 0)
+    assert all(check["remedy"] for check in checks if not check["ok"])
+    return missing
+
+
+def test_a_complete_node(node, capsys):
+    assert main(["doctor", "slime"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"ok       slime: unknown version in {node}/slime",
+        "ok       slime's hooks: all that the plugin calls",
+        f"ok       slime's train.py: {node}/train.py",
+        f"ok       Megatron-LM: 0.16 in {node}/megatron/core",
+        f"ok       SGLang: 0.5 in {node}/sglang",
+        "ok       GPUs: 8 on this node",
+        f"ok       Ray: 2.60 in {node}/ray",
+        "ok       Ray cluster: none runs here, so other nodes were not looked at",
+    ]
+    assert problems(capsys) == {}
+
+
+def test_a_node_without_anything(tmp_path):
+    """As a command: in a folder called like the package, which Ray's actors would not see."""
+    write(tmp_path / "slime/__init__.py", "")
+    done = subprocess.run(
+        [sys.executable, "-m", "fipo.cli", "doctor", "slime"],
+        env={"PYTHONPATH": str(SOURCE), "PATH": os.environ["PATH"], "CUDA_VISIBLE_DEVICES": ""},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (2, "")
+    lines = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        f"missing  {name}" for name in ("slime", "Megatron-LM", "SGLang", "GPUs", "Ray")
+    ]
+    assert lines[0] == (
+        "missing  slime: ModuleNotFoundError: No module named 'slime'; install slime from its source, or add the "
+        "folder of its source to PYTHONPATH"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (
+            "raise ImportError('libcudart.so.13: not there\\nand a long story')",
+            "ImportError: libcudart.so.13: not there",
+        ),
+        ("def broken(:", "SyntaxError: invalid syntax (__init__.py, line 1)"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "ended with SIGSEGV"),
+        ("import os; os._exit(3)", "ended with exit code 3"),
+        ("import time; time.sleep(600)", "did not answer within 4 seconds"),
+    ],
+)
+def test_a_broken_import_is_one_line(node, capsys, monkeypatch, text, found):
+    monkeypatch.setattr(doctor, "TIMEOUT", 4)
+    write(node / "sglang/__init__.py", text)
+    assert problems(capsys) == {"SGLang": found}
+
+
+def test_what_an_import_prints_is_not_its_answer(node, capsys):
+    write(
+        node / "sglang/__init__.py",
+        "import atexit\n__version__ = '0.5'\nprint('{}')\natexit.register(print, '{\"error\": \"bye\"}')",
+    )
+    assert problems(capsys) == {}
+
+
+def test_a_file_is_not_the_package(node, capsys):
+    (node / "slime/__init__.py").rename(node / "slime.py")
+    (node / "slime").rename(node / "elsewhere")
+    assert problems(capsys) == {"slime": "is a file or an empty folder of that name, not the package"}
+
+
+def test_a_slime_without_the_hooks(node, capsys):
+    write(node / ARGUMENTS, "def parse_args():\n    pass\n")
+    write(node / "slime/backends/megatron_utils/loss.py", "def get_log_probs_and_entropy(:\n")
+    (node / "slime/utils/misc.py").write_text("load_function = None\n")
+    (node / "train.py").unlink()
+    assert problems(capsys) == {
+        "slime's hooks": "lacks slime.backends.megatron_utils.loss, slime.utils.misc.load_function, "
+        "--custom-loss-function-path",
+        "slime's train.py": f"{node}/train.py",
+    }
+
+
+def test_the_wheel_of_megatron_core_is_not_enough(node, capsys):
+    (node / "megatron/training").rename(node / "training")
+    (found,) = problems(capsys).values()
+    assert found.endswith("megatron/core, without megatron.training, as in the wheel megatron-core")
+
+
+@pytest.mark.parametrize(
+    ("error", "address", "found"),
+    [
+        (
+            "ConnectionError('nobody answers\\nat all')",
+            "10.0.0.1:6379",
+            "RAY_ADDRESS is 10.0.0.1:6379, but: nobody answers",
+        ),
+        ("RuntimeError('Version mismatch: 2.60\\nand 2.9')", None, "RuntimeError: Version mismatch: 2.60"),
+    ],
+)
+def test_a_cluster_that_cannot_be_asked(node, capsys, monkeypatch, error, address, found):
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    write(node / "ray/__init__.py", f"def init(**options):\n    raise {error}\n")
+    assert problems(capsys) == {"Ray cluster": found}
+
+
+@pytest.mark.verl  # for its Ray
+def test_every_node_of_a_cluster_is_asked(tmp_path, capsys, monkeypatch):
+    """A head as it should be, an older version, a broken one, and a node without the package; none has a free CPU."""
+    from ray.cluster_utils import Cluster
+
+    write(tmp_path / "older/fipo/__init__.py", "__version__ = '0.0.1'")
+    write(tmp_path / "broken/fipo/__init__.py", "raise ImportError('libtorch.so: not there\\nand a long story')")
+    # fipo is installed beside Ray here, so its absence is played: Python would say the same words.
+    write(tmp_path / "nothing/fipo/__init__.py", "raise ModuleNotFoundError(\"No module named 'fipo'\")")
+    folders = [str(tmp_path / name) for name in ("older", "broken", "nothing")]
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "env_vars": {"PYTHONPATH": str(SOURCE)}})
+    try:
+        for folder in folders:
+            cluster.add_node(num_cpus=0, num_gpus=2, env_vars={"PYTHONPATH": folder})
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        monkeypatch.setenv("PYTHONPATH", str(SOURCE))
+        assert main(["doctor", "slime", "--json"]) == 2
+    finally:
+        cluster.shutdown()
+    checks = [check for check in json.loads(capsys.readouterr().out) if check["name"].startswith("Ray node ")]
+    assert {check["found"]: check["ok"] for check in checks} == {
+        f"fipo {__version__}, 0 GPUs": True,
+        "fipo 0.0.1, 2 GPUs": False,
+        "ImportError: libtorch.so: not there, 2 GPUs": False,
+        "ModuleNotFoundError: No module named 'fipo', 2 GPUs": False,
+    }

@@ -1,0 +1,204 @@
+"""Results are whole or named, a series goes on where it stopped, and the report's figures are right by hand."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from rliable import metrics
+from scipy.stats import trim_mean, ttest_1samp
+
+from experiments import protocol, report, run, statistics
+from experiments.protocol import (
+    ABLATIONS,
+    ARMS,
+    CONFIRMED,
+    FIPO,
+    GRPO,
+    SETTINGS,
+    Run,
+    ablation_runs,
+    baseline,
+    confirmation_runs,
+    main_runs,
+    selection_runs,
+    smollm2_runs,
+)
+from experiments.results import read_result, read_results, write_result
+from fipo import DataError
+
+SHORT = SETTINGS["short"]
+MEASURED = {
+    "rollouts": {"samples": [8.0, 16.0], "reward": [0.25, 0.5]},
+    "evaluations": {"samples": [0.0, 8.0, 16.0], "accuracy": [0.2, 0.4, 0.8]},
+}
+
+
+@pytest.fixture(autouse=True)
+def few_repetitions(monkeypatch):
+    monkeypatch.setattr(statistics, "REPETITIONS", 200)
+
+
+@pytest.fixture(autouse=True)
+def results_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(protocol, "RESULTS", tmp_path)
+    return tmp_path
+
+
+def test_the_protocol_names_every_run_once():
+    runs = [*selection_runs(), *main_runs(), *ablation_runs(), *smollm2_runs(), *confirmation_runs()]
+    assert len({one.name for one in runs}) == len(runs) == len({one.file for one in runs})
+    assert len([one for one in main_runs() if one.setting.name == "long" and one.arm is FIPO]) >= 10
+    assert not {one.seed for one in selection_runs()} & {one.seed for one in main_runs()}
+    assert not {one.seed for one in confirmation_runs()} & {one.seed for one in ablation_runs()}
+    assert all(one.arm.control == "none" for one in selection_runs()), "the rate is chosen on GRPO alone"
+
+
+def test_arms_differ_in_the_control_alone():
+    assert len({replace(arm, name="", control=None) for arm in ARMS}) == 1
+
+
+def test_a_result_comes_back(results_folder):
+    write_result(Run(SHORT, FIPO, 0), MEASURED)
+    assert read_result(Run(SHORT, FIPO, 0))["evaluations"] == MEASURED["evaluations"]
+    assert [file.name for file in results_folder.rglob("*") if file.is_file()] == ["0.json"]
+
+
+def spoil_text(file):
+    file.write_text(file.read_text()[:-40])
+
+
+def spoil_number(file):
+    file.write_text(file.read_text().replace("0.8", "0.9"))
+
+
+def spoil_bytes(file):
+    file.write_bytes(b"\xff\xfe\x00")
+
+
+def spoil_type(file):
+    file.write_text("[1, 2]")
+
+
+def spoil_file(file):
+    file.unlink()
+    file.mkdir()
+
+
+def spoil_knob(file):
+    content = json.loads(file.read_text())
+    other = replace(SHORT, learning_rate=0.5)
+    file.unlink()
+    write_result(Run(other, FIPO, content["run"]["seed"]), MEASURED)
+
+
+@pytest.mark.parametrize("spoil", [spoil_text, spoil_number, spoil_bytes, spoil_type, spoil_file, spoil_knob])
+def test_a_spoiled_result_is_left_out_by_name(spoil):
+    good, bad, absent = (Run(SHORT, FIPO, seed) for seed in range(3))
+    write_result(good, MEASURED)
+    write_result(bad, MEASURED)
+    spoil(bad.file)
+    with pytest.raises(DataError, match=bad.name):
+        read_result(bad)
+    results, excluded = read_results([good, bad, absent])
+    assert list(results) == [good]
+    assert list(excluded) == [bad.name, absent.name] and "not run" in excluded[absent.name]
+    assert "not run" not in excluded[bad.name]
+    listed = report.excluded_list(excluded, 3)
+    assert bad.name in listed and absent.name in listed and "1 of 3" in listed
+
+
+def test_a_series_goes_on_where_it_stopped(capsys):
+    runs = [Run(SHORT, FIPO, seed) for seed in range(3)]
+    write_result(runs[0], MEASURED)
+    write_result(runs[1], MEASURED)
+    spoil_number(runs[1].file)
+    assert run.missing(runs) == runs[1:]
+    printed = capsys.readouterr().out
+    assert "1 of 3 runs are done" in printed and runs[1].name in printed and runs[2].name not in printed
+
+
+def test_interquartile_mean_and_area_by_hand():
+    values = (0.9, 0.1, 0.5, 0.4, 0.6, 0.2, 0.8, 0.3)  # the middle half: 0.3 0.4 0.5 0.6
+    middle, low, high = statistics.interquartile_mean(values)
+    assert middle == pytest.approx(0.45) and 0.1 <= low < 0.45 < high <= 0.9
+    assert middle == pytest.approx(metrics.aggregate_iqm(np.array(values)[:, None]))
+    assert statistics.area_under_curve(MEASURED) == pytest.approx((0.3 * 8 + 0.6 * 8) / 16)
+    assert statistics.final_accuracy(MEASURED) == 0.8
+
+
+@pytest.mark.parametrize("seeds", [1, 3, 5, 8, 10])
+def test_the_middle_mean_is_scipys(seeds):
+    values = np.random.default_rng(seeds).normal(size=(seeds, 6))
+    np.testing.assert_allclose(statistics.middle_mean(values), trim_mean(values, 0.25, axis=0), rtol=1e-12)
+
+
+def test_paired_differences_use_shared_seeds_only():
+    ours, theirs = {0: 0.5, 1: 0.7, 2: 0.9, 7: 0.0}, {0: 0.4, 1: 0.6, 2: 0.8, 9: 1.0}
+    np.testing.assert_allclose(statistics.paired_difference(ours, theirs), (0.1, 0.1, 0.1))
+
+
+def test_probability_of_improvement_by_hand():
+    ours, theirs = {0: 0.5, 1: 0.7, 2: 0.9}, {0: 0.6, 1: 0.8}
+    wins = sum(a > b for a in ours.values() for b in theirs.values())  # 0.7 > 0.6, 0.9 > both
+    assert statistics.probability_of_improvement(ours, theirs)[0] == pytest.approx(wins / 6) == 0.5
+
+
+def test_sign_flips_by_hand():
+    ours, theirs = {0: 0.3, 1: 0.2, 2: 0.1, 7: 0.0}, {0: 0.0, 1: 0.0, 2: 0.2, 9: 1.0}
+    # differences 0.3, 0.2, -0.1: of the 8 sums, ±0.6 and ±0.4 are as far from 0 as theirs
+    assert statistics.sign_flip_p(ours, theirs) == pytest.approx(4 / 8)
+    assert statistics.sign_flip_p({0: 1.0, 1: 2.0, 2: 3.0}, dict.fromkeys(range(3), 0.0)) == pytest.approx(2 / 8)
+
+
+def test_detectable_differences_are_detected_four_times_in_five():
+    draw, seeds = np.random.default_rng(0), 10
+    zeros = dict.fromkeys(range(seeds), 0.0)
+    given = [statistics.detectable_difference(dict(enumerate(draw.normal(size=seeds))), zeros) for _ in range(1000)]
+    size = np.sqrt(np.mean(np.square(given)))  # variances are unbiased, deviations are not
+    found = [ttest_1samp(draw.normal(size, 1, seeds), 0).pvalue < 0.05 for _ in range(4000)]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.03)
+
+
+@pytest.mark.parametrize(("seeds", "text"), [(10, "**+10.0 [+10.0, +10.0]** | 0.002 |"), (4, "+10.0 [+10.0, +10.0] |")])
+def test_tables_mark_what_excludes_zero_in_all_seeds(seeds, text):
+    for seed in range(seeds):
+        for arm, gain in ((GRPO, 0.0), (FIPO, 0.1)):
+            accuracy = [0.2, 0.3 + gain, 0.5 + gain + 0.01 * seed]
+            rollouts = {"samples": [8.0], "reward": [0.5]}
+            write_result(
+                Run(SHORT, arm, seed),
+                {"rollouts": rollouts, "evaluations": {"samples": [0, 8, 16], "accuracy": accuracy}},
+            )
+    results, _ = read_results(main_runs())
+    assert f"| short | fipo | {seeds} | 20.0 | 6" in report.accuracy_table(results)
+    assert f"| short | fipo − grpo | {text}" in report.comparison_table(results)
+    assert f"| short | fipo − grpo | {', '.join(['+10.0'] * seeds)} |" in report.seed_table(results)
+
+
+def test_blocks_replace_what_was_there_and_need_a_place():
+    document = "a\n<!-- x -->\nold\n<!-- /x -->\nb\n"
+    assert report.fill(report.fill(document, {"x": r"\1 new"}), {"x": r"\1 new"}) == document.replace("old", r"\1 new")
+    with pytest.raises(ValueError, match="'y'"):
+        report.fill(document, {"y": ""})
+
+
+def test_the_document_has_a_place_for_every_table():
+    report.fill(report.DOCUMENT.read_text(), dict.fromkeys(report.blocks({}, {}, 0), ""))
+
+
+def test_ablations_are_compared_with_the_grpo_of_their_own_scaffold():
+    found = {arm.name: baseline(arm).name for arms in ABLATIONS.values() for arm in arms if arm.control != "none"}
+    assert found["updates_16"] == "grpo_updates_16" and found["bf16"] == "grpo_bf16"
+    assert found["uniform_rate_0.0001"] == found["fipo_rate_0.0001"] == "grpo_rate_0.0001"
+    assert {found[name] for name in ("decay_4", "decay_inf", "clip_0.5", "high_only", "unguarded")} == {"grpo"}
+
+
+def test_only_seeds_that_chose_nothing_confirm():
+    decay_8 = next(arm for arm in CONFIRMED if arm.name == "decay_8")
+    ends = {(decay_8, 0): 0.9, (decay_8, 5): 0.5, (decay_8, 6): 0.6, (FIPO, 0): 0.2, (FIPO, 5): 0.25, (FIPO, 6): 0.25}
+    results = {
+        Run(SHORT, arm, seed): {**MEASURED, "evaluations": {"samples": [0.0, 16.0], "accuracy": [0.2, end]}}
+        for (arm, seed), end in ends.items()
+    }
+    assert report.blocks(results, {}, 0)["confirmation"].splitlines()[2].endswith("| +25.0, +35.0 |")

@@ -1,0 +1,84 @@
+"""The task's verifier, tokenizer and split."""
+
+import random
+
+import pytest
+
+from experiments.task import ALPHABET, CHAINS, END, LONG, PAD, SHORT, Problem, decode, encode, reward, sample_problem
+from fipo import InvalidInputError
+
+PROBLEM = Problem(158, 967, SHORT)
+
+
+def test_the_solution_is_what_one_writes_by_hand():
+    assert PROBLEM.prompt == "158+02*967="
+    assert PROBLEM.solution == "a8+7+0=15,5+6+1=12,1+9+1=11:125\nb5+7+0=12,2+6+1=09,1+9+0=10:092"
+    assert PROBLEM.answer == "092"
+
+
+@pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
+def test_solutions_are_right_and_of_one_length(chain):
+    generator = random.Random(0)
+    for _ in range(200):
+        problem = sample_problem(chain, generator, held_out=False)
+        assert len(encode(problem.solution)) + 1 == chain.solution_tokens <= chain.max_tokens
+        assert problem.solution[-3:] == problem.answer
+        assert int(problem.answer) == (problem.start + chain.lines * problem.step) % 1000
+        assert reward(problem, problem.solution, ended=True) == 1
+        for column in problem.solution.replace("\n", ",").split(","):
+            sum_, total = column.lstrip("abcdefghijklmnop").split(":")[0].split("=")
+            assert sum(map(int, sum_.split("+"))) == int(total)
+
+
+def test_short_and_long_are_about_64_and_512_tokens():
+    assert (SHORT.solution_tokens, LONG.solution_tokens) == (64, 512)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "",
+        "092",  # no line
+        ":",
+        ":09",
+        ":0092",
+        ":92",
+        ":092 ",
+        ":092\n",
+        ":0920",
+        ":+092",
+        ":092:",
+        ":091",
+        ":092:091",
+        ": 092",
+        ":０９２",  # digits of another script, which int() would read
+        ":0_92",
+        ":092.0",
+        ":092\x00",
+        ":٠٩٢",
+    ],
+)
+def test_hostile_responses_get_nothing(response):
+    assert reward(PROBLEM, response, ended=True) == 0
+
+
+def test_only_a_response_that_ended_is_rewarded():
+    assert reward(PROBLEM, ":092", ended=True) == 1  # the last total alone decides
+    assert reward(PROBLEM, PROBLEM.solution, ended=False) == 0
+
+
+def test_tokenizer_round_trip():
+    assert decode(encode(ALPHABET)) == ALPHABET
+    assert len(set(encode(ALPHABET)) | {PAD, END}) == len(ALPHABET) + 2
+    assert decode([*encode("12"), END, *encode("34")]) == "12"
+    with pytest.raises(InvalidInputError, match="'x'"):
+        encode("1x")
+
+
+def test_held_out_problems_are_never_trained_on():
+    generator = random.Random(0)
+    trained = {sample_problem(SHORT, generator, held_out=False).prompt for _ in range(3000)}
+    held_out = {sample_problem(SHORT, generator, held_out=True).prompt for _ in range(3000)}
+    assert not trained & held_out
+    share = sum(Problem(start, 5, SHORT).held_out for start in range(1000)) / 1000
+    assert 0.05 < share < 0.15

@@ -1,0 +1,34 @@
+"""The main job, as a user runs it: a real language model learns on the CPU, whatever the seed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fipo.traces import read_traces
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_smollm2_learns_which_number_is_larger(seed, tmp_path):
+    command = [sys.executable, "-m", "fipo.cli", "train", "recipes/trl/demo.yaml"]
+    command += ["--output_dir", str(tmp_path), "--seed", str(seed)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr[-3000:]
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    accuracy = [record["eval_avg@4"] for record in records if "eval_avg@4" in record]
+    assert accuracy[-1] - accuracy[0] >= 0.40, done.stdout
+    spread = [record["fipo/weight_std"] for record in records if "fipo/weight_std" in record]
+    assert max(spread) > 0.1
+    noise = [record["fipo/noise_floor"] for record in records if "fipo/noise_floor" in record]
+    assert max(noise) < 1e-4
+    assert "before" in done.stdout and "after" in done.stdout
+    traces = read_traces(tmp_path)
+    assert {trace.rollout for trace in traces} == set(range(14))
+    assert max(abs(trace.weight - 1).max() for trace in traces) > 0.15

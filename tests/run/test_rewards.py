@@ -1,0 +1,169 @@
+"""Rewards by name: what they score, and that one that raises never becomes a silent 0."""
+
+import importlib
+
+import pytest
+
+from fipo import InvalidParameterError
+from fipo.run.data import load_prompts
+from fipo.run.rewards import load_rewards
+from fipo.run.specs import Spec
+
+
+def score(spec, completion, answer="83", length=10, **columns):
+    (reward,) = load_rewards([spec], max_completion_length=100)
+    columns = {name: [value] for name, value in columns.items()}
+    return reward(completions=[completion], completion_ids=[[0] * length], answer=[answer], **columns)[0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "completion", "answer", "expected"),
+    [
+        ("last_number", "47 < 83", "83", 1),
+        ("last_number", "83, not 47", "83", 0),
+        ("last_number", "about 1,024.50.", "1024.5", 1),
+        ("last_number", "no number", "83", 0),
+        ("last_number", "x = -3", "-3", 1),
+        ("exact", " yes \n", "yes", 1),
+        ("exact", "yes.", "yes", 0),
+        (r"regex?pattern=^\d%2B$", "123", "", 1),
+        (r"regex?pattern=answer: (?P<answer>\w%2B)", "the answer: 83", "83", 1),
+        (r"regex?pattern=answer: (?P<answer>\w%2B)", "the answer: 84", "83", 0),
+        ("math", r"so it is \boxed{\frac{1}{2}}", "0.5", 1),
+        ("math", r"so it is \boxed{2}", "0.5", 0),
+    ],
+)
+def test_scores(spec, completion, answer, expected):
+    assert score(spec, completion, answer) == expected
+
+
+@pytest.mark.parametrize(("length", "expected"), [(80, 0.0), (90, -0.5), (100, -1.0), (10, 0.0)])
+def test_overlong_is_dapos_soft_penalty(length, expected):
+    assert score("overlong", "", length=length) == expected
+    assert score("overlong?buffer=20&limit=100&weight=0.5", "", length=length) == expected
+
+
+def test_conversational_completions():
+    assert score("last_number", [{"role": "assistant", "content": "83"}]) == 1
+
+
+def test_reasoning_gym_scores_its_own_answers():
+    row = load_prompts("rg:chain_sum?size=3&max_terms=2", seed=1)[0]
+    columns = {"reasoning_gym": row["reasoning_gym"]}
+    assert score("reasoning_gym", row["answer"], **columns) == 1
+    assert score("reasoning_gym", f"<answer>{row['answer']}</answer> so", **columns) == 1
+    assert score("reasoning_gym", "-1", **columns) < 1
+
+
+def test_a_python_function(tmp_path, monkeypatch):
+    (tmp_path / "my_rewards.py").write_text(
+        "def longer(completions, answer, scale=1, **_): return [scale * len(c) for c in completions]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert score("python:my_rewards:longer?scale=2&weight=0.1", "abc") == 6
+    (reward,) = load_rewards(["python:my_rewards:longer?weight=0.1"], max_completion_length=1)
+    assert (reward.__name__, reward.weight) == ("longer", 0.1)
+
+
+def test_only_the_sample_that_raises_fails(tmp_path, monkeypatch):
+    (tmp_path / "fragile.py").write_text("def f(completions, **_): return [1 / len(c) for c in completions]\n")
+    monkeypatch.chdir(tmp_path)
+    (reward,) = load_rewards(["python:fragile:f"], max_completion_length=1)
+    for _ in range(2):
+        assert reward(completions=["ab", "", "a"], completion_ids=[[1]] * 3) == [0.5, None, 1.0]
+        assert reward.failed == [False, True, False]
+    assert reward.failures == 2
+
+
+def test_a_dead_verifier_is_not_asked_for_every_sample(tmp_path, monkeypatch):
+    (tmp_path / "dead.py").write_text("calls = []\ndef f(completions, **_): calls.append(0); raise OSError('down')\n")
+    monkeypatch.chdir(tmp_path)
+    (reward,) = load_rewards(["python:dead:f"], max_completion_length=1)
+    assert reward(completions=["a"] * 100, completion_ids=[[1]] * 100) == [None] * 100
+    assert all(reward.failed) and reward.failures == 100
+    assert len(importlib.import_module("dead").calls) == 1 + 4
+
+
+def test_one_bad_prompt_does_not_cost_the_others(tmp_path, monkeypatch):
+    """All samples of a prompt stand together, and fail together where its answer cannot be used."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "picky.py").write_text("def f(completions, answer, **_): return [float(a) for a in answer]\n")
+    (reward,) = load_rewards(["python:picky:f"], max_completion_length=1)
+    answers = ["broken"] * 16 + ["1"] * 16 + ["broken"] * 8
+    prompts = [[{"role": "user", "content": str(index // 8)}] for index in range(40)]
+    assert reward(["a"] * 40, [[1]] * 40, prompts=prompts, answer=answers) == [None] * 16 + [1.0] * 16 + [None] * 8
+    assert reward.failed == [answer == "broken" for answer in answers]
+
+
+def test_a_refusal_after_a_failure_is_still_a_refusal(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "refusing.py").write_text(
+        "from fipo import InvalidParameterError\n"
+        "def f(completions, **_):\n"
+        "    if completions[0] == 'a': raise OSError('down')\n"
+        "    raise InvalidParameterError('not this one; change it.')\n"
+    )
+    (reward,) = load_rewards(["python:refusing:f"], max_completion_length=1)
+    with pytest.raises(InvalidParameterError, match="not this one"):
+        reward(["a", "b"], [[1]] * 2)
+
+
+@pytest.mark.parametrize("task", ["countdown", "puzzle24", "n_queens", "simple_integration"])
+def test_what_a_model_writes_is_not_run_as_code(task):
+    row = load_prompts(f"rg:{task}?size=1", seed=1)[0]
+    columns = {"reasoning_gym": row["reasoning_gym"]}
+    with pytest.raises(InvalidParameterError, match=f"scorer of {task} calls eval or the like"):
+        score("reasoning_gym", "1", **columns)
+    assert score("reasoning_gym?allow_eval=true", row["answer"], **columns) == 1
+
+
+def test_none_means_that_a_reward_does_not_apply(tmp_path, monkeypatch):
+    (tmp_path / "partial.py").write_text(
+        "def f(completions, **_): return [None, 1.0]\nasync def g(completions, **_): return [1.0]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    (reward,) = load_rewards(["python:partial:f"], max_completion_length=1)
+    assert reward(completions=["a", "b"], completion_ids=[[1]] * 2) == [None, 1.0]
+    assert reward.failed == [False, False]
+    with pytest.raises(InvalidParameterError, match="is a coroutine, but must be a plain function"):
+        load_rewards(["python:partial:g"], max_completion_length=1)
+
+
+def test_rewards_of_one_name_are_told_apart():
+    rewards = load_rewards(["regex?pattern=a", "exact", "regex?pattern=b"], max_completion_length=1)
+    assert [reward.__name__ for reward in rewards] == ["regex", "exact", "regex_2"]
+
+
+def test_nan_is_a_failure():
+    (reward,) = load_rewards(["last_number"], max_completion_length=1)
+    assert reward(completions=["1"], completion_ids=[[1]], answer=["nothing"]) == [None]
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        ([], "rewards is empty"),
+        (["nope"], "The reward 'nope' is unknown; use one of math"),
+        (["python:nowhere:f"], "The reward 'python:nowhere:f' cannot be imported"),
+        (["python:json:nothing"], "cannot be imported"),
+        (["exact?pattern=1"], "The reward 'exact' does not take its options"),
+        (["regex"], "The reward 'regex' does not take its options"),
+        (["regex?pattern=("], r"pattern is '\(', which is no regular expression"),
+        (["overlong?buffer=0"], "overlong has buffer 0"),
+        (["overlong?buffer"], "has the option 'buffer', but options are key=value"),
+    ],
+)
+def test_bad_specs(names, sentence):
+    with pytest.raises(InvalidParameterError, match=sentence):
+        load_rewards(names, max_completion_length=100)
+
+
+def test_spec_values():
+    spec = Spec.parse("a?x=1&y=0.5&z=true&w=text&v=%26+")
+    assert spec.options == {"x": 1, "y": 0.5, "z": True, "w": "text", "v": "&+"}
+
+
+def test_hostile_text_is_only_text():
+    hostile = "\x00\u202e" + "9" * 5000 + "</script>{{7*7}}"
+    for name in ("last_number", "exact", "math"):
+        assert score(name, hostile) in (0, 0.0, None)

@@ -1,0 +1,58 @@
+"""One random batch, and what FIPO gives it by the naive twin: the trainer and every engine's plugin are held to it.
+
+The batch is told by its log-ratios. An engine scores with a model of its own; π_old is that minus them.
+"""
+
+import torch
+
+from fipo import FIPOParams
+from support import naive
+
+PARAMS = FIPOParams(decay_rate=6.0)
+EPSILON_LOW, EPSILON_HIGH = 0.2, 0.28
+ROWS, TOKENS = 6, 23
+DROPPED, OUTSIDE = 2, 4  # a row of two dual-clipped tokens, and one with a token that future_kl leaves out
+
+
+def batch():
+    """float64: log_ratio, advantages and mask (ROWS, TOKENS), lengths (ROWS,). The masks have holes."""
+    generator = torch.Generator().manual_seed(0)
+    log_ratio = 0.15 * torch.randn(ROWS, TOKENS, generator=generator, dtype=torch.double)
+    advantages = torch.randn(ROWS, 1, generator=generator, dtype=torch.double).expand(ROWS, TOKENS).clone()
+    lengths = torch.tensor([TOKENS, 1, 9, 17, 14, 20])
+    mask = (torch.arange(TOKENS) < lengths[:, None]) & (torch.rand(ROWS, TOKENS, generator=generator) < 0.8)
+    mask[:, 0] = True
+    log_ratio[DROPPED, :2], mask[DROPPED, :2], advantages[DROPPED] = 3.0, True, -1.0
+    log_ratio[OUTSIDE, 3], mask[OUTSIDE, 3], advantages[OUTSIDE] = 3.0, True, 1.0
+    return {"log_ratio": log_ratio, "advantages": advantages, "mask": mask, "lengths": lengths}
+
+
+def expected():
+    """Weights (ROWS, TOKENS); the loss, a mean over all trained tokens; its slope by every log-prob (ROWS, TOKENS)."""
+    data = batch()
+    tokens = int(data["mask"].sum())
+    weights, losses, slopes = [], [], []
+    for ratio, advantage, mask in zip(*(data[k].tolist() for k in ("log_ratio", "advantages", "mask")), strict=True):
+        loss, slope, weight, dropped = naive.fipo(
+            ratio, [0.0] * TOKENS, advantage, mask, PARAMS, EPSILON_LOW, EPSILON_HIGH
+        )
+        weights.append(weight)
+        losses.append(0.0 if dropped else sum(loss))
+        slopes.append([0.0 if dropped else value / tokens for value in slope])
+    return torch.tensor(weights, dtype=torch.double), sum(losses) / tokens, torch.tensor(slopes, dtype=torch.double)
+
+
+def assert_same_credit(weight, loss):
+    """Holds an engine's weights, where trained, to 1e-6, and its loss to the naive twin's."""
+    weights, total, _ = expected()
+    mask = batch()["mask"]
+    assert float((weights[mask] - 1).abs().max()) > 0.1  # there is something to get wrong
+    torch.testing.assert_close(weight.double()[mask], weights[mask], rtol=0, atol=1e-6)
+    assert abs(float(loss) - total) < 1e-6 * abs(total)
+
+
+def assert_same_gradients(found, logps, parameters):
+    """Holds gradients to those that the naive twin's slopes give through the same log-probs (ROWS, TOKENS)."""
+    wanted = torch.autograd.grad(logps, parameters, expected()[2].to(logps.dtype), allow_unused=True)
+    for have, want in zip(found, wanted, strict=True):
+        torch.testing.assert_close(have, want, rtol=1e-5, atol=1e-7)  # TRL scores in float32

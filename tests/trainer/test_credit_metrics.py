@@ -1,0 +1,55 @@
+"""Metrics are means over all tokens, however the batch was cut into micro-batches."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from fipo import FIPOParams, fipo_loss
+from fipo.trainer.credit_metrics import CreditMetrics
+
+
+def batch(rows=6, length=20):
+    generator = torch.Generator().manual_seed(0)
+    new = torch.randn(rows, length, generator=generator)
+    mask = torch.rand(rows, length, generator=generator) < 0.7
+    mask[0] = False
+    advantages = torch.randn(rows, generator=generator)
+    return new, 0.7 * new, advantages, mask
+
+
+def add(metrics, new, old, advantages, mask, update):
+    out = fipo_loss(new, old, advantages, mask, FIPOParams(safety_thresh=1.0, dual_clip_c=1.5))
+    metrics.add(out, mask, update, advantage=advantages[:, None].expand(mask.shape))
+    return out
+
+
+def test_equal_to_direct_means_for_any_split():
+    tensors = batch()
+    whole, parts = CreditMetrics(2, ("advantage",)), CreditMetrics(2, ("advantage",))
+    out = add(whole, *tensors, update=1)
+    for row in range(6):
+        add(parts, *(tensor[row : row + 1] for tensor in tensors), update=1)
+    whole, parts = whole.reduce(Accelerator(cpu=True)), parts.reduce(Accelerator(cpu=True))
+    assert parts == pytest.approx(whole, rel=1e-6)
+
+    mask = tensors[-1]
+    weight = out.weight[mask].double()
+    assert whole["fipo/weight_mean"] == pytest.approx(weight.mean().item())
+    assert whole["fipo/weight_std"] == pytest.approx(weight.std(correction=0).item())
+    assert (whole["fipo/weight_min"], whole["fipo/weight_max"]) == (weight.min().item(), weight.max().item())
+    assert whole["fipo/participation"] == pytest.approx(out.participates[mask].double().mean().item())
+    assert whole["fipo/dropped_sequences"] == pytest.approx(out.dropped.sum().item() / 5)  # one row has no token
+    lengths = mask.sum(-1)
+    assert whole["advantage"] == pytest.approx((tensors[2] * lengths).sum().item() / lengths.sum().item(), rel=1e-5)
+
+
+def test_updates_are_kept_apart_and_noise_is_measured_at_the_first():
+    new, old, advantages, mask = batch()
+    metrics = CreditMetrics(4, ("advantage",))
+    add(metrics, new, new + 0.001, advantages, mask, update=0)
+    add(metrics, new, old, advantages, mask, update=3)
+    reduced = metrics.reduce(Accelerator(cpu=True))
+    assert reduced["fipo/noise_floor"] == pytest.approx(0.001, rel=1e-3)
+    assert reduced["fipo/update_0/weight_std"] < 0.02 < reduced["fipo/update_3/weight_std"]
+    assert not any(name.startswith(("fipo/update_1", "fipo/update_2")) for name in reduced)
+    assert metrics.reduce(Accelerator(cpu=True)) == {}

@@ -140,7 +140,7 @@ def future_kl(
     Args:
         log_ratio: (B, T) log π_θ − log π_old, or (N,) packed with `cu_seqlens`. Clamped to ±20. Differentiable.
         loss_mask: Like `log_ratio`, boolean or 0/1; true = trained.
-        params: decay_rate, dual_clip_c, distance and chunk_size are used.
+        params: decay_rate, dual_clip_c and distance are used.
         cu_seqlens: (S + 1,) integer boundaries of packed sequences, from 0 to N.
         carry: (B,), or (S,) packed: future_kl of the token right after each sequence's last one here.
 
@@ -159,9 +159,7 @@ def future_kl(
         carry = carry.to(summands.dtype)
     if params.distance == "trained":
         return _scan_trained(summands, mask, params, cu_seqlens, carry)
-    return discounted_suffix_sum(
-        summands, params.decay_rate, block=params.chunk_size, carry=carry, cu_seqlens=cu_seqlens
-    )
+    return discounted_suffix_sum(summands, params.decay_rate, carry=carry, cu_seqlens=cu_seqlens)
 
 
 def influence_weights(future_kl: Tensor, log_ratio: Tensor, advantages: Tensor, params: FIPOParams) -> Tensor:
@@ -203,18 +201,14 @@ def _scan_trained(
         boundaries = torch.arange(len(summands) + 1, device=flat.device) * summands.shape[1]
     trained_before = torch.nn.functional.pad(mask.reshape(-1).cumsum(0), (1, 0))
     packed = discounted_suffix_sum(
-        flat[mask.reshape(-1)],
-        params.decay_rate,
-        block=params.chunk_size,
-        carry=carry,
-        cu_seqlens=trained_before[boundaries],
+        flat[mask.reshape(-1)], params.decay_rate, carry=carry, cu_seqlens=trained_before[boundaries]
     )
     sequence = torch.arange(len(boundaries) - 1, device=flat.device).repeat_interleave(boundaries.diff())
     next_trained = trained_before[:-1]
     has_next = next_trained < trained_before[boundaries[1:]][sequence]
     at_end = flat.new_zeros(len(boundaries) - 1) if carry is None else carry
-    spread = at_end[sequence].masked_scatter(has_next, packed[next_trained[has_next]])
-    return spread.view(summands.shape)
+    everywhere = at_end[sequence].masked_scatter(has_next, packed[next_trained[has_next]])
+    return everywhere.view(summands.shape)
 
 
 def _check_clip_range(epsilon_low: float, epsilon_high: float) -> None:

@@ -7,83 +7,82 @@ over the blocks' heads. There is no loop over tokens and no γ^(−t), which wou
 what lies to its right only through one number, the carry, so packed sequences, streams and split contexts are exact.
 """
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, wraps
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from fipo.core.precision import exact_products
 
-SMALLEST_BLOCK = 2  # a block of one token would make the scan over the heads as long as the scan itself
-FASTEST_BLOCK = 32  # the product costs `block` multiplications a token: 128 took 1.6 times as long on two CPU cores
+BLOCK = 32  # tokens; the product costs as many multiplications a token: 128 took 1.6 times as long on two CPU cores
 
 
 def discounted_suffix_sum(
-    x: Tensor, half_life: float, *, block: int = 128, carry: Tensor | None = None, cu_seqlens: Tensor | None = None
+    x: Tensor, half_life: float, *, carry: Tensor | None = None, cu_seqlens: Tensor | None = None
 ) -> Tensor:
     """y_t = x_t + γ · y_{t+1} along the last dimension, with γ = 2^(−1/half_life).
 
     Args:
         x: (B, T) padded, or (N,) packed with `cu_seqlens`; float32 or float64. Differentiable.
         half_life: In tokens; `inf` gives plain suffix sums.
-        block: Tokens per block at most; the scan takes fewer where that is faster.
         carry: (B,), or (S,) for S packed sequences: y of the token right after each sequence; zero by default.
         cu_seqlens: (S + 1,) integer boundaries of the packed sequences, from 0 to N.
 
     Returns:
         Like `x`. `y[:, 0]` (packed: y at each sequence's start) is the carry for what lies to the left.
     """
-    block = min(max(block, SMALLEST_BLOCK), FASTEST_BLOCK)
     with exact_products(x) as product_dtype:
         if cu_seqlens is None:
-            return _scan_padded(x, half_life, block, carry, product_dtype)
-        return _scan_packed(x, half_life, block, carry, cu_seqlens, product_dtype)
+            return _scan_padded(x, half_life, carry, product_dtype)
+        return _scan_packed(x, half_life, carry, cu_seqlens, product_dtype)
 
 
-def _scan_padded(x: Tensor, half_life: float, block: int, carry: Tensor | None, product_dtype: torch.dtype) -> Tensor:
+def _scan_padded(x: Tensor, half_life: float, carry: Tensor | None, product_dtype: torch.dtype) -> Tensor:
     rows, length = x.shape
     if x.numel() == 0:
         return x.clone()
-    if length <= block:
+    if length <= BLOCK:
         return _scan_blocks(x, half_life, carry, product_dtype)
-    gap = -length % block  # zeros on the left: the carry enters on the right and must meet the last token
-    blocks = pad(x, (gap, 0)).view(-1, block)
+    gap = -length % BLOCK  # zeros on the left: the carry enters on the right and must meet the last token
+    blocks = pad(x, (gap, 0)).view(-1, BLOCK)
     inside = _scan_blocks(blocks, half_life, None, product_dtype)
-    heads = _scan_padded(inside[:, 0].view(rows, -1), half_life / block, block, carry, product_dtype)
+    heads = _scan_padded(inside[:, 0].view(rows, -1), half_life / BLOCK, carry, product_dtype)
     from_right = pad(heads[:, 1:], (0, 1))
     if carry is not None:
         from_right = torch.cat([heads[:, 1:], carry[:, None]], dim=1)
-    y = inside.addcmul_(from_right.reshape(-1, 1), _powers_to_end(block, half_life, x.dtype, x.device))
+    y = inside.addcmul_(from_right.reshape(-1, 1), _powers_to_end(BLOCK, half_life, x.dtype, x.device))
     return y.view(rows, -1)[:, gap:]
 
 
 def _scan_packed(
-    x: Tensor, half_life: float, block: int, carry: Tensor | None, cu_seqlens: Tensor, product_dtype: torch.dtype
+    x: Tensor, half_life: float, carry: Tensor | None, cu_seqlens: Tensor, product_dtype: torch.dtype
 ) -> Tensor:
     if x.numel() == 0:
         return x.clone()
     lengths = cu_seqlens.diff()
-    blocks_per_sequence = (lengths + block - 1) // block
+    blocks_per_sequence = (lengths + BLOCK - 1) // BLOCK
     cu_blocks = pad(blocks_per_sequence.cumsum(0), (1, 0))
     last_block = cu_blocks[1:] - 1
     occupied = lengths > 0
     # Every sequence is right-aligned in blocks of its own, so the zeros lie left of it.
-    ends_apart = (cu_blocks[1:] * block - cu_seqlens[1:]).repeat_interleave(lengths)
+    ends_apart = (cu_blocks[1:] * BLOCK - cu_seqlens[1:]).repeat_interleave(lengths)
     slots = torch.arange(x.numel(), device=x.device) + ends_apart
     number_of_blocks = int(cu_blocks[-1])
-    blocks = x.new_zeros(number_of_blocks * block).index_put((slots,), x).view(-1, block)
+    blocks = x.new_zeros(number_of_blocks * BLOCK).index_put((slots,), x).view(-1, BLOCK)
     inside = _scan_blocks(blocks, half_life, None, product_dtype)
 
     from_right = x.new_zeros(number_of_blocks)
     if int(blocks_per_sequence.max()) > 1:
-        heads = _scan_packed(inside[:, 0], half_life / block, block, carry, cu_blocks, product_dtype)
+        heads = _scan_packed(inside[:, 0], half_life / BLOCK, carry, cu_blocks, product_dtype)
         is_last = torch.zeros(number_of_blocks, dtype=torch.bool, device=x.device)
         is_last[last_block[occupied]] = True
         from_right = torch.where(is_last, 0, pad(heads[1:], (0, 1)))
     if carry is not None:
         from_right = from_right.index_put((last_block[occupied],), carry[occupied])
-    y = inside.addcmul_(from_right[:, None], _powers_to_end(block, half_life, x.dtype, x.device))
+    y = inside.addcmul_(from_right[:, None], _powers_to_end(BLOCK, half_life, x.dtype, x.device))
     return y.view(-1)[slots]
 
 
@@ -94,16 +93,27 @@ def _scan_blocks(x: Tensor, half_life: float, carry: Tensor | None, product_dtyp
     return y if carry is None else y.addcmul_(carry[:, None], _powers_to_end(width, half_life, x.dtype, x.device))
 
 
-@lru_cache(maxsize=64)
+def _kept(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Keeps what `make` returns, but for what a dispatch mode is at work on: a fake tensor must not outlive its mode."""
+    cached = lru_cache(maxsize=64)(make)
+
+    @wraps(make)
+    def find(*arguments: object) -> Tensor:
+        return (make if is_in_torch_dispatch_mode() else cached)(*arguments)
+
+    return find
+
+
+@_kept
 def _triangle(width: int, half_life: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """γ^(k − t) for k ≥ t, else 0: from column t (the result) to row k (the summand). Shape (width, width)."""
-    with torch.inference_mode(False):  # what is cached must be usable under autograd later
+    with torch.inference_mode(False):  # what is kept must be usable under autograd later
         position = torch.arange(width, device="cpu", dtype=torch.float64)
         distance = position[:, None] - position[None, :]
         return torch.where(distance >= 0, torch.exp2(-distance / half_life), 0).to(dtype).to(device)
 
 
-@lru_cache(maxsize=64)
+@_kept
 def _powers_to_end(width: int, half_life: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """γ^(width − t) for t < width: what the value right of a block is worth at each of its tokens. Shape (width,)."""
     with torch.inference_mode(False):

@@ -7,11 +7,13 @@ takes longer than its updates, so it is an upper bound. Writing is the same what
 """
 
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from benchmarks import measure, train_step
+from fipo.trainer import Credit
 
 EVERY = 8  # FIPOConfig's fipo_trace_every
 LENGTH = 128  # step and writing both grow with the tokens
@@ -20,12 +22,10 @@ LENGTH = 128  # step and writing both grow with the tokens
 def one(length: int, rows: int) -> dict[str, Any]:
     trainer, inputs = train_step.make_trainer("FIPO", rows), train_step.rollout(rows, length)
     optimizer = torch.optim.AdamW(trainer.model.parameters(), lr=1e-6)
-    mask = inputs["completion_mask"].bool()
     traced = {"sample_index": torch.arange(rows), "reward_total": torch.zeros(rows)}
     traced["rewards_by_name"] = torch.zeros(rows, len(trainer.reward_func_names))
-    result: list[Any] = []
-    record = trainer._record
-    trainer._record = lambda *arguments: (result.append(arguments[0]), record(*arguments))
+    seen: list[Credit] = []
+    trainer.observers.append(seen.append)
 
     def step() -> None:
         trainer.compute_loss(trainer.model, inputs).backward()
@@ -33,7 +33,7 @@ def one(length: int, rows: int) -> dict[str, Any]:
         optimizer.zero_grad()
 
     def write() -> None:
-        trainer._traces.write(result[-1], inputs | traced, mask, rollout=0, step=0, update=0)
+        trainer.traces(replace(seen[-1], inputs=inputs | traced))
 
     steps, writes = (
         statistics.median(measure.seconds(call, repeats, 300)[1:]) for call, repeats in ((step, 4), (write, 9))

@@ -2,12 +2,16 @@
 
 from fipo.core import (
     FIPOOutput,
+    LMHead,
+    Objective,
     StreamingOutput,
+    TokenBatch,
     fipo_loss,
     future_kl,
     influence_weights,
     streaming_fipo_loss,
     streaming_logps,
+    streaming_loss,
     token_mean,
 )
 from fipo.errors import DataError, FIPOError, InvalidInputError, InvalidParameterError
@@ -22,11 +26,15 @@ __all__ = [
     "FIPOParams",
     "InvalidInputError",
     "InvalidParameterError",
+    "LMHead",
+    "Objective",
     "StreamingOutput",
+    "TokenBatch",
     "fipo_loss",
     "future_kl",
     "influence_weights",
     "streaming_fipo_loss",
     "streaming_logps",
+    "streaming_loss",
     "token_mean",
 ]

@@ -1,11 +1,16 @@
 """Bad input ends in one sentence that names the value, the expectation and the remedy."""
 
+import json
 import math
+from dataclasses import asdict, fields
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
 from fipo import FIPOParams, InvalidInputError, InvalidParameterError, fipo_loss, future_kl, token_mean
+from fipo.params import KNOBS
 
 BAD_KNOBS = [
     ("decay_rate", 0.0),
@@ -20,11 +25,14 @@ BAD_KNOBS = [
     ("dual_clip_c", 1.0),
     ("dual_clip_c", math.nan),
     ("safety_thresh", 0.9),
-    ("chunk_size", 0),
-    ("chunk_size", 1.5),
-    ("chunk_size", True),
+    ("decay_rate", True),
+    ("decay_rate", "32"),
+    ("clip_high_only", np.True_),
     ("max_dual_clipped", -1),
+    ("max_dual_clipped", 1.5),
+    ("max_dual_clipped", True),
     ("distance", "tokens"),
+    ("distance", 0),
 ]
 
 
@@ -34,6 +42,24 @@ def test_knobs_out_of_range(name, value):
         FIPOParams(**{name: value})
 
 
+def test_numbers_of_any_kind_become_pythons_own():
+    """Others fail later, in the loss or in JSON."""
+    params = FIPOParams(
+        decay_rate=np.float32(8), clip_ratio_low=Fraction(1, 4), safety_thresh=3, max_dual_clipped=np.int64(2)
+    )
+    assert [type(value) for value in asdict(params).values()] == [float, float, float, bool, float, float, int, str]
+    assert FIPOParams(**json.loads(json.dumps(asdict(params)))) == params
+    with pytest.raises(InvalidParameterError, match="dual_clip_c is '100000000…', but must be"):
+        FIPOParams(dual_clip_c=10**400)
+
+
+def test_every_knob_is_stated_once():
+    assert list(KNOBS) == [field.name for field in fields(FIPOParams)]
+    for name, knob in KNOBS.items():
+        assert getattr(FIPOParams(), name) == knob.default == knob.checked(name, knob.default)
+        assert knob.help.endswith(".")
+
+
 def test_presets_of_the_paper():
     assert FIPOParams.preset("7b").safety_thresh == 3.0
     assert (FIPOParams.preset("7b").weight_low, FIPOParams.preset("7b").weight_high) == (0.8, 1.2)
@@ -41,6 +67,8 @@ def test_presets_of_the_paper():
     assert FIPOParams.preset("32b", decay_rate=64.0).decay_rate == 64.0
     with pytest.raises(InvalidParameterError, match="preset is '8b', but must be one of"):
         FIPOParams.preset("8b")
+    with pytest.raises(InvalidParameterError, match=r"preset is \[\], but must be one of"):
+        FIPOParams.preset([])
 
 
 def test_params_are_keyword_only_and_frozen():

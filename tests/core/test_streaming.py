@@ -6,12 +6,25 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fipo import FIPOParams, InvalidInputError, InvalidParameterError, fipo_loss, streaming_fipo_loss, streaming_logps
-from fipo.core.lm_head import Head
+from fipo import (
+    FIPOParams,
+    InvalidInputError,
+    InvalidParameterError,
+    LMHead,
+    Objective,
+    TokenBatch,
+    fipo_loss,
+    streaming_fipo_loss,
+    streaming_logps,
+    streaming_loss,
+)
+from fipo.core.lm_head import ChunkedHead
 
 ROWS, LENGTH, WIDTH, VOCABULARY = 5, 37, 12, 61
 PARAMS = FIPOParams(dual_clip_c=3.0)
-HEAD = {"temperature", "logit_softcap", "logit_scale"}
+HEAD = {"temperature", "softcap", "scale"}
+OBJECTIVE = {"beta", "unbiased_kl", "epsilon_low"}
+BATCH = {"importance_weights", "entropy_coef", "denominator"}
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
 
@@ -40,10 +53,10 @@ def make(dtype=torch.float64, bias=True, **head):
     return inputs
 
 
-def log_probs(hidden, lm_head_weight, targets, bias=None, temperature=1.0, logit_softcap=None, logit_scale=1.0, **_):
+def log_probs(hidden, lm_head_weight, targets, bias=None, temperature=1.0, softcap=None, scale=1.0, **_):
     logits = hidden @ lm_head_weight.T
-    logits = (logits if bias is None else logits + bias) * logit_scale
-    logits = logits if logit_softcap is None else logit_softcap * torch.tanh(logits / logit_softcap)
+    logits = (logits if bias is None else logits + bias) * scale
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
     every = (logits / temperature).log_softmax(-1)
     chosen = every.gather(-1, targets.clamp(0, VOCABULARY - 1)[..., None])[..., 0]
     return chosen, -(every.exp() * every).sum(-1)
@@ -58,9 +71,23 @@ def plain(inputs, params=PARAMS, *, beta=0.0, unbiased_kl=False, entropy_coef=0.
     kl = difference.exp() - difference - 1
     if unbiased_kl:
         kl = kl * (logps - inputs["old_logps"]).exp()
-    total = out.loss * options.get("importance_weights", 1) + beta * kl - entropy_coef * entropy
+    policy = torch.where(out.kept, out.loss * options.get("importance_weights", 1), 0)  # what a drop takes away
+    total = policy + beta * kl - entropy_coef * entropy
     total = total / (out.kept.sum() if denominator is None else denominator)
-    return total[out.kept].sum(), out, logps, entropy
+    return total[inputs["loss_mask"]].sum(), out, logps, entropy
+
+
+def stream(inputs, params=PARAMS, **options):
+    """`streaming_loss` of flat options."""
+
+    def some(names):
+        return {name: options.pop(name) for name in names & options.keys()}
+
+    head = LMHead(inputs["lm_head_weight"], inputs["bias"], **some(HEAD))
+    objective = Objective(params=params, **some(OBJECTIVE))
+    names = ("old_logps", "advantages", "loss_mask", "ref_logps")
+    batch = TokenBatch(**{name: inputs[name] for name in names}, **some(BATCH))
+    return streaming_loss(inputs["hidden"], head, inputs["targets"], batch, objective, **options)
 
 
 def gradients(loss, inputs, factor=1.0):
@@ -72,8 +99,7 @@ def gradients(loss, inputs, factor=1.0):
 def assert_same(inputs, chunk_tokens, params=PARAMS, **options):
     expected_loss, out, logps, entropy = plain(inputs, params, **options)
     expected = gradients(expected_loss, inputs, factor=3.0)
-    ours = {name: value for name, value in inputs.items() if name != "ref_logps" or options.get("beta")}
-    result = streaming_fipo_loss(**ours, params=params, chunk_tokens=chunk_tokens, **options)
+    result = stream(inputs, params, chunk_tokens=chunk_tokens, **options)
     torch.testing.assert_close(result.loss, expected_loss, **EXACT)
     for name, gradient in gradients(result.loss, inputs, factor=3.0).items():
         torch.testing.assert_close(gradient, expected[name], **EXACT, msg=lambda text, n=name: f"{n}: {text}")
@@ -90,9 +116,9 @@ OPTIONS = {
     "denominator": {"denominator": 123.0},
     "denominator a sequence": {"denominator": torch.arange(1.0, ROWS + 1)[:, None]},
     "temperature": {"temperature": 0.7},
-    "softcap": {"logit_softcap": 5.0, "temperature": 1.3},
-    "scale": {"logit_scale": 0.25},
-    "scale and softcap": {"logit_scale": 0.5, "logit_softcap": 4.0},
+    "softcap": {"softcap": 5.0, "temperature": 1.3},
+    "scale": {"scale": 0.25},
+    "scale and softcap": {"scale": 0.5, "softcap": 4.0},
     "kl": {"beta": 0.2},
     "unbiased kl": {"beta": 0.2, "unbiased_kl": True},
     "entropy": {"entropy_coef": 0.05},
@@ -102,8 +128,8 @@ OPTIONS = {
         "beta": 0.2,
         "entropy_coef": 0.05,
         "temperature": 0.6,
-        "logit_softcap": 6.0,
-        "logit_scale": 0.8,
+        "softcap": 6.0,
+        "scale": 0.8,
         "denominator": 77.0,
     },
 }
@@ -137,6 +163,32 @@ def test_packed(chunk_tokens):
     assert_same(inputs, chunk_tokens, cu_seqlens=cu_seqlens, beta=0.1)
 
 
+def test_the_short_form_is_the_long_one():
+    inputs = make(bias=False)
+    names = ("hidden", "lm_head_weight", "targets", "old_logps", "advantages", "loss_mask")
+    options = {"epsilon_low": 0.1, "temperature": 0.7, "denominator": 55.0}
+    short = streaming_fipo_loss(*(inputs[name] for name in names), PARAMS, **options)
+    long = stream(inputs, **options)
+    assert short.loss == long.loss
+    ours, theirs = gradients(short.loss, inputs), gradients(long.loss, inputs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ("hidden", "lm_head_weight"))
+
+
+def test_a_drop_takes_the_policy_loss_alone():
+    """What two dropped sequences give to the gradients is their KL and their entropy bonus, exactly."""
+    inputs, options = make(), {"beta": 0.2, "entropy_coef": 0.05, "denominator": 77.0}
+    result = stream(inputs, chunk_tokens=7, **options)
+    assert result.tokens.dropped.nonzero().flatten().tolist() == [1, 4]
+    logps, entropy = log_probs(**inputs)
+    difference = inputs["ref_logps"] - logps
+    rest = (0.2 * (difference.exp() - difference - 1) - 0.05 * entropy) / 77.0
+    rows = torch.zeros(ROWS, 1, dtype=torch.bool).index_fill(0, torch.tensor([1, 4]), True)
+    expected = gradients(rest[rows & inputs["loss_mask"]].sum(), inputs)["hidden"]
+    found = gradients(result.loss, inputs)["hidden"]
+    assert expected[1].any() and expected[4].any()
+    torch.testing.assert_close(found[[1, 4]], expected[[1, 4]], **EXACT)
+
+
 @pytest.mark.parametrize("frozen", [["lm_head_weight", "bias"], ["hidden"], ["bias"]])
 def test_frozen_inputs_get_no_gradient(frozen):
     inputs = make()
@@ -153,7 +205,7 @@ def test_tied_embeddings():
     def loss(function):
         return function({**inputs, "hidden": weight[ids].cumsum(1) / 5})
 
-    ours = loss(lambda x: streaming_fipo_loss(**{**x, "ref_logps": None}, params=PARAMS, chunk_tokens=10).loss)
+    ours = loss(lambda x: stream(x, chunk_tokens=10).loss)
     (gradient,) = torch.autograd.grad(ours, weight)
     (expected,) = torch.autograd.grad(loss(lambda x: plain(x)[0]), weight)
     torch.testing.assert_close(gradient, expected, **EXACT)
@@ -161,12 +213,12 @@ def test_tied_embeddings():
 
 def test_devices_without_a_cache_to_fit(monkeypatch):
     """What accelerators do, run on a CPU: all rows of a chunk at once, also where there is none to score."""
-    row_blocks = Head._row_blocks
+    row_blocks = ChunkedHead._row_blocks
 
     def elsewhere(head, logits):
         return row_blocks(head, SimpleNamespace(shape=logits.shape, device=torch.device("cuda")))
 
-    monkeypatch.setattr(Head, "_row_blocks", elsewhere)
+    monkeypatch.setattr(ChunkedHead, "_row_blocks", elsewhere)
     assert assert_same(make(), 7, PARAMS).tokens.dropped.any()
     assert not assert_same(make(), 7, FIPOParams(dual_clip_c=3.0, max_dual_clipped=1000)).tokens.dropped.any()
     for hole in ("nothing trained", "no rows"):
@@ -174,15 +226,15 @@ def test_devices_without_a_cache_to_fit(monkeypatch):
 
 
 def test_no_chunk_is_scored_for_nothing(monkeypatch):
-    sizes, score = [], Head.score
+    sizes, score = [], ChunkedHead.score
 
     def counted(head, hidden, targets):
         sizes.append(len(hidden))
         return score(head, hidden, targets)
 
-    monkeypatch.setattr(Head, "score", counted)
+    monkeypatch.setattr(ChunkedHead, "score", counted)
     inputs = make()
-    streaming_fipo_loss(**inputs, params=FIPOParams(dual_clip_c=3.0, max_dual_clipped=1000), chunk_tokens=7)
+    stream(inputs, FIPOParams(dual_clip_c=3.0, max_dual_clipped=1000), chunk_tokens=7)
     assert min(sizes) > 0 and sum(sizes) == inputs["loss_mask"].sum()
 
 
@@ -192,7 +244,7 @@ def test_a_nan_stays_in_its_sequence():
         inputs["hidden"][2, 0] = torch.nan
     inputs["loss_mask"][2, 0] = True
     for chunk_tokens in (5, LENGTH, 1000):
-        tokens = streaming_fipo_loss(**inputs, params=PARAMS, chunk_tokens=chunk_tokens).tokens
+        tokens = stream(inputs, chunk_tokens=chunk_tokens).tokens
         assert tokens.future_kl.isnan().any(-1).tolist() == [False, False, True, False, False]
 
 
@@ -207,7 +259,7 @@ def test_edges(hole):
         for name in ("hidden", "targets", "loss_mask", "old_logps", "ref_logps"):
             inputs[name] = inputs[name][part]
         inputs["advantages"] = inputs["advantages"][part[0]]
-    result = streaming_fipo_loss(**inputs, params=PARAMS)
+    result = stream(inputs)
     result.loss.backward()
     assert result.loss.isfinite()
     assert result.tokens.weight.shape == inputs["targets"].shape
@@ -223,7 +275,7 @@ def test_what_is_masked_may_hold_anything():
     dirty["old_logps"] = dirty["old_logps"].masked_fill(holes, -torch.inf)
     dirty["ref_logps"] = dirty["ref_logps"].masked_fill(holes, torch.nan)
     dirty["targets"] = dirty["targets"].masked_fill(holes, -100)
-    results = [streaming_fipo_loss(**inputs, params=PARAMS, beta=0.1, chunk_tokens=9) for inputs in (clean, dirty)]
+    results = [stream(inputs, beta=0.1, chunk_tokens=9) for inputs in (clean, dirty)]
     assert results[0].loss == results[1].loss
     for name, gradient in gradients(results[0].loss, clean).items():
         assert torch.equal(gradient, gradients(results[1].loss, dirty)[name] if name == "hidden" else gradient)
@@ -232,13 +284,13 @@ def test_what_is_masked_may_hold_anything():
 def test_without_gradient_nothing_is_differentiated():
     inputs = make()
     with torch.no_grad():
-        result = streaming_fipo_loss(**inputs, params=PARAMS)
+        result = stream(inputs)
     assert not result.loss.requires_grad
-    assert result.loss == streaming_fipo_loss(**inputs, params=PARAMS).loss.detach()
+    assert result.loss == stream(inputs).loss.detach()
 
 
 def test_backward_works_once():
-    loss = streaming_fipo_loss(**make(), params=PARAMS).loss
+    loss = stream(make()).loss
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="went backward twice"):
         loss.backward()
@@ -248,10 +300,8 @@ def test_log_probs_of_the_other_passes():
     inputs = make()
     logps, entropy = log_probs(**inputs, temperature=0.7)
     mask = inputs["loss_mask"]
-    names = ("hidden", "lm_head_weight", "targets")
-    found = streaming_logps(
-        *(inputs[name] for name in names), mask, bias=inputs["bias"], temperature=0.7, chunk_tokens=8
-    )
+    head = LMHead(inputs["lm_head_weight"], inputs["bias"], temperature=0.7)
+    found = streaming_logps(inputs["hidden"], head, inputs["targets"], mask, chunk_tokens=8)
     torch.testing.assert_close(found[0], torch.where(mask, logps, 0).detach(), **EXACT)
     torch.testing.assert_close(found[1], torch.where(mask, entropy, 0).detach(), **EXACT)
 
@@ -270,7 +320,7 @@ def test_half_precision_inputs_are_multiplied_exactly(dtype, autocast):
     expected_loss, out, *_ = plain({**inputs, **rounded})
     expected = gradients(expected_loss, rounded)
     with torch.autocast("cpu", dtype=dtype, enabled=autocast):
-        result = streaming_fipo_loss(**{**inputs, "ref_logps": None}, params=PARAMS, chunk_tokens=11)
+        result = stream(inputs, chunk_tokens=11)
     torch.testing.assert_close(result.tokens.log_ratio, out.log_ratio.detach(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(result.loss, expected_loss, rtol=1e-5, atol=1e-5, check_dtype=False)
     for name, gradient in gradients(result.loss, inputs).items():
@@ -294,7 +344,7 @@ def test_no_tensor_grows_beyond_the_budget():
     inputs = make()
     budget = 30 * VOCABULARY * 8  # 30 tokens of float64 logits
     with Largest() as largest:
-        streaming_fipo_loss(**inputs, params=PARAMS, memory_budget=budget).loss.backward()
+        stream(inputs, memory_budget=budget).loss.backward()
     whole = ROWS * LENGTH
     assert largest.elements <= max(30 * VOCABULARY, whole * WIDTH)
     assert largest.elements < whole * VOCABULARY / 4
@@ -318,8 +368,10 @@ BAD = {
 
 @pytest.mark.parametrize("sentence", BAD)
 def test_bad_tensors(sentence):
+    inputs, changed = make(), BAD[sentence]
+    options = {name: value for name, value in changed.items() if name not in inputs}
     with pytest.raises(InvalidInputError, match=sentence):
-        streaming_fipo_loss(**{**make(), "params": PARAMS, **BAD[sentence]})
+        stream({**inputs, **changed}, **options)
 
 
 @pytest.mark.parametrize(
@@ -328,10 +380,10 @@ def test_bad_tensors(sentence):
         ({"chunk_tokens": 0}, "chunk_tokens is 0, but must be at least 1"),
         ({"memory_budget": 100}, "memory_budget is 100 bytes, but one token's logits take 488; raise it"),
         ({"temperature": 0.0}, "temperature is 0.0"),
-        ({"logit_softcap": -1.0}, "logit_softcap is -1.0"),
+        ({"softcap": -1.0}, "softcap is -1.0"),
         ({"epsilon_low": 1.5}, "epsilon_low is 1.5"),
     ],
 )
 def test_bad_numbers(change, sentence):
     with pytest.raises(InvalidParameterError, match=sentence):
-        streaming_fipo_loss(**make(), params=PARAMS, **change)
+        stream(make(), **change)

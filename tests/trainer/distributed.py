@@ -49,7 +49,7 @@ def main(folder, out):
     loss = trainer.compute_loss(wrapped, share)
     trainer.accelerator.backward(loss)
     losses = trainer.accelerator.gather(loss.detach().reshape(1))
-    metrics = trainer._credit["train"].reduce(trainer.accelerator)
+    metrics = trainer.credit_metrics["train"].reduce(trainer.accelerator)
     if rank == 0:
         torch.save({name: p.grad for name, p in trainer.model.named_parameters()}, os.path.join(out, f"{world}.pt"))
         with open(os.path.join(out, f"{world}.json"), "w") as file:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support import tiny
-from test_parity import COMMON, NEUTRAL, OPTIONS, WHOLE, assert_same_gradients, loss_and_gradients, make, reward
+from support.harness import COMMON, NEUTRAL, OPTIONS, WHOLE, assert_same_gradients, loss_and_gradients, make, reward
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -52,7 +52,7 @@ def test_both_paths_give_the_same(name, loss_type, tmp_path):
     expected_loss, expected = loss_and_gradients(plain, inputs)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=1e-7)
     assert_same_gradients(gradients, expected)
-    metrics, expected = (trainer._credit["train"].reduce(trainer.accelerator) for trainer in (one_pass, plain))
+    metrics, expected = (trainer.credit_metrics["train"].reduce(trainer.accelerator) for trainer in (one_pass, plain))
     assert expected["fipo/dropped_sequences"] > 0
     assert metrics == pytest.approx(expected, rel=1e-4, abs=1e-6)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 import wandb
 from support import tiny
-from test_parity import COMMON
+from support.harness import COMMON
 
 from fipo import fipo_loss
 from fipo.traces import read_traces
@@ -64,8 +64,8 @@ def test_off(tmp_path):
     assert not (tmp_path / "run" / "traces").exists()
 
 
-def test_trackers_show_the_page(tmp_path, monkeypatch):
-    """Every second rollout's credit reaches W&B and Trackio as a page, one each."""
+def test_trackers_show_the_report(tmp_path, monkeypatch):
+    """Every second rollout's credit reaches W&B and Trackio as a report, one each."""
     for name, value in {
         "WANDB_MODE": "offline",
         "WANDB_DIR": str(tmp_path),

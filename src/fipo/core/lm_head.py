@@ -7,45 +7,63 @@ float32 accumulation and nothing is rounded in between. The buffer is reused fro
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fipo.core.precision import fast_bfloat16, multiplies_into_float32
-from fipo.errors import InvalidParameterError
+from fipo.errors import InvalidInputError, InvalidParameterError
 
 ROW_BLOCK_BYTES = 4 << 20  # elementwise passes over the logits work on rows that stay in a processor's cache
 WEIGHT_TILE_BYTES = 16 << 20  # converted copies of the weight are made in tiles of at most this
 
 
-class Head:
-    """The head applied to one chunk after the other. `score` fills the buffer, `backward` consumes it."""
+@dataclass(frozen=True, slots=True, eq=False)
+class LMHead:
+    """What lies between the last hidden states and the log-probs of a language model.
 
-    def __init__(
-        self,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        temperature: float,
-        softcap: float | None,
-        scale: float,
-    ) -> None:
-        """Of `hidden` only the dtype counts: under autocast it is autocast's, else that of both inputs together."""
-        if not temperature > 0 or (softcap is not None and not softcap > 0):
+    Raises:
+        InvalidInputError: The bias does not fit the weight.
+        InvalidParameterError: The temperature or the softcap is not above 0.
+    """
+
+    weight: Tensor  # (V, H); the embeddings' weight where they are tied. Differentiable
+    bias: Tensor | None = None  # (V,). Differentiable
+    temperature: float = 1.0
+    softcap: float | None = None
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0 or (self.softcap is not None and not self.softcap > 0):
             raise InvalidParameterError(
-                f"temperature is {temperature} and logit_softcap is {softcap}, but both must be above 0; change them."
+                f"temperature is {self.temperature} and softcap is {self.softcap}, but both must be above 0; change "
+                "them."
             )
-        self.weight, self.bias = weight, bias
-        self.temperature, self.softcap, self.scale = temperature, softcap, scale
-        device = weight.device.type
-        self._input_dtype = torch.promote_types(hidden.dtype, weight.dtype)
+        if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
+            raise InvalidInputError(
+                f"bias has shape {tuple(self.bias.shape)}, but must have ({len(self.weight)},), one a token id; pass "
+                "the head's own."
+            )
+
+
+class ChunkedHead:
+    """A head applied to one chunk after the other: `score` fills the buffer, `backward` uses it up. No autograd."""
+
+    def __init__(self, head: LMHead, dtype: torch.dtype) -> None:
+        """`dtype` is that of the hidden states. Under autocast products take autocast's, else that of both inputs."""
+        self.weight = head.weight.detach()
+        self.bias = None if head.bias is None else head.bias.detach()
+        self.temperature, self.softcap, self.scale = head.temperature, head.softcap, head.scale
+        device = self.weight.device.type
+        self._input_dtype = torch.promote_types(dtype, self.weight.dtype)
         if torch.is_autocast_enabled(device) and self._input_dtype != torch.float64:
             self._input_dtype = torch.get_autocast_dtype(device)
         self.dtype = torch.promote_types(self._input_dtype, torch.float32)
         # Not float16: the gradient of the logits has been divided by the batch's tokens, which is too small for it.
-        halves = self._input_dtype == torch.bfloat16 and multiplies_into_float32(weight.device)
+        halves = self._input_dtype == torch.bfloat16 and multiplies_into_float32(self.weight.device)
         self._operand_dtype = self._input_dtype if halves else self.dtype
-        self._buffer = torch.empty(0, len(weight), dtype=self.dtype, device=weight.device)
+        self._buffer = torch.empty(0, len(self.weight), dtype=self.dtype, device=self.weight.device)
 
     @property
     def bytes_per_token(self) -> int:

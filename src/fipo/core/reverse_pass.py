@@ -1,66 +1,97 @@
-"""The walk from the last token to the first behind `streaming_fipo_loss`."""
+"""The walk from the last token to the first behind `streaming_loss`."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
-from fipo.core.lm_head import Head
-from fipo.core.loss import FIPOOutput, count_per_sequence, fipo_loss
-from fipo.core.objective import TokenBatch, token_objective
+from fipo.core.layout import count_per_sequence
+from fipo.core.lm_head import ChunkedHead
+from fipo.core.loss import FIPOOutput
+from fipo.core.objective import Objective, TokenBatch
 
 
-class ReversePass:
-    """One batch, seen as a row of N positions with sequence boundaries, and walked over from its end.
+@dataclass(frozen=True, slots=True, eq=False)
+class Walk:
+    """What a walk over N positions found; nothing of it carries a gradient."""
 
-    `run` may be called once. Afterwards `out`, `logps` and `entropy` hold what the walk saw, all of them (N,).
+    loss: Tensor  # scalar
+    gradients: list[Tensor | None]  # of hidden states, weight and bias, as far as wanted, in the head's dtype
+    out: FIPOOutput  # of (N,) tensors, like the two that follow
+    logps: Tensor
+    entropy: Tensor
+
+
+@torch.no_grad()
+def reverse_pass(
+    head: ChunkedHead,
+    hidden: Tensor,
+    targets: Tensor,
+    batch: TokenBatch,
+    objective: Objective,
+    *,
+    boundaries: list[int],
+    chunk_tokens: int,
+    wanted: list[bool],
+) -> Walk:
+    """The objective of one batch and its gradients.
+
+    Args:
+        head: Scores the chunks.
+        hidden, targets, batch: (B, T, H) and (B, T), or (N, H) and (N,); they keep their shapes, so that nothing is
+            copied.
+        objective: What is minimised.
+        boundaries: Where sequences begin in the row of all positions, and where the last one ends.
+        chunk_tokens: Trained tokens in a chunk at most.
+        wanted: Whether the gradients of hidden states, weight and bias are.
     """
+    return _ReversePass(head, hidden, targets, batch, objective, boundaries, chunk_tokens).run(wanted)
+
+
+class _ReversePass:
+    """One batch, seen as a row of N positions with sequence boundaries. `run` may be called once."""
 
     def __init__(
         self,
-        head: Head,
+        head: ChunkedHead,
         hidden: Tensor,
         targets: Tensor,
         batch: TokenBatch,
+        objective: Objective,
         boundaries: list[int],
         chunk_tokens: int,
-        loss_options: dict[str, Any],
-        kl_options: dict[str, Any],
     ) -> None:
-        """`hidden`, `targets` and `batch` keep their shapes, (B, T) or (N,), so that nothing is copied."""
-        self.head, self.hidden, self.targets = head, hidden, targets
+        self.head, self.hidden, self.targets, self.objective = head, hidden, targets, objective
         self.where = batch.loss_mask.nonzero(as_tuple=True)
         self.batch = batch.map(lambda values: values.reshape(-1))
         self.trained = self.batch.loss_mask.nonzero()[:, 0]
         self.boundaries, self.chunk_tokens = boundaries, chunk_tokens
-        self.loss_options, self.kl_options = loss_options, kl_options
         self.dual_clipped = torch.zeros(len(boundaries) - 1, dtype=torch.long, device=hidden.device)
-        self.logps, self.entropy, self.grad_logps, self.grad_entropy = torch.zeros(
-            4, targets.numel(), dtype=head.dtype, device=hidden.device
+        self.logps, self.entropy, self.grad_policy = torch.zeros(
+            3, targets.numel(), dtype=head.dtype, device=hidden.device
         )
 
-    def run(self, wanted: list[bool]) -> tuple[Tensor, list[Tensor | None]]:
-        """The loss, and the gradients of hidden states, weight and bias as far as wanted, in the head's dtype."""
+    def run(self, wanted: list[bool]) -> Walk:
         inputs = (self.hidden, self.head.weight, self.head.bias)
         self.gradients = [
             torch.zeros_like(x, dtype=self.head.dtype) if x is not None and wants else None
             for x, wants in zip(inputs, wanted, strict=True)
         ]
-        carry, seen, losses = None, [], []
+        carry, seen, policies = None, [], []
+        self.regularizer = torch.zeros((), dtype=self.head.dtype, device=self.hidden.device)
         for positions, trained in self._chunks():
-            out, loss, carry = self._visit(positions, trained, carry)
+            out, policy, carry = self._visit(positions, trained, carry)
             seen.append(out)
-            losses.append(loss)
-        self.out = self._join(seen)
-        self._take_back()
-        total = torch.where(self.out.kept, torch.cat(losses[::-1]), 0).sum()
-        if self.batch.denominator is not None:
-            return total, self.gradients
-        kept = self.out.kept.sum().clamp(min=1)
-        return total / kept, [None if x is None else x.div_(kept) for x in self.gradients]
+            policies.append(policy)
+        out = self._join(seen)
+        self._take_back(out.kept)
+        loss = torch.where(out.kept, torch.cat(policies[::-1]), 0).sum() + self.regularizer
+        if self.batch.denominator is None:
+            kept = out.kept.sum().clamp(min=1)
+            loss, self.gradients = loss / kept, [None if x is None else x.div_(kept) for x in self.gradients]
+        return Walk(loss, self.gradients, out, self.logps, self.entropy)
 
     def _chunks(self) -> Iterator[tuple[slice, slice]]:
         """From right to left: slices of positions that cover the row, and of the trained tokens within each."""
@@ -74,7 +105,7 @@ class ReversePass:
             right = left
 
     def _visit(self, positions: slice, trained: slice, carry: Tensor | None) -> tuple[FIPOOutput, Tensor, Tensor]:
-        """One chunk: its FIPOOutput, the objective per position, and future_kl at its first position."""
+        """One chunk: its FIPOOutput, the policy term per position, and future_kl at its first position."""
         here = self.trained[trained]
         self.logps[here], self.entropy[here] = self._score(trained)
         logps = self.logps[positions].clone().requires_grad_()
@@ -82,24 +113,27 @@ class ReversePass:
         batch = self.batch.map(lambda values: values[positions])
         sequences, cu_seqlens, carry = self._layout(positions, carry)
         with torch.enable_grad():
-            out = fipo_loss(
-                logps,
-                batch.old_logps,
-                batch.advantages,
-                batch.loss_mask,
-                **self.loss_options,
-                cu_seqlens=cu_seqlens,
-                carry=carry,
-                dual_clipped_outside=self.dual_clipped[sequences],
-            )
-            loss = token_objective(out, logps, entropy, batch, **self.kl_options)
-            total = loss.sum()
+            outside = self.dual_clipped[sequences]
+            out = self.objective.credit(logps, batch, cu_seqlens=cu_seqlens, carry=carry, dual_clipped_outside=outside)
+            policy = self.objective.policy_term(out, batch)
+            regularizer = self.objective.regularizer(logps, entropy, batch)
+            if any(gradient is not None for gradient in self.gradients):
+                (self.grad_policy[positions],) = torch.autograd.grad(policy.sum(), logps)
+                self._differentiate(trained, *self._slopes(here, positions, regularizer, logps, entropy))
         self.dual_clipped[sequences] += count_per_sequence(out.dual_clipped, cu_seqlens)
-        if any(gradient is not None for gradient in self.gradients):
-            grads = torch.autograd.grad(total, (logps, entropy), materialize_grads=True)
-            self.grad_logps[positions], self.grad_entropy[positions] = grads
-            self._differentiate(trained)
-        return replace(out, loss=out.loss.detach()), loss.detach(), out.future_kl[:1]
+        if regularizer is not None:
+            self.regularizer += regularizer.detach().sum()
+        return replace(out, loss=out.loss.detach()), policy.detach(), out.future_kl[:1]
+
+    def _slopes(
+        self, here: Tensor, positions: slice, regularizer: Tensor | None, logps: Tensor, entropy: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """The objective's gradients by the log-probs at `here`, and by the entropies where it has a bonus."""
+        policy, inside = self.grad_policy[here], here - positions.start
+        if regularizer is None:
+            return policy, None
+        grad_logps, grad_entropy = torch.autograd.grad(regularizer.sum(), (logps, entropy), materialize_grads=True)
+        return policy + grad_logps[inside], None if self.batch.entropy_coef is None else grad_entropy[inside]
 
     def _layout(self, positions: slice, carry: Tensor | None) -> tuple[slice, Tensor, Tensor | None]:
         """Which sequences a chunk touches, their boundaries in it, and the carry for the one that it cuts."""
@@ -117,13 +151,9 @@ class ReversePass:
         where = tuple(index[trained] for index in self.where)
         return self.head.score(self.hidden[where], self.targets[where])
 
-    def _differentiate(self, trained: slice | Tensor, sign: int = 1) -> None:
-        """Adds the gradients of the tokens that were scored last; with sign −1 takes them back."""
-        grad_logps = sign * self.grad_logps[self.trained[trained]]
-        grad_entropy = None
-        if self.batch.entropy_coef is not None:
-            grad_entropy = sign * self.grad_entropy[self.trained[trained]]
-        elif not grad_logps.any():
+    def _differentiate(self, trained: slice | Tensor, grad_logps: Tensor, grad_entropy: Tensor | None) -> None:
+        """Adds the gradients of the tokens that were scored last."""
+        if grad_entropy is None and not grad_logps.any():
             return  # a group of equal rewards needs no gradient
         hidden, weight, bias = self.gradients
         grad_hidden = self.head.backward(grad_logps, grad_entropy, hidden=hidden is not None, weight=weight, bias=bias)
@@ -133,15 +163,14 @@ class ReversePass:
     def _join(self, seen: list[FIPOOutput]) -> FIPOOutput:
         """The chunks' outputs as one, with the drop as it stands at the end."""
         joined = {f.name: torch.cat([getattr(out, f.name) for out in seen[::-1]]) for f in fields(FIPOOutput)}
-        dropped = self.dual_clipped > self.loss_options["params"].max_dual_clipped
+        dropped = self.dual_clipped > self.objective.params.max_dual_clipped
         lengths = torch.tensor(self.boundaries, device=dropped.device).diff()
         kept = self.batch.loss_mask & ~dropped.repeat_interleave(lengths)
         return FIPOOutput(**{**joined, "kept": kept, "dropped": dropped})
 
-    def _take_back(self) -> None:
-        """Removes what tokens gave whose sequence was found dropped only after they had been differentiated."""
-        gave = (self.grad_logps != 0) | (self.grad_entropy != 0)
-        stale = (gave & ~self.out.kept)[self.trained].nonzero()[:, 0]
+    def _take_back(self, kept: Tensor) -> None:
+        """Removes the policy's part of tokens whose sequence was found dropped after they had been differentiated."""
+        stale = ((self.grad_policy != 0) & ~kept)[self.trained].nonzero()[:, 0]
         for chunk in stale.split(self.chunk_tokens) if len(stale) else ():  # nothing splits into one empty chunk
             self._score(chunk)
-            self._differentiate(chunk, sign=-1)
+            self._differentiate(chunk, -self.grad_policy[self.trained[chunk]], None)

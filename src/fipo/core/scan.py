@@ -94,7 +94,7 @@ def _scan_blocks(x: Tensor, half_life: float, carry: Tensor | None, product_dtyp
 
 
 def _kept(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Keeps what `make` returns, but for what a dispatch mode is at work on: a fake tensor must not outlive its mode."""
+    """Keeps what `make` returns, unless a dispatch mode is on: a fake tensor must not outlive its mode."""
     cached = lru_cache(maxsize=64)(make)
 
     @wraps(make)

@@ -2,17 +2,19 @@
 
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch.utils.data import Sampler
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, rotate_checkpoints
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from fipo.errors import DataError
+from fipo.errors import DataError, InvalidParameterError
 
 STAGING = "checkpoint.partial"  # no "checkpoint-<step>", so that nobody resumes from it
 
@@ -27,7 +29,30 @@ class ExactResume(GRPOTrainer):
     """
 
     _staging = False
-    _fresh_prompts = 0  # prompts drawn by dynamic sampling so far, on this rank
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL's. Raises an InvalidParameterError where machines would each write a part of every checkpoint."""
+        if self.accelerator.num_processes > 1 and self.args.save_strategy != SaveStrategy.NO:
+            self._require_a_shared_folder()
+        return super().train(*args, **kwargs)
+
+    def _require_a_shared_folder(self) -> None:
+        """A checkpoint holds the rollout of every process, and all of them need it to resume."""
+        folder = Path(self.args.output_dir)
+        (name,) = broadcast_object_list([f".shared-{uuid.uuid4().hex}"])
+        if self.args.process_index == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+        self.accelerator.wait_for_everyone()
+        seen = self.accelerator.gather(torch.tensor([(folder / name).exists()], device=self.accelerator.device))
+        if self.args.process_index == 0:
+            (folder / name).unlink()
+        if not seen.all():
+            raise InvalidParameterError(
+                f"output_dir is {folder}, which {int((~seen).sum())} of {len(seen)} processes do not share with the "
+                "first, but checkpoints hold a part of every process; put it on a disk that all machines see, or set "
+                "save_strategy to 'no'."
+            )
 
     def _get_output_dir(self, trial: Any) -> str:
         run = super()._get_output_dir(trial=trial)
@@ -78,13 +103,14 @@ class ExactResume(GRPOTrainer):
 
     def _save_rollout(self, checkpoint: Path) -> None:
         checkpoint.mkdir(parents=True, exist_ok=True)  # transformers' other ranks may not have made it yet
-        state = {
-            "step": self._step,
-            "fresh_prompts": self._fresh_prompts,
-            "rollout": self._buffered_inputs,
-            "shape": self._rollout_shape,
-        }
-        torch.save(state, self._rollout_file(checkpoint))
+        torch.save(self._resume_state(), self._rollout_file(checkpoint))
+
+    def _resume_state(self) -> dict[str, Any]:
+        """What one rank needs to resume exactly; subclasses add theirs. Tensors and plain values alone."""
+        return {"step": self._step, "rollout": self._buffered_inputs, "shape": self._rollout_shape}
+
+    def _load_resume_state(self, state: dict[str, Any]) -> None:
+        self._step, self._buffered_inputs = state["step"], state["rollout"]
 
     @property
     def _rollout_shape(self) -> dict[str, int]:
@@ -116,8 +142,16 @@ class ExactResume(GRPOTrainer):
                 f"{checkpoint} was saved with {'; '.join(changed)}, but a rollout in use cannot change its shape; "
                 "resume with what it was saved with, or start a new run from its model."
             )
-        self._step, self._fresh_prompts = state["step"], state["fresh_prompts"]
-        self._buffered_inputs = state["rollout"]
+        self._load_resume_state(state)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's, with the mean loss of the whole run at its end: transformers forgets what was before resuming."""
+        losses = [(entry["step"], entry["loss"]) for entry in self.state.log_history if "loss" in entry]
+        if "train_loss" in logs and losses:
+            starts = [0, *(step for step, _ in losses[:-1])]
+            total = sum(loss * (step - start) for (step, loss), start in zip(losses, starts, strict=True))
+            logs = {**logs, "train_loss": total / losses[-1][0]}
+        super().log(logs, start_time)
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler:
         plain = super()._get_train_sampler(dataset)

@@ -1,6 +1,6 @@
 """FIPOConfig: TRL's GRPOConfig with FIPO's knobs and the paper's scaffold as defaults."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -8,14 +8,19 @@ from trl import GRPOConfig
 
 from fipo.core.control import CONTROLS
 from fipo.errors import InvalidParameterError
-from fipo.params import FIPOParams
+from fipo.params import KNOBS, FIPOParams
 
 UPDATES_PER_ROLLOUT = 8  # the paper's: 512 prompts a rollout in mini-batches of 64
 NORMALISERS = ("dapo", "grpo", "bnpo", "dr_grpo")
 
 
-def _knob(help: str, **metadata: Any) -> Any:
-    return field(default=None, metadata={"help": help, **metadata})
+def _option(help: str, default: Any = None, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+def _knob(name: str) -> Any:
+    knob = KNOBS[name]
+    return _option(f"{knob.help} Default {str(knob.default).lower()}.")
 
 
 @dataclass
@@ -31,35 +36,29 @@ class FIPOConfig(GRPOConfig):
         InvalidParameterError: A knob is out of range, contradicts another, or cannot be combined with FIPO.
     """
 
-    epsilon_high: float | None = field(default=0.28, metadata={"help": "Upper clip of the ratio, 1 + epsilon_high."})
-    disable_dropout: bool = field(default=True, metadata={"help": "Dropout would be noise in every log-ratio."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses. Off: they are shown."})
+    epsilon_high: float | None = _option("Upper clip of the ratio, 1 + epsilon_high.", 0.28)
+    disable_dropout: bool = _option("Dropout would be noise in every log-ratio.", True)
+    logging_nan_inf_filter: bool = _option("Hide NaN losses. Off: they are shown.", False)
 
-    fipo_preset: str | None = _knob("The paper's settings: 7b or 32b. Knobs set by hand win.", aliases=["--preset"])
-    fipo_decay_rate: float | None = _knob("Half-life of future credit in tokens; inf: no decay. Default 32.")
-    fipo_clip_ratio_low: float | None = _knob("The weight's lower bound is 1 − this. Default 0.2.")
-    fipo_clip_ratio_high: float | None = _knob("The weight's upper bound is 1 + this. Default 0.2.")
-    fipo_clip_high_only: bool | None = _knob("Lower bound 1: credit only amplifies. Default false.")
-    fipo_safety_thresh: float | None = _knob(
-        "With A < 0 and a ratio above this the weight stays in [0.8, 1]. Default 10."
+    fipo_preset: str | None = _option("The paper's settings: 7b or 32b. Knobs set by hand win.", aliases=["--preset"])
+    fipo_decay_rate: float | None = _knob("decay_rate")
+    fipo_clip_ratio_low: float | None = _knob("clip_ratio_low")
+    fipo_clip_ratio_high: float | None = _knob("clip_ratio_high")
+    fipo_clip_high_only: bool | None = _knob("clip_high_only")
+    fipo_safety_thresh: float | None = _knob("safety_thresh")
+    fipo_dual_clip_c: float | None = _knob("dual_clip_c")  # the same knob as TRL's delta
+    fipo_max_dual_clipped: int | None = _knob("max_dual_clipped")
+    fipo_distance: str | None = _knob("distance")
+    fipo_streaming: bool = _option(
+        "Loss and gradients in one pass without logits. False: from log-probs by TRL's fused head.", True
     )
-    fipo_dual_clip_c: float | None = _knob("Dual clip; the same knob as TRL's delta. Default 10.")
-    fipo_chunk_size: int | None = _knob("Tokens per block of the scan at most; never changes a result. Default 128.")
-    fipo_max_dual_clipped: int | None = _knob("Drop sequences with more dual-clipped tokens than this. Default 1.")
-    fipo_distance: str | None = _knob("What the half-life counts: position or trained. Default position.")
-    fipo_streaming: bool = field(
-        default=True,
-        metadata={"help": "Loss and gradients in one pass without logits. False: from log-probs by TRL's fused head."},
+    fipo_control: str | None = _option(
+        "For experiments: weights 1 (none), each response's mean (uniform), or shuffled (shuffle)."
     )
-    fipo_control: str | None = field(
-        default=None,
-        metadata={"help": "For experiments: weights 1 (none), each response's mean (uniform), or shuffled (shuffle)."},
-    )
-    fipo_trace_every: int = field(default=8, metadata={"help": "Write traces of every so many rollouts; 0: never."})
-    fipo_trace_samples: int = field(default=64, metadata={"help": "Completions of a traced rollout to write."})
-    fipo_dynamic_sampling_rounds: int = field(
-        default=0,
-        metadata={"help": "DAPO's dynamic sampling: replace groups of equal rewards, in at most this many rounds."},
+    fipo_trace_every: int = _option("Write traces of every so many rollouts; 0: never.", 8)
+    fipo_trace_samples: int = _option("Completions of a traced rollout to write.", 64)
+    fipo_dynamic_sampling_rounds: int = _option(
+        "DAPO's dynamic sampling: replace groups of equal rewards, in at most this many rounds; 0: off.", 0
     )
 
     def __post_init__(self) -> None:
@@ -77,7 +76,7 @@ class FIPOConfig(GRPOConfig):
 
     @property
     def fipo_params(self) -> FIPOParams:
-        return FIPOParams(**{knob.name: getattr(self, f"fipo_{knob.name}") for knob in fields(FIPOParams)})
+        return FIPOParams(**{name: getattr(self, f"fipo_{name}") for name in KNOBS})
 
     @property
     def updates_per_rollout(self) -> int:
@@ -85,8 +84,8 @@ class FIPOConfig(GRPOConfig):
         return self.steps_per_generation * self.num_iterations // self.gradient_accumulation_steps
 
     def _resolve_knobs(self) -> None:
-        given = {knob.name: getattr(self, f"fipo_{knob.name}") for knob in fields(FIPOParams)}
-        given = {name: value for name, value in given.items() if value is not None}
+        given = {name: getattr(self, f"fipo_{name}") for name in KNOBS}
+        given = {name: KNOBS[name].checked(f"fipo_{name}", value) for name, value in given.items() if value is not None}
         delta: float | None = self.delta  # type: ignore[has-type]
         if delta is not None and given.setdefault("dual_clip_c", delta) != delta:
             raise InvalidParameterError(
@@ -94,8 +93,8 @@ class FIPOConfig(GRPOConfig):
                 "set one of them."
             )
         params = FIPOParams.preset(self.fipo_preset, **given) if self.fipo_preset else FIPOParams(**given)
-        for knob in fields(FIPOParams):
-            setattr(self, f"fipo_{knob.name}", getattr(params, knob.name))
+        for name in KNOBS:
+            setattr(self, f"fipo_{name}", getattr(params, name))
         self.delta = params.dual_clip_c
 
     def _refuse_what_does_not_combine(self) -> None:
@@ -112,8 +111,8 @@ class FIPOConfig(GRPOConfig):
                 "ratio and weight; set it to 'token'.",
             ),
             (
-                self.fipo_dual_clip_c is not None and self.fipo_dual_clip_c <= 1 + epsilon_high,
-                f"fipo_dual_clip_c is {self.fipo_dual_clip_c}, but must exceed 1 + epsilon_high, {1 + epsilon_high:g}, "
+                self.delta <= 1 + epsilon_high,
+                f"fipo_dual_clip_c is {self.delta}, but must exceed 1 + epsilon_high, {1 + epsilon_high:g}, "
                 "or the dual clip would undo the clip; raise it.",
             ),
             (
@@ -143,9 +142,9 @@ class FIPOConfig(GRPOConfig):
                 f"{self.multi_objective_aggregation!r}, but with dynamic sampling a batch's spread is that of several "
                 "rounds; set scale_rewards to 'group' and multi_objective_aggregation to 'sum_then_normalize'.",
             ),
-            (
-                self.fipo_dynamic_sampling_rounds < 0,
-                f"fipo_dynamic_sampling_rounds is {self.fipo_dynamic_sampling_rounds}, but must be at least 0 (off).",
+            *(
+                (getattr(self, name) < 0, f"{name} is {getattr(self, name)}, but must be at least 0 (off); change it.")
+                for name in ("fipo_dynamic_sampling_rounds", "fipo_trace_every", "fipo_trace_samples")
             ),
         ]
         for refused, sentence in refusals:

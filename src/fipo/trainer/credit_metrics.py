@@ -4,16 +4,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from fipo.core.logged import TOKEN_MEANS
+from fipo.core.logged import (
+    CLIP_MEANS,
+    DROPPED_SEQUENCES,
+    FIRST_UPDATE_MEANS,
+    TOKEN_MEANS,
+    WEIGHT_MAX,
+    WEIGHT_MIN,
+)
 from fipo.core.loss import FIPOOutput
 from fipo.core.precision import widest_float
 
-CLIP_MEANS = {  # under TRL's names
-    "clip_ratio/low_mean": lambda out: out.clipped_low,
-    "clip_ratio/high_mean": lambda out: out.clipped_high,
-    "clip_ratio/region_mean": lambda out: out.clipped_low | out.clipped_high,
-}
-NOISE = ("noise_floor", "noise_weight_shift")  # counted at update 0 only
+MEANS = TOKEN_MEANS | {f"clip_ratio/{name}_mean": of for name, of in CLIP_MEANS.items()}  # the latter as TRL names them
 
 
 class CreditMetrics:
@@ -22,7 +24,7 @@ class CreditMetrics:
     def __init__(self, updates: int, extra: tuple[str, ...]) -> None:
         """`extra`: further token means, given to `add` by name."""
         self.updates = updates
-        self.names = (*TOKEN_MEANS, *CLIP_MEANS, *extra, "weight_squared", *NOISE)
+        self.names = (*MEANS, *extra, "weight_squared", *FIRST_UPDATE_MEANS)
         self.reset()
 
     def reset(self) -> None:
@@ -33,10 +35,8 @@ class CreditMetrics:
     def add(self, out: FIPOOutput, mask: Tensor, update: int, **extra: Tensor) -> None:
         """Adds one micro-batch; `extra` holds the (B, T) values of the names given on creation."""
         mask = mask.bool()
-        values = {name: of(out) for name, of in (TOKEN_MEANS | CLIP_MEANS).items()} | extra
+        values = {name: of(out) for name, of in (MEANS | FIRST_UPDATE_MEANS).items()} | extra
         values["weight_squared"] = out.weight.square()
-        values["noise_floor"] = out.log_ratio.abs()
-        values["noise_weight_shift"] = (out.raw_weight - 1).abs()
         wide = widest_float(mask.device)
         sums = torch.stack([torch.where(mask, values[name].to(wide), 0).sum() for name in self.names])
         self._sums[update] += sums.cpu()
@@ -59,18 +59,18 @@ class CreditMetrics:
         if tokens == 0:
             return {}
         metrics = self._means(sums.sum(0), tokens)
-        metrics["fipo/weight_min"], metrics["fipo/weight_max"] = -extremes[0], extremes[1]
-        metrics["fipo/dropped_sequences"] = dropped / sequences
+        metrics[WEIGHT_MIN], metrics[WEIGHT_MAX] = -extremes[0], extremes[1]
+        metrics[DROPPED_SEQUENCES] = dropped / sequences
         for update in counts[:, 0].nonzero().flatten().tolist():
             here = self._means(sums[update], counts[update, 0].item())
             metrics |= {f"fipo/update_{update}/{name.removeprefix('fipo/')}": value for name, value in here.items()}
         if counts[0, 0] > 0:
             here = dict(zip(self.names, (sums[0] / counts[0, 0]).tolist(), strict=True))
-            metrics |= {f"fipo/{name}": here[name] for name in NOISE}
+            metrics |= {name: here[name] for name in FIRST_UPDATE_MEANS}
         return metrics
 
     def _means(self, sums: Tensor, tokens: float) -> dict[str, float]:
         means = dict(zip(self.names, (sums / tokens).tolist(), strict=True))
         variance = means.pop("weight_squared") - means["fipo/weight_mean"] ** 2
         means["fipo/weight_std"] = max(variance, 0.0) ** 0.5
-        return {name: value for name, value in means.items() if name not in NOISE}
+        return {name: value for name, value in means.items() if name not in FIRST_UPDATE_MEANS}

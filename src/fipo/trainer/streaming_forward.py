@@ -1,8 +1,8 @@
 """The streaming loss inside a transformers model's own `forward`, so that DDP, FSDP and DeepSpeed see an ordinary call.
 
 TRL gives the model a `forward(labels=…, fused_lm_head=True)` that returns log-probs. `add_streaming_head` puts another
-one over it: without gradient it scores with `streaming_logps`, and with `streaming=…`, a function of the hidden states
-and the head, it computes the loss and its gradients in one pass.
+one over it: without gradient it scores with `streaming_logps`, and with `streaming=…`, a StreamingLoss, it computes the loss
+and its gradients in one pass.
 """
 
 import functools
@@ -18,13 +18,13 @@ from transformers import PreTrainedModel
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
 
-from fipo.core import StreamingOutput, streaming_logps
+from fipo.core import LMHead, StreamingOutput, streaming_logps
 from fipo.errors import InvalidParameterError
 
 IGNORED = -100  # the label of a token that is not scored
 PROBE_LENGTH = 4
 
-StreamingLoss = Callable[..., StreamingOutput]
+StreamingLoss = Callable[[Tensor, LMHead], StreamingOutput]  # of hidden states and head
 
 
 def add_streaming_head(model: PreTrainedModel, temperature: float, *, autocast: bool = True) -> None:
@@ -35,7 +35,7 @@ def add_streaming_head(model: PreTrainedModel, temperature: float, *, autocast: 
             logits.
     """
     plain_forward = model.forward
-    head_options = {"temperature": temperature, **_logit_options(model.config.get_text_config())}
+    softcap, scale = _logit_options(model.config.get_text_config())
     _check_layer(model)
 
     @functools.wraps(type(model).forward)  # `generate` reads the signature
@@ -50,11 +50,11 @@ def add_streaming_head(model: PreTrainedModel, temperature: float, *, autocast: 
         weight, bias = (x.full_tensor() if isinstance(x, DTensor) else x for x in (layer.weight, layer.bias))
         switch = nullcontext() if autocast else torch.autocast(weight.device.type, enabled=False)
         with switch, maybe_gather_lm_head_ctx(weight, bias):
+            head = LMHead(weight, bias, temperature, softcap, scale)
             if streaming is None:
-                mask = labels != IGNORED
-                logps, entropy = streaming_logps(hidden, weight, labels, mask, bias=bias, **head_options)
+                logps, entropy = streaming_logps(hidden, head, labels, labels != IGNORED)
                 return FusedCausalLMOutput(log_probs=logps, entropy=entropy)
-            result = streaming(hidden, weight, bias=bias, **head_options)
+            result = streaming(hidden, head)
         return FusedCausalLMOutput(
             loss=result.loss, log_probs=result.logps, entropy=result.entropy, aux_loss=_aux_loss(self, states, kwargs)
         )
@@ -72,15 +72,15 @@ def _check_layer(model: PreTrainedModel) -> None:
         )
 
 
-def _logit_options(config: Any) -> dict[str, Any]:
-    """What lies between the head's products and the logits, by the names that transformers' configurations use."""
+def _logit_options(config: Any) -> tuple[float | None, float]:
+    """The head's softcap and scale, by the names that transformers' configurations use."""
     scale = 1.0
     for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
         if getattr(config, name, None) is not None:
             scale = getattr(config, name)
     if getattr(config, "logits_scaling", None) is not None:  # Granite divides by it, HyperCLOVA X multiplies
         scale = config.logits_scaling if config.model_type == "hyperclovax" else 1 / config.logits_scaling
-    return {"logit_softcap": getattr(config, "final_logit_softcapping", None), "logit_scale": scale}
+    return getattr(config, "final_logit_softcapping", None), scale
 
 
 def _aux_loss(model: PreTrainedModel, states: Any, kwargs: dict[str, Any]) -> Tensor | None:

@@ -1,76 +1,66 @@
-"""Traces while training: one small Parquet file a micro-batch of every traced rollout, and a page for the tracker."""
+"""Traces while training: one small Parquet file a micro-batch of every traced rollout, and a report for the tracker."""
 
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 from transformers.utils import logging
 
-from fipo.core import StreamingOutput
-from fipo.core.layout import per_token
 from fipo.errors import DataError
-from fipo.params import FIPOParams
 from fipo.report.page import Report
 from fipo.run_folder import TRACES_FOLDER
 from fipo.traces import Trace, read_traces, write_traces
 from fipo.traces.schema import flags_of
 from fipo.traces.tokens import byte_decoder
 from fipo.trainer.config import FIPOConfig
+from fipo.trainer.credit import Credit
 
 logger = logging.get_logger(__name__)
 
-TRACKERS_WITH_PAGES = ("wandb", "trackio")  # both have Html and log
-PAGE = "fipo/credit"
+TRACKERS_WITH_HTML = ("wandb", "trackio")  # both have Html and log
+REPORT = "fipo/credit"
 
 
 class TraceWriter:
-    """Traces of the first `samples` completions of every `every`-th rollout, each at the update that trains on it."""
+    """An observer: writes the first `fipo_trace_samples` completions of every `fipo_trace_every`-th rollout, each at
+    the update that trains on it. A full or absent disk costs the traces, with a warning, and not the run."""
 
     def __init__(
         self,
         run: Path,
         tokenizer: PreTrainedTokenizerBase,
-        params: FIPOParams,
+        config: FIPOConfig,
         reward_names: list[str],
-        *,
-        every: int,
-        samples: int,
-        group_size: int,
         rank: int,
         eos_token_ids: set[int],
-        control: str | None,
     ) -> None:
-        self.run, self.params, self.reward_names = run, params, reward_names
-        self.every, self.samples, self.group_size, self.rank = every, samples, group_size, rank
-        self.eos_token_ids, self.control = eos_token_ids, control
-        self.tokenizer = tokenizer
-        if every > 0:
+        self.run, self.tokenizer, self.config = run, tokenizer, config
+        self.reward_names, self.rank, self.eos_token_ids = reward_names, rank, eos_token_ids
+        if config.fipo_trace_every > 0:
             self.bytes_of = byte_decoder(tokenizer)
 
     def due(self, rollout: int) -> bool:
-        return self.every > 0 and rollout % self.every == 0
+        """Whether this rollout is traced."""
+        return self.config.fipo_trace_every > 0 and rollout % self.config.fipo_trace_every == 0
 
-    def write(
-        self, result: StreamingOutput, inputs: dict[str, Any], mask: Tensor, *, rollout: int, step: int, update: int
-    ) -> None:
-        """`step`: which micro-batch since the rollout this is; `update`: which update it is part of.
-
-        A full or absent disk costs the traces, with a warning, and not the run.
-        """
-        rows = (inputs["sample_index"] < self.samples).nonzero()[:, 0].tolist()
+    def __call__(self, credit: Credit) -> None:
+        inputs = credit.inputs
+        if not credit.training or not self.due(credit.rollout) or "sample_index" not in inputs:  # a batch made by hand
+            return
+        rows = (inputs["sample_index"] < self.config.fipo_trace_samples).nonzero()[:, 0].tolist()
         if not rows:
             return
-        columns = self._columns(result, inputs, mask)
-        traces = [self._trace(row, columns, inputs, result, rollout, update) for row in rows]
-        name = f"{_prefix(rollout)}step_{step:04d}_rank_{self.rank}.parquet"
+        columns = self._columns(credit)
+        traces = [self._trace(row, columns, credit) for row in rows]
+        name = f"{_prefix(credit.rollout)}step_{credit.micro_batch:04d}_rank_{self.rank}.parquet"
+        params, control = self.config.fipo_params, self.config.fipo_control
         try:
-            write_traces(traces, self.run / TRACES_FOLDER / name, self.params, control=self.control)
+            write_traces(traces, self.run / TRACES_FOLDER / name, params, control=control)
         except OSError as error:
             logger.warning(f"{name} was not written, and the run goes on without it: {error}")
 
-    def page(self, rollout: int) -> str:
+    def report(self, rollout: int) -> str:
         """The report about one traced rollout's credit, HTML.
 
         Raises:
@@ -79,30 +69,23 @@ class TraceWriter:
         traces = read_traces(self.run, f"{_prefix(rollout)}*.parquet")
         return Report(traces=[(f"{self.run.name}, rollout {rollout}", traces)], problems=traces.problems).html()
 
-    def _columns(self, result: StreamingOutput, inputs: dict[str, Any], mask: Tensor) -> dict[str, Any]:
-        tokens = result.tokens
+    def _columns(self, credit: Credit) -> dict[str, Any]:
+        result, tokens = credit.result, credit.tokens
         tensors = {
-            "old_logps": inputs["old_per_token_logps"],
+            "old_logps": credit.inputs["old_per_token_logps"],
             "logps": result.logps,
             "log_ratio": tokens.log_ratio,
             "future_kl": tokens.future_kl,
             "raw_weight": tokens.raw_weight,
             "weight": tokens.weight,
             "entropy": result.entropy,
-            "advantages": per_token("advantages", inputs["advantages"], mask, None),
+            "advantages": credit.advantages,
         }
         arrays = {name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items()}
-        return arrays | {"trained": mask.cpu().numpy(), "flags": flags_of(tokens, mask).cpu().numpy()}
+        return arrays | {"trained": credit.mask.cpu().numpy(), "flags": flags_of(tokens, credit.mask).cpu().numpy()}
 
-    def _trace(
-        self,
-        row: int,
-        columns: dict[str, Any],
-        inputs: dict[str, Any],
-        result: StreamingOutput,
-        rollout: int,
-        update: int,
-    ) -> Trace:
+    def _trace(self, row: int, columns: dict[str, Any], credit: Credit) -> Trace:
+        inputs = credit.inputs
         written = inputs["completion_ids"][row].ne(self.tokenizer.pad_token_id)
         length = int(inputs["completion_mask"][row].sum()) or int(written.sum())
         ids = inputs["completion_ids"][row, :length].cpu().numpy().astype("int32")
@@ -112,16 +95,16 @@ class TraceWriter:
         rewards = zip(self.reward_names, inputs["rewards_by_name"][row].tolist(), strict=True)
         return Trace(
             run=self.run.name,
-            rollout=rollout,
-            update=update,
-            group=sample // self.group_size,
+            rollout=credit.rollout,
+            update=credit.update,
+            group=sample // self.config.num_generations,
             sample=sample,
             prompt=self.tokenizer.decode(prompt),
             token_ids=ids,
             token_bytes=[self.bytes_of(int(index)) for index in ids],
             reward=float(inputs["reward_total"][row]),
             rewards=dict(rewards),
-            dropped=bool(result.tokens.dropped[row]),
+            dropped=bool(credit.tokens.dropped[row]),
             truncated=not ended,
             stop_reason="stop" if ended else "length",
             **{name: values[row, :length] for name, values in columns.items()},
@@ -132,22 +115,22 @@ def _prefix(rollout: int) -> str:
     return f"rollout_{rollout:06d}_"
 
 
-class PagesForTrackers(TrainerCallback):
-    """After the last update of a traced rollout, logs its credit as a page where W&B or Trackio track the run."""
+class ReportsForTrackers(TrainerCallback):
+    """After the last update of a traced rollout, logs its credit as a report where W&B or Trackio track the run."""
 
     def __init__(self, traces: TraceWriter) -> None:
         self.traces = traces
 
     def on_step_end(self, args: FIPOConfig, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         rollout, update = divmod(state.global_step - 1, args.updates_per_rollout)
-        trackers = [import_module(name) for name in TRACKERS_WITH_PAGES if name in args.report_to]
+        trackers = [import_module(name) for name in TRACKERS_WITH_HTML if name in args.report_to]
         ended = update == args.updates_per_rollout - 1
         if not (trackers and ended and self.traces.due(rollout) and state.is_world_process_zero):
             return
         try:
-            page = self.traces.page(rollout)
+            report = self.traces.report(rollout)
         except (DataError, OSError) as error:  # with several machines, the traced samples may lie on another
-            logger.warning(f"No page was logged: {error}")
+            logger.warning(f"No report was logged: {error}")
             return
         for tracker in trackers:
-            tracker.log({PAGE: tracker.Html(page, inject=False), "train/global_step": state.global_step})
+            tracker.log({REPORT: tracker.Html(report, inject=False), "train/global_step": state.global_step})

@@ -9,37 +9,57 @@ from accelerate.utils import is_peft_model
 from torch import Tensor
 from transformers.utils import logging
 
-from fipo.core import StreamingOutput, fipo_loss, streaming_fipo_loss
+from fipo.core import LMHead, Objective, StreamingOutput, TokenBatch, streaming_loss
 from fipo.core.control import control_weights
-from fipo.core.layout import per_token
-from fipo.core.objective import TokenBatch, reference_kl, token_objective
+from fipo.core.logged import NOISE_LIMIT, noise_warning
+from fipo.core.objective import reference_kl
 from fipo.trainer.config import FIPOConfig
+from fipo.trainer.contract import MODEL_INPUTS
+from fipo.trainer.credit import Credit, Observer
 from fipo.trainer.credit_metrics import CreditMetrics
-from fipo.trainer.scored_rollouts import RolloutExtras
+from fipo.trainer.dynamic_sampling import DynamicSampling
 from fipo.trainer.streaming_forward import add_streaming_head, check_head
-from fipo.trainer.tracing import PagesForTrackers, TraceWriter
+from fipo.trainer.tracing import ReportsForTrackers, TraceWriter
 
 logger = logging.get_logger(__name__)
 
-NOISE_LIMIT = 0.01  # a weight moved by more than this by noise alone is worth a warning
-MODEL_INPUTS = (  # what TRL passes on to multimodal models
-    *("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles"),
-    *("image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids"),
+NOISE_CAUSES = (
+    "usual causes are log-probs of the rollout engine as π_old, logits rounded to bfloat16 (fipo_streaming: false), "
+    "dropout, or another temperature or top-p in sampling than in scoring"
 )
 
 
-class FIPOTrainer(RolloutExtras):
+PAPER = """\
+@misc{ma2026fipo,
+    title  = {FIPO: Eliciting Deep Reasoning with Future-KL Influenced Policy Optimization},
+    author = {Ma, Chiyu and Yang, Shuo and Huang, Kexin and Lu, Jinda and Meng, Haoming and Wang, Shangshang and
+              Ding, Bolin and Vosoughi, Soroush and Wang, Guoyin and Zhou, Jingren},
+    year   = {2026},
+    eprint = {arXiv:2603.19835},
+}"""
+
+
+class FIPOTrainer(DynamicSampling):
     """Trains with FIPO; everything but the loss is TRL's GRPOTrainer, whose arguments it takes.
 
     With the weights neutral (both clip ratios 0) and no sequence dropped, loss and gradient equal those of GRPOTrainer
-    with the same `loss_type` and `delta`. Two layers lie between: `ExactResume` makes checkpoints atomic and resuming
-    exact, `RolloutExtras` adds dynamic sampling, the treatment of failed rewards, and length percentiles.
+    with the same `loss_type` and `delta`. Three layers lie between: `ExactResume` makes checkpoints atomic and resuming
+    exact, `ScoredRollouts` treats failed rewards and measures lengths, `DynamicSampling` replaces groups of equal
+    rewards.
+
+    `observers` are called with a Credit after every micro-batch; append your own to see what the loss computed.
     """
 
     args: FIPOConfig
     entropy_coef: float
     _entropy_window_stats: Tensor | None
-    _tag_names = ["trl", "fipo"]  # noqa: RUF012 - TRL's attribute
+    _tag_names = ["trl", "fipo"]  # noqa: RUF012 - TRL's attribute, like the two that follow
+    _name = "FIPO"
+    _paper = {  # noqa: RUF012
+        "title": "FIPO: Eliciting Deep Reasoning with Future-KL Influenced Policy Optimization",
+        "id": "2603.19835",
+        "citation": PAPER,
+    }
 
     def __init__(self, model: Any, reward_funcs: Any, args: FIPOConfig | None = None, **kwargs: Any) -> None:
         args = FIPOConfig() if args is None else args
@@ -48,21 +68,12 @@ class FIPOTrainer(RolloutExtras):
         super().__init__(model, reward_funcs, args=args, **kwargs)
         self.params = args.fipo_params
         extra = ("entropy", "fipo/length_weighted_advantage") + (("kl",) if self.beta else ())
-        self._credit = {mode: CreditMetrics(args.updates_per_rollout, extra) for mode in ("train", "eval")}
+        self.credit_metrics = {mode: CreditMetrics(args.updates_per_rollout, extra) for mode in ("train", "eval")}
         self._warned_of_noise = False
-        self._traces = TraceWriter(
-            Path(args.output_dir),
-            self._tokenizer,
-            self.params,
-            self.reward_func_names,
-            every=args.fipo_trace_every,
-            samples=args.fipo_trace_samples,
-            group_size=self.num_generations,
-            rank=self.accelerator.process_index,
-            eos_token_ids=set(self.eos_token_ids),
-            control=args.fipo_control,
-        )
-        self.add_callback(PagesForTrackers(self._traces))
+        rank, eos = self.accelerator.process_index, set(self.eos_token_ids)
+        self.traces = TraceWriter(Path(args.output_dir), self._tokenizer, args, self.reward_func_names, rank, eos)
+        self.observers: list[Observer] = [self._count, self.traces]
+        self.add_callback(ReportsForTrackers(self.traces))
         if args.fipo_streaming:
             self._add_streaming_heads()
 
@@ -87,22 +98,19 @@ class FIPOTrainer(RolloutExtras):
             loss = loss + self.router_aux_loss_coef * aux_loss / self._accumulation
         if self._entropy_bonus_enabled and self.model.training:
             self._steer_entropy(result.entropy, bonus_mask)
-        self._record(result, inputs, mask)
+        self._observe(result, inputs, mask)
         return loss
 
     def _one_pass(
         self, model: torch.nn.Module, inputs: dict[str, Any], mask: Tensor
     ) -> tuple[StreamingOutput, Tensor, Tensor | None]:
-        """The loss by `streaming_fipo_loss`, inside the model's forward."""
-        terms: dict[str, Any] = {**self._token_batch(inputs, mask, mask).given(), **self._loss_options}
-        length = mask.shape[1]
+        """The loss by `streaming_loss`, inside the model's forward."""
+        batch, length = self._token_batch(inputs, mask, mask), mask.shape[1]
         results = []
 
-        def streaming(hidden: Tensor, weight: Tensor, **head: Any) -> StreamingOutput:
+        def streaming(hidden: Tensor, head: LMHead) -> StreamingOutput:
             targets = inputs["completion_ids"]
-            results.append(
-                streaming_fipo_loss(hidden[:, -length:], weight, targets, **terms, **self._kl_options, **head)
-            )
+            results.append(streaming_loss(hidden[:, -length:], head, targets, batch, self._objective))
             return results[0]
 
         def forward(**model_inputs: Any) -> Any:
@@ -116,7 +124,11 @@ class FIPOTrainer(RolloutExtras):
     def _from_logps(
         self, model: torch.nn.Module, inputs: dict[str, Any], mask: Tensor
     ) -> tuple[StreamingOutput, Tensor, Tensor | None]:
-        """The same loss from log-probs by TRL's fused head. What must see whole sequences first works only here."""
+        """The same loss from log-probs by TRL's fused head. What must see whole sequences first works only here.
+
+        Weighing the advantages and leaving the rest to TRL would be shorter, but a dropped sequence's policy loss
+        would stay in.
+        """
         logps, entropy, aux_loss = self._score(model, inputs)
         factor, bonus_mask = None, mask
         if self.off_policy_mask_threshold is not None:
@@ -132,12 +144,12 @@ class FIPOTrainer(RolloutExtras):
             bonus_mask = mask & self.get_high_entropy_mask(entropy, mask.long(), 1 - self.top_entropy_quantile)
             factor = bonus_mask if factor is None else factor * bonus_mask
         batch = self._token_batch(inputs, mask, bonus_mask, factor)
-        out = fipo_loss(logps, batch.old_logps, batch.advantages, mask, **self._loss_options)
+        out = self._objective.credit(logps, batch)
         if self.args.fipo_control is not None:
             step = self._step * self.accelerator.num_processes + self.accelerator.process_index
             generator = torch.Generator().manual_seed(self.args.seed + step)  # a resumed run shuffles alike
             out = control_weights(out, mask, self.args.fipo_control, generator)
-        loss = token_objective(out, logps, entropy, batch, **self._kl_options).sum()
+        loss = self._objective.loss(out, logps, entropy, batch)
         return StreamingOutput(loss, out, logps.detach(), entropy.detach()), bonus_mask, aux_loss
 
     @property
@@ -150,12 +162,14 @@ class FIPOTrainer(RolloutExtras):
         return self._step // self.args.gradient_accumulation_steps % self.args.updates_per_rollout
 
     @property
-    def _loss_options(self) -> dict[str, Any]:
-        return {"params": self.params, "epsilon_low": self.epsilon_low, "epsilon_high": self.epsilon_high}
-
-    @property
-    def _kl_options(self) -> dict[str, Any]:
-        return {"beta": self.beta, "unbiased_kl": self.args.use_bias_correction_kl}
+    def _objective(self) -> Objective:
+        return Objective(
+            params=self.params,
+            epsilon_low=self.epsilon_low,
+            epsilon_high=self.epsilon_high,
+            beta=self.beta,
+            unbiased_kl=self.args.use_bias_correction_kl,
+        )
 
     def _score(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Log-probs and entropies (B, T) of the completion tokens, and the router's auxiliary loss."""
@@ -183,7 +197,7 @@ class FIPOTrainer(RolloutExtras):
             bonus = bonus / (bonus_mask.sum().clamp(min=1.0) * self._accumulation)
         return TokenBatch(
             old_logps=inputs["old_per_token_logps"],
-            advantages=per_token("advantages", inputs["advantages"], mask, None),
+            advantages=inputs["advantages"],
             loss_mask=mask,
             ref_logps=inputs["ref_per_token_logps"] if self.beta else None,
             importance_weights=None if factor is None else factor.expand(mask.shape),
@@ -233,31 +247,30 @@ class FIPOTrainer(RolloutExtras):
         self._metrics["train"]["entropy_coef"].append(self.entropy_coef)
 
     @torch.no_grad()
-    def _record(self, result: StreamingOutput, inputs: dict[str, Any], mask: Tensor) -> None:
-        advantages = per_token("advantages", inputs["advantages"], mask, None)
-        extra = {"entropy": result.entropy, "fipo/length_weighted_advantage": advantages}
+    def _observe(self, result: StreamingOutput, inputs: dict[str, Any], mask: Tensor) -> None:
+        rollout, micro_batch = divmod(self._step, self.args.steps_per_generation * self.num_iterations)
+        training = self.model.training
+        credit = Credit(result, inputs, mask, training, rollout, micro_batch, self.update_index if training else 0)
+        for observer in self.observers:
+            observer(credit)
+
+    def _count(self, credit: Credit) -> None:
+        """The observer behind the metrics."""
+        extra = {"entropy": credit.result.entropy, "fipo/length_weighted_advantage": credit.advantages}
         if self.beta:
-            old_logps = inputs["old_per_token_logps"] if self.args.use_bias_correction_kl else None
-            extra["kl"] = reference_kl(result.logps, inputs["ref_per_token_logps"], old_logps)
-        self._credit[self._mode].add(result.tokens, mask, self.update_index if self.model.training else 0, **extra)
-        rollout, step = divmod(self._step, self.args.steps_per_generation * self.num_iterations)
-        if self.model.training and self._traces.due(rollout) and "sample_index" in inputs:  # not a batch made by hand
-            self._traces.write(result, inputs, mask, rollout=rollout, step=step, update=self.update_index)
+            old_logps = credit.inputs["old_per_token_logps"] if self.args.use_bias_correction_kl else None
+            extra["kl"] = reference_kl(credit.result.logps, credit.inputs["ref_per_token_logps"], old_logps)
+        self.credit_metrics[self._mode].add(credit.tokens, credit.mask, credit.update, **extra)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = self._mode
-        for name, value in self._credit[mode].reduce(self.accelerator).items():
+        for name, value in self.credit_metrics[mode].reduce(self.accelerator).items():
             self._metrics[mode][name] = [value]
         if mode == "train":
             self._warn_of_noise(self._metrics[mode].get("fipo/noise_weight_shift", [0.0])[0])
         super().log(logs, start_time)
 
-    def _warn_of_noise(self, weight_shift: float) -> None:
-        if weight_shift > NOISE_LIMIT and not self._warned_of_noise:
+    def _warn_of_noise(self, shift: float) -> None:
+        if shift > NOISE_LIMIT and not self._warned_of_noise:
             self._warned_of_noise = True
-            logger.warning(
-                f"Noise floor: at the first update after a rollout log-ratios must be 0, but they move the weights by "
-                f"{weight_shift:.1%} on average. Usual causes: log-probs of the rollout engine as π_old, logits "
-                "rounded to bfloat16 (fipo_streaming: false), dropout, or another temperature or top-p in sampling "
-                "than in scoring."
-            )
+            logger.warning(noise_warning(shift, NOISE_CAUSES))

@@ -1,4 +1,4 @@
-"""One random batch, and what FIPO gives it by the naive implementation: the trainer and every engine's plugin are held to it.
+"""One random batch, and what the naive FIPO gives it: the trainer and every engine's plugin are held to that.
 
 The batch is told by its log-ratios. An engine scores with a model of its own; π_old is that minus them.
 """

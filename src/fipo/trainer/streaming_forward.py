@@ -1,8 +1,8 @@
 """The streaming loss inside a transformers model's own `forward`, so that DDP, FSDP and DeepSpeed see an ordinary call.
 
 TRL gives the model a `forward(labels=…, fused_lm_head=True)` that returns log-probs. `add_streaming_head` puts another
-one over it: without gradient it scores with `streaming_logps`, and with `streaming=…`, a StreamingLoss, it computes the loss
-and its gradients in one pass.
+one over it: without gradient it scores with `streaming_logps`, and with `streaming=…`, a StreamingLoss, it computes
+the loss and its gradients in one pass.
 """
 
 import functools

@@ -30,7 +30,7 @@ from slime.backends.megatron_utils import loss as slime_loss
 from slime.backends.megatron_utils.cp_utils import all_gather_with_cp, get_sum_of_sample_mean
 from support import one_truth
 
-from fipo.engines.slime import fipo_loss_function, token_credit
+from fipo.engines.slime import before_train_step, fipo_loss_function, token_credit
 
 WHOLE = [list(range(len(LENGTHS)))]
 ONE_BY_ONE = [[i] for i in range(len(LENGTHS))]  # some ranks then have no response token at all
@@ -53,6 +53,7 @@ COMPARED = ("whole", "cp2")  # with slime's own policy loss
 def update(args, batches, model):
     """One optimizer step's loss, gradient and metrics, as slime and Megatron put them together from all ranks."""
     totals, loss_sum = 0, 0
+    before_train_step(args, 0, 0)
     for batch in batches:
         logits = model[local_tokens(batch["unconcat_tokens"], args.allgather_cp)][None]
         loss, _, log = slime_loss.loss_function(args, batch, len(batches), len(set(ROLLOUTS)), logits)
@@ -97,21 +98,26 @@ def credit(args, chosen, model):
     return [[all_gather_with_cp(*v).detach() for v in zip(side, *lengths, strict=True)] for side in (local, weight)]
 
 
-def truth(allgather):
+def truth(allgather, regularized):
     """What the batch that all engines share gets: loss and gradient of one update, and the weights."""
-    knobs = {f"fipo_{name}": value for name, value in asdict(one_truth.PARAMS).items()}
-    args = arguments(allgather_cp=allgather, calculate_per_token_loss=True, **knobs)
+    options = {f"fipo_{name}": value for name, value in asdict(one_truth.PARAMS).items()}
+    if regularized:
+        options |= {"use_kl_loss": True, "kl_loss_type": "k3", "kl_loss_coef": one_truth.BETA}
+        options |= {"entropy_coef": one_truth.ENTROPY_COEF}
+    args = arguments(allgather_cp=allgather, calculate_per_token_loss=True, **options)
     model, chosen = table(), shared_samples()
     scores, _ = credit(args, chosen, model)
-    for sample, new, log_ratio in zip(chosen, scores, one_truth.batch()["log_ratio"], strict=True):
+    data = one_truth.batch()
+    for sample, new, log_ratio, gap in zip(chosen, scores, data["log_ratio"], data["reference_gap"], strict=True):
         sample["log_probs"] = new.double() - log_ratio  # so that rounding π_θ does not move the log-ratio
+        sample["ref_log_probs"] = new.double() + gap
     found = update(args, [micro_batch(chosen, args)], model) | {"weights": credit(args, chosen, model)[1]}
     return found | {"model": model.detach(), "tokens": [sample["unconcat_tokens"] for sample in chosen]}
 
 
 def gradient_of_the_dropped(max_dual_clipped):
-    """The largest gradient that the sample with two dual-clipped tokens, in different chunks, gets from any term."""
-    args = arguments(use_kl_loss=True, entropy_coef=0.1, fipo_max_dual_clipped=max_dual_clipped)
+    """The largest gradient that the policy loss gives the sample with two dual-clipped tokens, in different chunks."""
+    args = arguments(fipo_max_dual_clipped=max_dual_clipped)
     batch = micro_batch([samples({})[2]], args)
     logits = table().detach()[local_tokens(batch["unconcat_tokens"], False)][None].requires_grad_()
     loss, metrics = fipo_loss_function(args, batch, logits, reducer(batch))
@@ -183,7 +189,7 @@ def rank_main(folder, world, rank):
         if len(shares) == 1:
             args = arguments(allgather_cp=allgather)
             results[split, "log_probs"], results[split, "weights"] = credit(args, samples({}), table())
-            results[split, "one_truth"] = truth(allgather)
+            results[split, "one_truth"] = {regularized: truth(allgather, regularized) for regularized in (False, True)}
         results[split, "dropped"] = gradient_of_the_dropped(1)
         results[split, "not_dropped"] = gradient_of_the_dropped(2)
         if cp_size > 1 and not allgather:

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from fipo import FIPOParams, InvalidInputError, InvalidParameterError, fipo_loss
-from fipo.engines.slime import before_train_step, fipo_loss_function
-from fipo.engines.slime.arguments import KNOBS, add_arguments, check_arguments, params_of
+from fipo.engines.slime import arguments, before_train_step, fipo_loss_function
+from fipo.engines.slime.arguments import add_arguments, check_arguments, params_of
 from fipo.engines.slime.layout import chunks_of, response_edges
 from fipo.engines.slime.loss import old_log_probs
 from fipo.engines.slime.noise import HOOK_PATH, NoiseWatch, install_hook, may_be_first_update
+from fipo.params import KNOBS
 
 
 def parse(flags):
@@ -39,12 +40,23 @@ def test_every_knob_has_a_flag_that_overrides_a_preset():
         clip_high_only=False,
         safety_thresh=4.0,
         dual_clip_c=5.0,
-        chunk_size=64,
         max_dual_clipped=2,
         distance="trained",
     )
     assert params_of(parse("--fipo-preset 32b")) == FIPOParams.preset("32b")
-    assert len(KNOBS) == 9
+    assert set(vars(parse(""))) == {f"fipo_{name}" for name in ("preset", "chunk_size", *KNOBS)}
+
+
+def test_the_scans_block_is_accepted_with_one_word(caplog, monkeypatch):
+    """Pull request 1801's command lines set it."""
+    monkeypatch.setattr(arguments, "_told", set())
+    assert params_of(parse("--fipo-chunk-size 64")) == FIPOParams()
+    sizes = {"rollout_batch_size": 32, "n_samples_per_prompt": 16, "global_batch_size": 64}
+    args = Namespace(fipo_decay_rate=32.0, fipo_chunk_size=128, use_tis=False, use_rollout_logprobs=False, **sizes)
+    for _ in range(2):
+        assert check_arguments(args) == FIPOParams()
+    (record,) = caplog.records
+    assert record.message == "--fipo-chunk-size has no effect: fipo chooses it itself."
 
 
 def test_raw_flags_on_stock_train_py_fail_at_the_first_loss():
@@ -65,7 +77,7 @@ def test_yaml_numbers():
         ({"fipo_clip_high": 0.28}, "fipo_clip_high is set, but must be one of"),
         ({"fipo_decay_rate": "fast"}, "fipo_decay_rate is 'fast', but must be a number"),
         ({"fipo_clip_high_only": "false"}, "fipo_clip_high_only is 'false', but must be true or false"),
-        ({"fipo_chunk_size": 128.5}, "fipo_chunk_size is 128.5, but must be a whole number"),
+        ({"fipo_max_dual_clipped": 1.5}, "fipo_max_dual_clipped is 1.5, but must be a whole number"),
         ({"fipo_dual_clip_c": True}, "fipo_dual_clip_c is True"),
         ({"fipo_preset": "14b"}, "preset is '14b'"),
         ({"fipo_clip_ratio_low": 1.5}, "clip_ratio_low is 1.5"),

@@ -79,7 +79,7 @@ def test_the_command_of_pull_request_1801(tmp_path):
     knobs = {name: value for name, value in given.items() if name.startswith("fipo_") and value is not None}
     assert knobs == {
         "fipo_decay_rate": 32.0,
-        "fipo_chunk_size": 128,
+        "fipo_chunk_size": "128",
         "fipo_clip_ratio_low": 0.2,
         "fipo_clip_ratio_high": 0.28,
         "fipo_clip_high_only": True,

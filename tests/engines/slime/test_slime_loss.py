@@ -84,13 +84,31 @@ def test_weights_are_those_of_the_padded_batch(runs, split):
         torch.testing.assert_close(weight, out.weight[row, : len(weight)], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("regularized", [False, True])
 @pytest.mark.parametrize("split", ["whole", "cp2", "cp2_allgather", "cp4"])
-def test_the_batch_that_all_engines_share(runs, split):
-    found = runs[0][split, "one_truth"]
-    one_truth.assert_same_credit(torch.stack(found["weights"]), found["loss"])
+def test_the_batch_that_all_engines_share(runs, split, regularized):
+    """With a KL and an entropy bonus, those of its dropped sequence stay in."""
+    found = runs[0][split, "one_truth"][regularized]
     model = found["model"].requires_grad_()
-    rows = [model[t[:-1]].log_softmax(-1).gather(-1, t[1:, None])[-one_truth.TOKENS :, 0] for t in found["tokens"]]
-    one_truth.assert_same_gradients([found["gradient"]], torch.stack(rows), [model])
+    every = [model[t[:-1]].log_softmax(-1)[-one_truth.TOKENS :] for t in found["tokens"]]
+    logps = [e.gather(-1, t[-one_truth.TOKENS :, None])[:, 0] for e, t in zip(every, found["tokens"], strict=True)]
+    entropy = torch.stack([-(e.exp() * e).sum(-1) for e in every]) if regularized else None
+    detached = None if entropy is None else entropy.detach()
+    one_truth.assert_same_credit(torch.stack(found["weights"]), found["loss"], detached)
+    one_truth.assert_same_gradients([found["gradient"]], torch.stack(logps), [model], entropy)
+
+
+@pytest.mark.parametrize("option", ["plain", "per_token", "recompute", "high_only"])
+@pytest.mark.parametrize("split", ["whole", *SPLITS])
+def test_least_and_greatest_weight_are_exact(runs, split, option):
+    """Through slime's logger, which can only sum; pull request 1801's depend on the split."""
+    samples, metrics = runs[0]["samples"], runs[0][split, option, "fipo"]["metrics"]
+    columns = [runs[0]["whole", "log_probs"], *([s[name] for s in samples] for name in ("log_probs", "advantages"))]
+    mask = pad_sequence([sample["loss_masks"].bool() for sample in samples], batch_first=True)
+    params = FIPOParams(**runs[0]["knobs"], clip_high_only=option == "high_only")
+    out = fipo_loss(*(pad_sequence(c, batch_first=True) for c in columns), mask, params)
+    expected = (out.weight[mask].min().item(), out.weight[mask].max().item())
+    assert (metrics["fipo/weight_min"], metrics["fipo/weight_max"]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_pull_request_1801_crashes_under_context_parallelism(runs):
@@ -140,7 +158,8 @@ def test_metrics_have_the_names_of_slime_and_of_every_engine(runs):
     names = list(runs[0]["whole", "rollout_logprobs", "fipo"]["metrics"])
     slimes = ["loss", "pg_loss", "entropy_loss", "pg_clipfrac", "ppo_kl", "train_rollout_logprob_abs_diff"]
     noise = ["fipo/noise_floor", "fipo/noise_weight_shift"]
-    assert names == [*slimes, *TOKEN_MEANS, "fipo/dropped_sequences", *noise]
+    extremes = ["fipo/weight_min", "fipo/weight_max"]
+    assert names == [*slimes, *TOKEN_MEANS, "fipo/dropped_sequences", *noise, *extremes]
 
 
 def test_the_importer_finds_the_weights_in_slimes_dump(runs):

@@ -1,32 +1,39 @@
 """The flags --fipo-…, what they mean, and which of slime's own flags they cannot go with."""
 
 import argparse
-from dataclasses import fields
-from typing import Any, get_args
+import logging
+from contextlib import suppress
+from typing import Any
 
 from fipo.errors import InvalidParameterError
-from fipo.params import PRESETS, Distance, FIPOParams
+from fipo.params import FORMER_KNOBS, KNOBS, PRESETS, FIPOParams
+
+logger = logging.getLogger(__name__)
 
 LOSS_PATH = "fipo.engines.slime.fipo_loss_function"
-KNOBS = {field.name: field.default for field in fields(FIPOParams)}
 OF_THE_HOOK = ("update_index", "next_hook_path")  # what noise.py keeps in the namespace, as fipo_…
-WORDS = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}
 OTHER_LOSSES = ("gspo", "cispo")  # advantage estimators that in slime stand for a policy loss of their own
+_told: set[str] = set()  # settings without effect that were warned about in this process
+
+
+def flag_of(name: str) -> str:
+    """--fipo-decay-rate for decay_rate."""
+    return f"--fipo-{name.replace('_', '-')}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Adds --fipo-preset and a flag for every field of FIPOParams; one that is not given is None in the namespace."""
-    group = parser.add_argument_group("FIPO", "fipo.FIPOParams documents the knobs.")
+    group = parser.add_argument_group("FIPO", "fipo.FIPOParams documents them.")
     group.add_argument(
         "--fipo-preset", choices=sorted(PRESETS), default=None, help="The paper's settings; the other flags override."
     )
-    for name, default in KNOBS.items():
-        how: dict[str, Any] = {"type": type(default), "help": f"Default {default}."}
-        if isinstance(default, bool):
+    for name, knob in KNOBS.items():
+        how: dict[str, Any] = {"type": type(knob.default), "choices": knob.choices or None}
+        if isinstance(knob.default, bool):
             how = {"action": argparse.BooleanOptionalAction}
-        elif name == "distance":
-            how["choices"] = get_args(Distance)
-        group.add_argument(f"--fipo-{name.replace('_', '-')}", default=None, **how)
+        group.add_argument(flag_of(name), default=None, help=f"{knob.help} Default {knob.default}.", **how)
+    for name in FORMER_KNOBS:
+        group.add_argument(flag_of(name), default=None, help="Has no effect; accepted for older command lines.")
     return parser
 
 
@@ -39,17 +46,17 @@ def params_of(args: argparse.Namespace) -> FIPOParams:
     given = {name.removeprefix("fipo_"): value for name, value in vars(args).items() if name.startswith("fipo_")}
     if not {"decay_rate", "preset"} & given.keys():
         raise InvalidParameterError(
-            "args.fipo_decay_rate is missing, but FIPO needs its knobs: slime's train.py ignores --fipo-… flags "
+            "args.fipo_decay_rate is missing, but FIPO needs its settings: slime's train.py ignores --fipo-… flags "
             "without a word; start with `python -m fipo.engines.slime train.py …`, or put fipo_decay_rate and the "
-            "other knobs into the YAML file of --custom-config-path."
+            "others into the YAML file of --custom-config-path."
         )
-    unknown = sorted(given.keys() - KNOBS.keys() - {"preset", *OF_THE_HOOK})
+    unknown = sorted(given.keys() - {*KNOBS, *FORMER_KNOBS, "preset", *OF_THE_HOOK})
     if unknown:
         raise InvalidParameterError(
             f"fipo_{unknown[0]} is set, but must be one of {', '.join(f'fipo_{name}' for name in ('preset', *KNOBS))}; "
             "correct the name."
         )
-    chosen = {name: _typed(name, given[name]) for name in KNOBS if given.get(name) is not None}
+    chosen = {name: _checked(name, given[name]) for name in KNOBS if given.get(name) is not None}
     return FIPOParams.preset(given["preset"], **chosen) if given.get("preset") else FIPOParams(**chosen)
 
 
@@ -78,7 +85,16 @@ def check_arguments(args: argparse.Namespace) -> FIPOParams:
             "the dual clip; drop --eps-clip-c."
         )
     _check_updates(args)
+    if getattr(args, "global_batch_size", None) is not None:  # slime's whole namespace
+        _warn_of_former_knobs(args)
     return params
+
+
+def _warn_of_former_knobs(args: argparse.Namespace) -> None:
+    for name in FORMER_KNOBS:
+        if getattr(args, f"fipo_{name}", None) is not None and name not in _told:
+            _told.add(name)
+            logger.warning(f"{flag_of(name)} has no effect: fipo chooses it itself.")
 
 
 def _check_updates(args: argparse.Namespace) -> None:
@@ -99,15 +115,9 @@ def _check_updates(args: argparse.Namespace) -> None:
         )
 
 
-def _typed(name: str, value: Any) -> Any:
-    """To the type of the knob: YAML reads `1e3` as a string and `32` as an int."""
-    wanted = type(KNOBS[name])
-    try:
-        right = wanted(value) if wanted is float and not isinstance(value, bool) else value
-    except (TypeError, ValueError):
-        right = value
-    if type(right) is not wanted:
-        raise InvalidParameterError(
-            f"fipo_{name} is {value!r}, but must be {WORDS[wanted]}, like {KNOBS[name]!r}; change it."
-        )
-    return right
+def _checked(name: str, value: Any) -> Any:
+    """YAML reads `1e3` as a string; everything else must have the knob's type."""
+    if isinstance(value, str) and isinstance(KNOBS[name].default, float):
+        with suppress(ValueError):  # what is no number is named by the check
+            value = float(value)
+    return KNOBS[name].checked(f"fipo_{name}", value)

@@ -18,17 +18,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from fipo.engines.slime.arguments import KNOBS, LOSS_PATH, add_arguments, check_arguments
+from fipo.engines.slime.arguments import LOSS_PATH, add_arguments, check_arguments, flag_of
 from fipo.engines.slime.contract import check_sources, unsupported
 from fipo.engines.slime.noise import install_hook
 from fipo.errors import FIPOError, InvalidParameterError
+from fipo.params import KNOBS
 
 USAGE = """\
 python -m fipo.engines.slime [train.py|train_async.py] <slime's own flags> --loss-type fipo_loss [--fipo-… flags]
 
 train.py is slime's own, found beside its package; a path to a script of yours that calls slime's parse_args works too.
 """
-FLAGS = ("preset", *KNOBS)
+FLAGS = [flag_of(name) for name in ("preset", *KNOBS)]
 SWITCHES = ("--fipo-clip-high-only", "--no-fipo-clip-high-only")
 
 
@@ -154,9 +155,8 @@ def _check_loss(args: Namespace) -> None:
 
 
 def _nearest(flag: str) -> str:
-    flags = [f"--fipo-{name.replace('_', '-')}" for name in FLAGS]
-    found = difflib.get_close_matches(flag.split("=")[0], flags, n=1)
-    return f"did you mean {found[0]}?" if found else f"they are {', '.join(flags)}."
+    found = difflib.get_close_matches(flag.split("=")[0], FLAGS, n=1)
+    return f"did you mean {found[0]}?" if found else f"they are {', '.join(FLAGS)}."
 
 
 def _fail(error: FIPOError) -> int:

@@ -1,8 +1,8 @@
 """The custom loss function: slime's policy loss with FIPO's credit in place of PPO's clipped objective.
 
 Around `fipo_loss` stand the terms of slime's own policy loss, computed by slime's own functions and reduced by slime's
-own reducers, so that every option of slime means what it means there. A dropped sequence gives no policy loss, no KL
-and no entropy bonus; it stays in every denominator.
+own reducers, so that every option of slime means what it means there. A dropped sequence gives no policy loss; its KL
+and its entropy bonus stay, and it stays in every denominator.
 """
 
 from argparse import Namespace
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from fipo.core.context_parallel import context_parallel_fipo_loss
-from fipo.core.logged import TOKEN_MEANS
+from fipo.core.logged import DROPPED_SEQUENCES, FIRST_UPDATE_MEANS, TOKEN_MEANS
 from fipo.core.loss import FIPOOutput, fipo_loss
 from fipo.engines.slime.arguments import check_arguments, params_of
 from fipo.engines.slime.contract import slime_function
 from fipo.engines.slime.layout import chunks_of
-from fipo.engines.slime.noise import NoiseWatch, may_be_first_update
+from fipo.engines.slime.noise import EXTREMES, NoiseWatch, knows_updates, may_be_first_update
 from fipo.errors import InvalidInputError
 
 Batch = dict[str, Any]
@@ -54,10 +54,11 @@ def fipo_loss_function(
     policy, masks, metrics = _policy(args, batch, out, log_probs, old, sum_of_sample_mean)
     reduce = sum_of_sample_mean if masks is batch["loss_masks"] else _reducer(args, batch, masks)
     pg_loss = _policy_reducer(args, batch, masks, reduce)(torch.where(out.kept, policy, 0))
-    entropy_loss = reduce(torch.where(out.kept, torch.cat(entropy), 0))
+    trained = _trained(batch)
+    entropy_loss = reduce(torch.where(trained, torch.cat(entropy), 0))
     loss = pg_loss - args.entropy_coef * entropy_loss
     if args.use_kl_loss:
-        kl_loss = reduce(_reference_kl(args, batch, torch.cat(log_probs), torch.cat(old), out.kept))
+        kl_loss = reduce(_reference_kl(args, batch, torch.cat(log_probs), torch.cat(old), trained))
         loss = loss + args.kl_loss_coef * kl_loss
         metrics = {"kl_loss": kl_loss} | metrics
     if out.loss.numel() == 0:  # a rank without response tokens still has to take part in the backward pass
@@ -74,7 +75,7 @@ def fipo_loss_function(
         "pg_clipfrac": reduce((out.clipped_low | out.clipped_high).to(out.weight.dtype)),
         "ppo_kl": reduce(-out.log_ratio),
         **metrics,
-        **_credit_metrics(args, out, sum_of_sample_mean),
+        **_credit_metrics(args, batch, out, sum_of_sample_mean),
     }
     return loss, {name: value.detach().clone() for name, value in metrics.items()}
 
@@ -91,15 +92,13 @@ def token_credit(args: Namespace, batch: Batch, log_probs: list[Tensor]) -> FIPO
     """
     params = params_of(args)
     mpu = slime_function("mpu")
-    lengths = (batch["total_lengths"], batch["response_lengths"])
-    here = slime_function("slice_log_prob_with_cp")
-    masks = [here(mask, *length) for mask, *length in zip(batch["loss_masks"], *lengths, strict=True)]
-    columns = (log_probs, old_log_probs(args, batch), batch["advantages"], masks)
-    logps, old_logps, advantages, mask = (torch.cat(column) for column in columns)
+    columns = (log_probs, old_log_probs(args, batch), batch["advantages"])
+    logps, old_logps, advantages = (torch.cat(column) for column in columns)
+    mask = _trained(batch)
     clip = {"epsilon_low": args.eps_clip, "epsilon_high": args.eps_clip_high}
     cp_size = mpu.get_context_parallel_world_size()
     if cp_size == 1:
-        boundaries = torch.tensor([0, *lengths[1]], device=logps.device).cumsum(0)
+        boundaries = torch.tensor([0, *batch["response_lengths"]], device=logps.device).cumsum(0)
         return fipo_loss(logps, old_logps, advantages, mask, params, cu_seqlens=boundaries, **clip)
     chunks = chunks_of(batch, params.distance, log_probs, mpu.get_context_parallel_rank(), cp_size)
     group = mpu.get_context_parallel_group()
@@ -119,6 +118,13 @@ def old_log_probs(args: Namespace, batch: Batch) -> list[Tensor]:
             )
         )
     return list(batch[name])
+
+
+def _trained(batch: Batch) -> Tensor:
+    """(N,) bool: which of this rank's response tokens are trained."""
+    here = slime_function("slice_log_prob_with_cp")
+    lengths = (batch["total_lengths"], batch["response_lengths"])
+    return torch.cat([here(mask, *length) for mask, *length in zip(batch["loss_masks"], *lengths, strict=True)]).bool()
 
 
 def _score(args: Namespace, batch: Batch, logits: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -202,23 +208,24 @@ def _policy_reducer(args: Namespace, batch: Batch, masks: list[Tensor], reduce: 
     return make(batch["total_lengths"], batch["response_lengths"], masks, args.calculate_per_token_loss)
 
 
-def _reference_kl(args: Namespace, batch: Batch, log_probs: Tensor, old: Tensor, kept: Tensor) -> Tensor:
-    """slime's estimate of KL(π_θ ‖ π_ref) per token, 0 where not kept; what stands there reaches no gradient."""
+def _reference_kl(args: Namespace, batch: Batch, log_probs: Tensor, old: Tensor, trained: Tensor) -> Tensor:
+    """slime's estimate of KL(π_θ ‖ π_ref) per token, 0 where not trained; what stands there reaches no gradient."""
     here = log_probs.detach()
     kl = slime_function("compute_approx_kl")(
         log_probs,
-        torch.where(kept, torch.cat(batch["ref_log_probs"]), here),
+        torch.where(trained, torch.cat(batch["ref_log_probs"]), here),
         kl_loss_type=args.kl_loss_type,
-        importance_ratio=torch.exp(log_probs - torch.where(kept, old, here)) if args.use_unbiased_kl else None,
+        importance_ratio=torch.exp(log_probs - torch.where(trained, old, here)) if args.use_unbiased_kl else None,
     )
-    return torch.where(kept, kl, 0)
+    return torch.where(trained, kl, 0)
 
 
-def _credit_metrics(args: Namespace, out: FIPOOutput, reduce: Reducer) -> dict[str, Tensor]:
-    """`fipo/…`: means over trained tokens, those of dropped sequences included."""
+def _credit_metrics(args: Namespace, batch: Batch, out: FIPOOutput, reduce: Reducer) -> dict[str, Tensor]:
+    """`fipo/…`. With --calculate-per-token-loss slime's reducers weigh a sequence by its tokens, else all alike."""
     values = {name: of(out) for name, of in TOKEN_MEANS.items()}
-    values["fipo/dropped_sequences"] = ~out.kept  # at a trained token nothing else takes `kept` away
+    values[DROPPED_SEQUENCES] = ~out.kept  # at a trained token nothing else takes `kept` away
     if may_be_first_update(args):
-        values |= {"fipo/noise_floor": out.log_ratio.abs(), "fipo/noise_weight_shift": (out.raw_weight - 1).abs()}
+        values |= {name: of(out) for name, of in FIRST_UPDATE_MEANS.items()}
         NOISE_WATCH.see(out, args)
-    return {name: reduce(value.to(out.weight.dtype)) for name, value in values.items()}
+    metrics = {name: reduce(value.to(out.weight.dtype)) for name, value in values.items()}
+    return metrics | (EXTREMES.see(args, batch, out, _trained(batch)) if knows_updates(args) else {})

@@ -1,4 +1,4 @@
-"""The noise floor: at the first update after a rollout log-ratios must be 0, so what they hold there is noise.
+"""Which update of a rollout it is, and the noise floor: at the first one log-ratios must be 0, so all else is noise.
 
 slime's custom loss function does not see which update it computes, so a hook before every update notes it in the
 namespace.
@@ -10,18 +10,21 @@ from typing import Any
 
 import torch
 
+from fipo.core.logged import FIRST_UPDATE_MEANS, NOISE_LIMIT, noise_warning
 from fipo.core.loss import FIPOOutput
 from fipo.engines.slime.contract import slime_function
+from fipo.engines.slime.extremes import WeightExtremes
 
 logger = logging.getLogger(__name__)
 
 HOOK_PATH = "fipo.engines.slime.before_train_step"
-NOISE_LIMIT = 0.01  # a weight moved by more than this by noise alone is worth a warning
+EXTREMES = WeightExtremes()  # of the update under way in this process
 
 
 def before_train_step(args: Namespace, rollout_id: int, step_id: int, *others: Any) -> None:
     """For slime's --custom-megatron-before-train-step-hook-path: notes the update, then calls the user's own hook."""
     args.fipo_update_index = step_id
+    EXTREMES.start()
     own = getattr(args, "fipo_next_hook_path", None)
     if own is not None:
         slime_function("load_function")(own)(args, rollout_id, step_id, *others)
@@ -32,6 +35,11 @@ def install_hook(args: Namespace) -> None:
     own = getattr(args, "custom_megatron_before_train_step_hook_path", None)
     args.fipo_next_hook_path = None if own == HOOK_PATH else own
     args.custom_megatron_before_train_step_hook_path = HOOK_PATH
+
+
+def knows_updates(args: Namespace) -> bool:
+    """Whether the hook is installed."""
+    return hasattr(args, "fipo_update_index")
 
 
 def may_be_first_update(args: Namespace) -> bool:
@@ -49,7 +57,8 @@ class NoiseWatch:
         if self.looked or not out.kept.any():
             return
         self.looked = True
-        shift = torch.where(out.kept, (out.raw_weight - 1).abs(), 0).sum().item() / int(out.kept.sum())
+        moved = FIRST_UPDATE_MEANS["fipo/noise_weight_shift"](out)
+        shift = torch.where(out.kept, moved, 0).sum().item() / int(out.kept.sum())
         if shift > NOISE_LIMIT:
             cause = (
                 "with --use-rollout-logprobs π_old is the rollout engine's, whose log-probs differ from the trainer's; "
@@ -57,7 +66,4 @@ class NoiseWatch:
                 if args.use_rollout_logprobs
                 else "usual causes are dropout and kernels that are not deterministic"
             )
-            logger.warning(
-                f"Noise floor: at the first update after a rollout log-ratios must be 0, but they move the weights by "
-                f"{shift:.1%} on average: {cause}."
-            )
+            logger.warning(noise_warning(shift, cause))

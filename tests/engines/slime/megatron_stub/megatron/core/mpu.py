@@ -40,6 +40,11 @@ def get_tensor_model_parallel_rank():
     return 0
 
 
+def get_data_parallel_group(with_context_parallel=False):
+    assert with_context_parallel, "the tests need no other"
+    return dist.group.WORLD
+
+
 def get_data_parallel_rank(with_context_parallel=False):
     return dist.get_rank() // (1 if with_context_parallel else get_context_parallel_world_size())
 

@@ -19,7 +19,7 @@ test-browser: .venv/installed  # needs Debian's package chromium
 	$(BIN)/pytest -m browser
 
 test-verl: $(VERL)/installed
-	$(VERL)/bin/pytest -m verl tests/engines tests/recipes
+	$(VERL)/bin/pytest -m verl tests/engines tests/recipes/test_verl_recipes.py
 	for release in $(OLDER_VERL); do PYTHONPATH=$(VERL)/verl-$$release $(VERL)/bin/pytest -m verl \
 		tests/engines/verl/test_config.py tests/engines/verl/test_loss.py || exit 1; done
 

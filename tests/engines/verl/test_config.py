@@ -16,6 +16,7 @@ from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, get_policy_loss_fn
 
 from fipo import FIPOError, FIPOParams, InvalidParameterError
 from fipo.engines.verl import FIPOPolicyLossConfig, loss, version
+from fipo.params import KNOBS
 
 pytestmark = pytest.mark.verl
 
@@ -48,11 +49,10 @@ def test_every_knob_of_the_package_can_be_set():
         "clip_high_only": True,
         "safety_thresh": 4.0,
         "dual_clip_c": 5.0,
-        "chunk_size": 64,
         "max_dual_clipped": 3,
         "distance": "trained",
     }
-    assert set(given) == {field.name for field in dataclasses.fields(FIPOParams)}
+    assert set(given) == set(KNOBS) <= {field.name for field in dataclasses.fields(FIPOPolicyLossConfig)}
     assert knobs(*(f"{name}={value}" for name, value in given.items()), clip_ratio_c=5.0) == FIPOParams(**given)
 
 
@@ -66,7 +66,7 @@ def test_the_dual_clip_is_verls_own_knob():
     assert knobs(clip_ratio_c=3.0).dual_clip_c == 3.0
     with pytest.raises(InvalidParameterError, match=r"dual_clip_c of preset 7b is 10.0, but .*clip_ratio_c is 3.0"):
         knobs("preset=7b", clip_ratio_c=3.0)
-    with pytest.raises(InvalidParameterError, match=r"dual_clip_c of policy_loss is 4, .*actor.clip_ratio_c=4\."):
+    with pytest.raises(InvalidParameterError, match=r"dual_clip_c of policy_loss is 4.0, .*actor.clip_ratio_c=4\."):
         knobs("dual_clip_c=4", clip_ratio_c=3.0)
 
 
@@ -90,7 +90,7 @@ def test_without_dead_knobs_no_warning():
     [
         (["future_kl_clip_ratio=0"], "in the authors' fork let weights range from 0 to 10"),
         (["future_kl_clip_ratio=0.2", "clip_ratio_high=0.3"], "clip_ratio_high is 0.3, but future_kl_clip_ratio"),
-        (["decay_rate=-1"], "decay_rate is -1, but must be a half-life"),
+        (["decay_rate=-1"], "decay_rate is -1, but must be a number above 0"),
         (["preset=14b"], "preset is '14b', but must be one of"),
         (["decay=32"], "unexpected keyword argument 'decay'"),
     ],

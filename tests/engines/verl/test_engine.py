@@ -67,4 +67,6 @@ def test_metrics_are_means_over_the_trained_tokens(runs, model):
     _, weights, _ = engine_batch.naive_update(model)
     metrics = runs[2]["dynamic"]["metrics"]
     assert metrics["fipo/weight_mean"] == pytest.approx(weights.mean().item(), rel=1e-6)
+    assert metrics["fipo/weight_min"] == pytest.approx(weights.min().item(), rel=1e-5)
+    assert metrics["fipo/weight_max"] == pytest.approx(weights.max().item(), rel=1e-5)
     assert metrics["fipo/weight_at_high"] == pytest.approx((weights == 1.2).double().mean().item(), rel=1e-6)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fipo.core.context_parallel import context_parallel_fipo_loss
-from fipo.core.logged import DROPPED_SEQUENCES, FIRST_UPDATE_MEANS, TOKEN_MEANS
+from fipo.core.logged import DROPPED_SEQUENCES, FIRST_UPDATE_MEANS, TOKEN_MEANS, WEIGHT_MAX, WEIGHT_MIN
 from fipo.core.loss import FIPOOutput, fipo_loss
 from fipo.engines.slime.arguments import check_arguments, params_of
 from fipo.engines.slime.contract import slime_function
@@ -24,6 +24,7 @@ from fipo.errors import InvalidInputError
 Batch = dict[str, Any]
 Reducer = Callable[[Tensor], Tensor]
 NOISE_WATCH = NoiseWatch()
+EXTREMES_OF_BATCH = "fipo_weight_extremes"  # in a micro-batch: what it has reported
 
 
 def fipo_loss_function(
@@ -228,4 +229,24 @@ def _credit_metrics(args: Namespace, batch: Batch, out: FIPOOutput, reduce: Redu
         values |= {name: of(out) for name, of in FIRST_UPDATE_MEANS.items()}
         NOISE_WATCH.see(out, args)
     metrics = {name: reduce(value.to(out.weight.dtype)) for name, value in values.items()}
-    return metrics | (EXTREMES.see(args, batch, out, _trained(batch)) if knows_updates(args) else {})
+    return metrics | (_extremes(args, batch, out) if knows_updates(args) else {})
+
+
+def _extremes(args: Namespace, batch: Batch, out: FIPOOutput) -> dict[str, Tensor]:
+    """See `fipo.core.extremes`; --recompute-loss-function asks twice."""
+    if EXTREMES_OF_BATCH not in batch:
+        mpu = slime_function("mpu")
+        part = _part_of_divisor(args, batch) / mpu.get_context_parallel_world_size()
+        group = mpu.get_data_parallel_group(with_context_parallel=True)
+        report = EXTREMES.report(out, _trained(batch), params_of(args), part, group)
+        batch[EXTREMES_OF_BATCH] = dict(zip((WEIGHT_MIN, WEIGHT_MAX), report, strict=True))
+    return batch[EXTREMES_OF_BATCH]
+
+
+def _part_of_divisor(args: Namespace, batch: Batch) -> float:
+    """What a micro-batch adds to slime's divisor: tokens with --calculate-per-token-loss, else rollouts."""
+    counts = [float(mask.sum()) for mask in batch["loss_masks"]]
+    if args.calculate_per_token_loss:
+        return sum(max(count, 1.0) for count in counts)
+    totals = [float(total) for total in batch["rollout_mask_sums"]]
+    return sum(count / total if total else 1.0 for count, total in zip(counts, totals, strict=True))

@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
+from fipo.core.extremes import SummedExtremes
 from fipo.core.logged import FIRST_UPDATE_MEANS, NOISE_LIMIT, noise_warning
 from fipo.core.loss import FIPOOutput
 from fipo.engines.slime.contract import slime_function
-from fipo.engines.slime.extremes import WeightExtremes
 
 logger = logging.getLogger(__name__)
 
 HOOK_PATH = "fipo.engines.slime.before_train_step"
-EXTREMES = WeightExtremes()  # of the update under way in this process
+EXTREMES = SummedExtremes()  # of the update under way in this process
 
 
 def before_train_step(args: Namespace, rollout_id: int, step_id: int, *others: Any) -> None:

@@ -1,16 +1,15 @@
 """FIPO's knobs in verl's configuration: `actor_rollout_ref.actor.policy_loss`."""
 
 import warnings
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from verl.workers.config import PolicyLossConfig
 
 from fipo.engines.verl import guard, registry
 from fipo.errors import InvalidParameterError
-from fipo.params import FIPOParams
+from fipo.params import FORMER_KNOBS, KNOBS, FIPOParams
 
-KNOBS = tuple(field.name for field in fields(FIPOParams))
 FORK_ALIASES = {
     "future_kl_clip_ratio": ("clip_ratio_low", "clip_ratio_high"),
     "future_kl_clip_high_only": ("clip_high_only",),
@@ -32,7 +31,7 @@ class FIPOPolicyLossConfig(PolicyLossConfig):
       the fields below, which bound the weight.
 
     The names of the authors' fork are understood: `future_kl_clip_ratio` is both bounds, `future_kl_clip_high_only` is
-    `clip_high_only`, and `loss_mode=future_kl` is `fipo`. Its four other knobs were read by nothing; they warn.
+    `clip_high_only`, and `loss_mode=future_kl` is `fipo`. Its other settings have no effect; they warn.
 
     Raises:
         InvalidParameterError: A value is out of range, two names of one knob disagree, `loss_mode` names another loss,
@@ -49,7 +48,6 @@ class FIPOPolicyLossConfig(PolicyLossConfig):
     clip_high_only: bool | None = None
     safety_thresh: float | None = None
     dual_clip_c: float | None = None
-    chunk_size: int | None = None
     max_dual_clipped: int | None = None
     distance: str | None = None
 
@@ -59,6 +57,7 @@ class FIPOPolicyLossConfig(PolicyLossConfig):
     future_kl_window: int | None = None
     future_kl_average: bool | None = None
     future_kl_filter_extreme: bool | None = None
+    chunk_size: int | None = None
 
     def __post_init__(self) -> None:
         registry.check_owner()
@@ -123,6 +122,9 @@ class FIPOPolicyLossConfig(PolicyLossConfig):
                 "them.",
                 stacklevel=2,
             )
+        for name in FORMER_KNOBS:
+            if getattr(self, name) is not None:
+                warnings.warn(f"{name} has no effect: fipo chooses it itself; remove it.", stacklevel=2)
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)  # verl freezes the fields of its configurations

@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from fipo.core.loss import FIPOOutput
+from fipo.engines.verl.metrics import rows_of_an_update
 from fipo.errors import InvalidParameterError
 
 REMEDY = (
@@ -74,16 +75,10 @@ class OneUpdateWatch:
         if self.updates_left <= 0:
             return
         moved = torch.where(out.kept, (out.raw_weight - 1).abs(), 0).sum() > STILL * out.kept.sum()
-        self.updates_left = 0 if moved else self.updates_left - len(out.loss) / _rows_of_an_update(config)
+        self.updates_left = 0 if moved else self.updates_left - len(out.loss) / rows_of_an_update(config)
         if not moved and self.updates_left <= 0:
             warnings.warn(
                 f"FIPO's weights stayed at 1 for {WATCHED_UPDATES} updates, so this run is GRPO: is there one update "
                 f"a rollout (ppo_epochs {config.ppo_epochs}), or hardly a learning rate? If the former, {REMEDY}.",
                 stacklevel=3,
             )
-
-
-def _rows_of_an_update(config: Any) -> float:
-    """On this rank. Workers of verl 0.7 fill no global_batch_info and hold this rank's rows as ppo_mini_batch_size."""
-    info = config.global_batch_info
-    return (info.get("global_batch_size") or config.ppo_mini_batch_size) / (info.get("dp_size") or 1)

@@ -10,10 +10,10 @@ from fipo.core import fipo_loss
 from fipo.engines.verl import registry
 from fipo.engines.verl.config import FIPOPolicyLossConfig
 from fipo.engines.verl.guard import OneUpdateWatch
-from fipo.engines.verl.metrics import batch_metrics
+from fipo.engines.verl.metrics import Metrics
 from fipo.errors import InvalidParameterError
 
-_watch = OneUpdateWatch()
+_watch, _metrics = OneUpdateWatch(), Metrics()
 
 
 @registry.register
@@ -28,7 +28,8 @@ def fipo_policy_loss(
 ) -> tuple[Tensor, dict[str, Any]]:
     """One micro-batch's share of FIPO's policy loss, reduced by verl's `agg_loss`.
 
-    A dropped sequence gives no loss and stays in the denominator, which verl counts before anybody knows what will be
+    A dropped sequence gives no policy loss; verl adds its KL and entropy bonus all the same. It stays in the
+    denominator, which verl counts before anybody knows what will be
     dropped: so the loss does not depend on micro-batches and ranks, and neutral weights are verl's `vanilla`.
 
     Args:
@@ -47,20 +48,20 @@ def fipo_policy_loss(
     Raises:
         InvalidParameterError: `config` is not FIPO's, or its knobs contradict each other.
     """
-    settings = _settings(config)
+    params = _settings(config).params(config.clip_ratio_c)
     out = fipo_loss(
         log_prob,
         old_log_prob,
         advantages,
         response_mask,
-        settings.params(config.clip_ratio_c),
+        params,
         epsilon_low=config.clip_ratio if config.clip_ratio_low is None else config.clip_ratio_low,
         epsilon_high=config.clip_ratio if config.clip_ratio_high is None else config.clip_ratio_high,
     )
     _watch.see(out, config)
     loss = out.loss if rollout_is_weights is None else out.loss * torch.where(out.kept, rollout_is_weights, 0)
     loss = torch.where(out.kept, loss, 0)
-    metrics = batch_metrics(out, response_mask.bool(), config.global_batch_info)
+    metrics = _metrics.of(out, response_mask.bool(), params, config)
     if not response_mask.any():  # where verl counts the tokens of this micro-batch alone, the mean would be 0/0
         return loss.sum(), metrics
     return agg_loss(

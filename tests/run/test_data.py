@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fipo import DataError
+from fipo import DataError, FIPOError
 from fipo.run.arguments import RunArguments
 from fipo.run.data import load_prompts
 from fipo.run.prompts import prompts_of
@@ -54,12 +54,12 @@ def test_procedural_task():
     [
         ("nowhere.jsonl", r"The dataset file nowhere\.jsonl does not exist"),
         ("rg:nothing", "reasoning-gym has no task 'nothing'"),
-        ("rg:chain_sum?colour=1", "reasoning-gym's chain_sum does not take"),
+        ("rg:chain_sum?colour=1", "reasoning-gym's chain_sum has no option 'colour'"),
         ("nobody/nothing", "The dataset 'nobody/nothing' with split 'train' cannot be loaded"),
     ],
 )
 def test_bad_sources(source, sentence):
-    with pytest.raises(DataError, match=sentence):
+    with pytest.raises(FIPOError, match=sentence):
         load_prompts(source)
 
 

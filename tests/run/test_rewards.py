@@ -1,13 +1,17 @@
 """Rewards by name: what they score, and that one that raises never becomes a silent 0."""
 
 import importlib
+import re
 
+import harmless
 import pytest
+from reasoning_gym.factory import DATASETS
 
 from fipo import InvalidParameterError
 from fipo.run.data import load_prompts
 from fipo.run.rewards import load_rewards
-from fipo.run.specs import Spec
+from fipo.run.safe_tasks import SAFE_TASKS
+from fipo.run.specs import Spec, typed
 
 
 def score(spec, completion, answer="83", length=10, **columns):
@@ -146,21 +150,88 @@ def test_nan_is_a_failure():
         (["nope"], "The reward 'nope' is unknown; use one of math"),
         (["python:nowhere:f"], "The reward 'python:nowhere:f' cannot be imported"),
         (["python:json:nothing"], "cannot be imported"),
-        (["exact?pattern=1"], "The reward 'exact' does not take its options"),
-        (["regex"], "The reward 'regex' does not take its options"),
+        (["exact?pattern=1"], "the reward 'exact' has no option 'pattern'; it takes none"),
+        (["overlong?bufer=1"], "the reward 'overlong' has no option 'bufer'; did you mean buffer?"),
+        (["overlong?buffer=1.5"], "buffer of the reward 'overlong' is '1.5', but must be a whole number"),
+        (["overlong?buffer=1&buffer=2"], "has the option buffer twice"),
+        (["exact?weight=abc"], "weight of the reward 'exact' is 'abc', but must be a finite number"),
+        (["exact?weight=nan"], "is 'nan', but must be a finite number"),
+        (["exact?weight=1e999"], "must be a finite number"),
+        (["exact?weight="], "is '', but must be a finite number"),
+        (["regex"], "The reward 'regex' needs a pattern"),
+        (["python:broken_syntax:f"], "cannot be imported: SyntaxError"),
+        (["python:broken_start:f"], "cannot be imported: RuntimeError: no"),
+        (["python:math:pi"], "is a float, but must be a function"),
+        (["reasoning_gym?allow_eval=maybe"], "allow_eval of the reward 'reasoning_gym' is 'maybe', but must be true"),
         (["regex?pattern=("], r"pattern is '\(', which is no regular expression"),
         (["overlong?buffer=0"], "overlong has buffer 0"),
         (["overlong?buffer"], "has the option 'buffer', but options are key=value"),
     ],
 )
-def test_bad_specs(names, sentence):
+def test_bad_specs(names, sentence, tmp_path, monkeypatch):
+    (tmp_path / "broken_syntax.py").write_text("def f(:\n")
+    (tmp_path / "broken_start.py").write_text("raise RuntimeError('no')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InvalidParameterError, match=sentence):
         load_rewards(names, max_completion_length=100)
 
 
 def test_spec_values():
     spec = Spec.parse("a?x=1&y=0.5&z=true&w=text&v=%26+")
-    assert spec.options == {"x": 1, "y": 0.5, "z": True, "w": "text", "v": "&+"}
+    assert spec.options == {"x": "1", "y": "0.5", "z": "true", "w": "text", "v": "&+"}
+
+    def takes(completions, x: int, y: float, z: bool, w, v: str, n: int | None = None):
+        pass
+
+    assert typed(spec.options | {"n": "none"}, takes, "it") == {
+        "x": 1,
+        "y": 0.5,
+        "z": True,
+        "w": "text",
+        "v": "&+",
+        "n": None,
+    }
+
+
+@pytest.mark.parametrize("pattern", ["[1,2]", "(12)", "1e3", "0x41", "{:1}", "True", "007"])
+def test_patterns_reach_the_regex_as_written(pattern):
+    assert score(f"regex?pattern={pattern}", f"a {pattern} b") == float(
+        re.search(pattern, f"a {pattern} b") is not None
+    )
+    assert score(f"regex?pattern={pattern}", "1, 2") == float(re.search(pattern, "1, 2") is not None)
+
+
+def test_options_without_an_annotation_are_numbers_where_they_are_written_so(tmp_path, monkeypatch):
+    (tmp_path / "plain.py").write_text("def f(completions, x, **_): return [float(type(x) in (int, float))]\n")
+    monkeypatch.chdir(tmp_path)
+    for text, is_number in [("2", 1), ("-0.5", 1), ("007", 0), ("1e3", 0), ("2,3", 0)]:
+        assert score(f"python:plain:f?x={text}", "a") == is_number
+
+
+@pytest.mark.parametrize("task", sorted(SAFE_TASKS))
+def test_safe_tasks_call_nothing_that_runs_text(task):
+    assert harmless.only_harmless_calls(DATASETS[task][0])
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("return [float('nan')] * len(completions)", "returned [nan], but scores must be finite"),
+        ("return 'good'", "returned 'good', but must return a list of numbers"),
+        ("return None", "returned None, but must return a list of numbers"),
+        ("return [1.0, 2.0, 3.0]", "returned 3 scores for 1 completions"),
+        ("exit()", "raised; the first traceback"),
+    ],
+)
+def test_what_a_reward_did_is_said(body, words, tmp_path, monkeypatch):
+    name = f"odd_{abs(hash(body))}"
+    (tmp_path / f"{name}.py").write_text(f"def f(completions, **_): {body}\n")
+    monkeypatch.chdir(tmp_path)
+    warnings = []
+    monkeypatch.setattr("fipo.run.rewards.logger.warning", warnings.append)
+    assert score(f"python:{name}:f", "a") is None
+    assert words in warnings[0]
 
 
 def test_hostile_text_is_only_text():

@@ -8,7 +8,7 @@ from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 
 from fipo.errors import DataError
-from fipo.run.specs import Spec
+from fipo.run.specs import Spec, typed
 
 FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 PROCEDURAL = "rg:"
@@ -107,10 +107,11 @@ def _procedural(source: str, seed: int) -> Dataset:
     spec = Spec.parse(source.removeprefix(PROCEDURAL))
     if spec.name not in DATASETS:
         raise DataError(f"reasoning-gym has no task {spec.name!r}; choose one of {', '.join(sorted(DATASETS))}.")
+    options = typed(spec.options, DATASETS[spec.name][1], f"reasoning-gym's {spec.name}")
     try:
-        task = reasoning_gym.create_dataset(spec.name, **{"size": 1000, "seed": seed, **spec.options})
-    except (TypeError, AssertionError) as error:
-        raise DataError(f"reasoning-gym's {spec.name} does not take {spec.options} ({error}); change them.") from error
+        task = reasoning_gym.create_dataset(spec.name, **{"size": 1000, "seed": seed, **options})
+    except (TypeError, ValueError, AssertionError) as error:
+        raise DataError(f"reasoning-gym's {spec.name} does not take {options} ({error}); change them.") from error
     return Dataset.from_list(
         [
             {

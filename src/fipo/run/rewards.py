@@ -4,24 +4,34 @@ import importlib
 import inspect
 import math
 import re
+import reprlib
 import sys
 import traceback
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import logging
 
 from fipo.errors import FIPOError, InvalidParameterError
-from fipo.run.specs import Spec
+from fipo.run.safe_tasks import SAFE_TASKS
+from fipo.run.specs import Spec, number, typed
 
 logger = logging.get_logger(__name__)
 
 Score = Callable[..., float]  # (completion: str, *, row: dict, length: int) -> float; length in tokens
 PROMPTS_IN_A_ROW = 4  # failed in one call; then the cause lies outside the data, and each more might cost a timeout
-RUNS_TEXT = re.compile(r"\b(?:eval|exec|parse_expr|sympify)\(")
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+class UnusableScoresError(ValueError):
+    """A reward returned something that is not a finite score for each completion; the message begins with a verb."""
+
+
+def _what_happened(error: BaseException) -> str:
+    if isinstance(error, UnusableScoresError):
+        return str(error)
+    return f"raised; the first traceback:\n{traceback.format_exc()}"
 
 
 class Reward:
@@ -33,7 +43,7 @@ class Reward:
 
     def __init__(self, spec: Spec, *, max_completion_length: int) -> None:
         options = dict(spec.options)
-        self.weight = float(options.pop("weight", 1.0))
+        self.weight = number(options.pop("weight", "1"), f"weight of the reward {spec.name!r}")
         self.__name__ = spec.name.rpartition(":")[2] if spec.name.startswith("python:") else spec.name
         self._batch = _batch_function(spec.name, options, max_completion_length)
         self.failed: list[bool] = []
@@ -46,7 +56,7 @@ class Reward:
             return self._checked(self._batch(**batch), len(completions))
         except FIPOError:
             raise
-        except Exception:  # find out which samples it is; a reward may raise anything
+        except (Exception, SystemExit):  # find out which samples it is; a reward may raise anything
             return self._one_by_one(batch)
 
     def _one_by_one(self, batch: dict[str, Any]) -> list[float | None]:
@@ -75,11 +85,10 @@ class Reward:
             return self._checked(self._batch(**single), 1)[0]
         except FIPOError:
             raise
-        except Exception:
+        except (Exception, SystemExit) as error:
             if not self.failures:
                 logger.warning(
-                    f"Reward {self.__name__} raised; its samples are counted and left out of the loss. The first "
-                    f"traceback:\n{traceback.format_exc()}"
+                    f"Reward {self.__name__} {_what_happened(error)} Its samples are counted and left out of the loss."
                 )
             self.failures += 1
             self.failed[index] = True
@@ -87,9 +96,14 @@ class Reward:
 
     @staticmethod
     def _checked(scores: Any, expected: int) -> list[float | None]:
-        scores = [None if score is None else float(score) for score in scores]
-        if len(scores) != expected or not all(score is None or math.isfinite(score) for score in scores):
-            raise ValueError(f"expected {expected} finite scores, got {scores}")
+        try:
+            scores = [None if score is None else float(score) for score in scores]
+        except (TypeError, ValueError):
+            raise UnusableScoresError(f"returned {reprlib.repr(scores)}, but must return a list of numbers.") from None
+        if len(scores) != expected:
+            raise UnusableScoresError(f"returned {len(scores)} scores for {expected} completions.")
+        if not all(score is None or math.isfinite(score) for score in scores):
+            raise UnusableScoresError(f"returned {reprlib.repr(scores)}, but scores must be finite.")
         return scores
 
 
@@ -120,20 +134,20 @@ def as_completion(text: str, prompt: Any) -> Any:
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
 
 
-def _batch_function(name: str, options: dict[str, Any], max_completion_length: int) -> Callable[..., list[float]]:
+def _batch_function(name: str, options: dict[str, str], max_completion_length: int) -> Callable[..., list[float]]:
     if name.startswith("python:"):
         function = _imported(name)
-        return lambda **batch: function(**batch, **options)
+        extra = typed(options, function, f"the reward {name!r}")
+        return lambda **batch: function(**batch, **extra)
     if name not in BUILT_IN:
         raise InvalidParameterError(
             f"The reward {name!r} is unknown; use one of {', '.join(BUILT_IN)} or python:package.module:function."
         )
     if name == "overlong":
-        options.setdefault("limit", max_completion_length)
-    try:
-        score = BUILT_IN[name](**options)
-    except TypeError as error:
-        raise InvalidParameterError(f"The reward {name!r} does not take its options ({error}); change them.") from error
+        options.setdefault("limit", str(max_completion_length))
+    if name == "regex" and "pattern" not in options:
+        raise InvalidParameterError("The reward 'regex' needs a pattern; write regex?pattern=….")
+    score = BUILT_IN[name](**typed(options, BUILT_IN[name], f"the reward {name!r}"))
 
     def scored(completions: list[Any], completion_ids: list[list[int]], **columns: Any) -> list[float]:
         rows = [
@@ -159,6 +173,12 @@ def _imported(name: str) -> Callable[..., list[float]]:
             f"The reward {name!r} cannot be imported ({error}); write python:package.module:function and start from "
             "the folder that holds the package."
         ) from error
+    except (Exception, SystemExit) as error:  # the module itself is broken
+        raise InvalidParameterError(
+            f"The module of the reward {name!r} cannot be imported: {type(error).__name__}: {error}; repair it."
+        ) from error
+    if not callable(function):
+        raise InvalidParameterError(f"The reward {name!r} is a {type(function).__name__}, but must be a function.")
     if inspect.iscoroutinefunction(function):
         raise InvalidParameterError(f"The reward {name!r} is a coroutine, but must be a plain function; wrap it.")
     return function
@@ -223,24 +243,23 @@ def _reasoning_gym(allow_eval: bool = False) -> Score:
     from reasoning_gym.utils import extract_answer
 
     def score(completion: str, *, row: dict[str, Any], length: int) -> float:
+        if "reasoning_gym" not in row:
+            raise InvalidParameterError(
+                "The reward reasoning_gym scores datasets named rg:task alone, and this one has no column "
+                "reasoning_gym; choose another reward, or the dataset rg:…."
+            )
         entry = json.loads(row["reasoning_gym"])
         task = entry["metadata"]["source_dataset"]
-        if not allow_eval and _may_run_text(task):
+        if not allow_eval and task not in SAFE_TASKS:
             raise InvalidParameterError(
-                f"reasoning-gym's scorer of {task} calls eval or the like, so that what the model writes may run as "
-                "code; choose another task, or write the reward reasoning_gym?allow_eval=true where that is safe."
+                f"reasoning-gym's scorer of {task} calls eval or the like, or was not read, so that what the model "
+                "writes may run as code; choose another task, or write the reward reasoning_gym?allow_eval=true where "
+                "that is safe."
             )
         answer = extract_answer(completion) or completion.strip()
         return get_score_answer_fn(task)(answer, entry)
 
     return score
-
-
-@cache
-def _may_run_text(task: str) -> bool:
-    from reasoning_gym.factory import DATASETS
-
-    return bool(RUNS_TEXT.search(inspect.getsource(DATASETS[task][0])))
 
 
 def _overlong(limit: int, buffer: int | None = None) -> Score:

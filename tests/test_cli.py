@@ -45,7 +45,8 @@ def test_test_reward_prints_scores(recipe, tmp_path, capsys):
 def test_test_reward_tells_what_does_not_apply_from_what_failed(recipe, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sparse.py").write_text("def sparse(completions, **columns):\n    return [None] * len(completions)\n")
-    (tmp_path / "recipe.yaml").write_text(RECIPE + "\nrewards: [last_number, 'python:sparse:sparse']\n")
+    lines = [line for line in RECIPE.splitlines() if not line.startswith("rewards")]
+    (tmp_path / "recipe.yaml").write_text("\n".join([*lines, "rewards: [last_number, 'python:sparse:sparse']\n"]))
     (tmp_path / "completions.jsonl").write_text('{"completion": "it is 83", "answer": "83"}\n')
     assert main(["test-reward", recipe, "completions.jsonl"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if "it is" in line)
@@ -77,6 +78,8 @@ def test_usage(capsys):
     assert main(["--help"]) == 0
     assert "fipo train recipe.yaml" in capsys.readouterr().out
     assert main([]) == main(["nonsense"]) == 2
+    assert main(["trian"]) == 2
+    assert "trian is no command of fipo; did you mean train?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -94,11 +97,45 @@ def test_a_missing_file_is_a_sentence(arguments, sentence, capsys):
     assert sentence in capsys.readouterr().err
 
 
-def test_without_the_extra_it_says_what_to_install():
-    code = "import sys; sys.modules['trl'] = None; from fipo.cli import main; sys.exit(main(['train', 'x.yaml']))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+def test_without_the_extra_it_says_what_to_install(recipe):
+    code = "import sys; sys.modules['trl'] = None; from fipo.cli import main; sys.exit(main(['train', sys.argv[1]]))"
+    done = subprocess.run([sys.executable, "-c", code, recipe], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "pip install 'fipo[train]'" in done.stderr
+    assert "pip install 'fipo[train]' (in a clone: '.[train]')" in done.stderr
+
+
+@pytest.mark.parametrize(("missing", "remedy"), [("vllm", "pip install '.[vllm]'"), ("deepspeed", "pip install deep")])
+def test_a_missing_package_that_no_extra_brings_has_its_own_remedy(missing, remedy, recipe, monkeypatch, capsys):
+    def raises(*_):
+        raise ImportError(f"{missing} is not available")
+
+    monkeypatch.setattr("fipo.run.train.train", raises)
+    assert main(["train", recipe]) == 2
+    error = capsys.readouterr().err
+    assert f"{missing} is not installed" in error and remedy in error
+
+
+def test_an_import_error_of_the_users_own_is_not_blamed_on_extras(recipe, monkeypatch):
+    def raises(*_):
+        raise ImportError("No module named 'my_judge'", name="my_judge")
+
+    monkeypatch.setattr("fipo.run.train.train", raises)
+    with pytest.raises(ImportError, match="my_judge"):
+        main(["train", recipe])
+
+
+def test_a_mistyped_path_is_answered_before_slow_imports():
+    code = "import sys; from fipo.cli import main; main(['train', 'x.yaml']); sys.exit('trl' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_help_shows_fipos_own_settings_first(capsys):
+    assert main(["train", "--help"]) == 0
+    short = capsys.readouterr().out
+    assert len(short.splitlines()) < 60
+    assert "fipo_decay_rate" in short and "rg:task" in short and "--help-all" in short
+    assert main(["train", "--help-all"]) == 0
+    assert "--per_device_train_batch_size" in capsys.readouterr().out
 
 
 def test_analyze_prints_tables_and_json(tmp_path, capsys):

@@ -5,58 +5,109 @@ import errno
 import json
 import sys
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
+from typing import NoReturn
 
 from fipo import __version__
-from fipo.errors import DataError, FIPOError
+from fipo.errors import DataError, FIPOError, InvalidParameterError
 from fipo.terminal import printable
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-USAGE = """\
-fipo train recipe.yaml [--flag value …]          train; every flag of TRL's GRPOConfig and ModelConfig works
-fipo train --model_name_or_path … --dataset … --rewards … --output_dir …
-fipo test-reward recipe.yaml completions.jsonl   score completions with a recipe's rewards, without a model
-fipo report RUN [RUN …] -o report.html           one page about runs: curves, and every token's credit
-fipo analyze RUN [--json]                        what the credit did, from a run's traces
-fipo import --from slime DUMP -o traces.parquet  another stack's dump as traces; or trl, verl, fipo-fork, prime-rl
-fipo doctor slime [--json]                       what this node and a running Ray cluster lack for FIPO in slime
-fipo --version"""
+FULL_DISK = ("no space left", "file too large", "file write failed", "disk quota", "i/o error")  # of other libraries
+REPORT_PACKAGES = {"numpy", "plotly", "pyarrow", "rich"}
+PACKAGES = {  # extra → what it brings
+    "report": REPORT_PACKAGES,
+    "train": REPORT_PACKAGES
+    | {"accelerate", "datasets", "math_verify", "peft", "reasoning_gym", "transformers", "trl", "yaml"},
+}
+OPTIONAL = {  # what a run may ask for → how to install it beside fipo
+    "vllm": "pip install '.[vllm]' in a clone of fipo",
+    **{name: f"pip install {name}" for name in ("bitsandbytes", "deepspeed", "trackio", "wandb", "mlflow")},
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, whose errors are fipo's."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InvalidParameterError(f"{message}; `{self.prog} --help` tells more.")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns its exit code; an expected error is one sentence on standard error, and 2."""
+    """Runs one command and returns its exit code.
+
+    0: it did what was asked. 2: an expected error, told in one line on standard error. 130: Ctrl-C.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {
-        "train": _train,
-        "test-reward": _test_reward,
-        "report": _report,
-        "analyze": _analyze,
-        "import": _import,
-        "doctor": _doctor,
-    }
-    if arguments[:1] == ["--version"]:
-        print(f"fipo {__version__}")
-        return 0
-    if not arguments or arguments[0] not in commands:
-        asked_for_help = arguments[:1] in (["-h"], ["--help"])
-        print(USAGE, file=sys.stdout if asked_for_help else sys.stderr)
-        return 0 if asked_for_help else 2
+    parser, commands = _parser()
+    if not arguments:
+        print(parser.format_help(), file=sys.stderr)
+        return 2
     try:
-        return commands[arguments[0]](arguments[1:])
+        _require_command(arguments[0], commands)
+        options, rest = parser.parse_known_args(arguments)
+        if options.command == "train":
+            return _train(rest)
+        if rest:
+            commands[options.command].error(f"unrecognized arguments: {' '.join(rest)}")
+        return options.run(options)
+    except SystemExit as done:  # --help and --version
+        return int(done.code or 0)
     except FIPOError as error:
         return _fail(str(error))
-    except ImportError as error:
-        extra = "report" if arguments[0] in ("report", "analyze", "import") else "train"
-        return _fail(f"{error}; install what is missing with pip install 'fipo[{extra}]'.")
     except OSError as error:
-        if arguments[0] != "train":
-            return _fail(f"{error}; check the path and the room on its disk.")
-        if error.errno not in DISK_ERRORS:
+        if arguments[0] == "train":
             raise
-        return _fail(f"{error}; the last whole checkpoint is untouched: make room and go on with --resume true.")
+        return _fail(f"{error}; check the path and the room on its disk.")
     except KeyboardInterrupt:
-        _fail("Interrupted; what was not in a checkpoint is lost.")
+        _fail("Interrupted.")
         return 130
+
+
+def _parser() -> tuple[Parser, dict[str, Parser]]:
+    parser = Parser(prog="fipo", description="Per-token credit for reinforcement learning of language models.")
+    parser.add_argument("--version", action="version", version=f"fipo {__version__}")
+    subcommands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    added: dict[str, Parser] = {}
+
+    def add(name: str, run: Callable[[argparse.Namespace], int] | None, help: str) -> Parser:
+        takes_help = run is not None  # `train` has a help of its own
+        added[name] = subcommands.add_parser(name, help=help, description=help, allow_abbrev=False, add_help=takes_help)
+        added[name].set_defaults(run=run)
+        return added[name]
+
+    add("train", None, "fipo train recipe.yaml [--flag value …]: train")
+    score = add("test-reward", _test_reward, "score completions with a recipe's rewards, without a model")
+    score.add_argument("recipe", help="a recipe whose rewards are used")
+    score.add_argument("completions", type=Path, help="JSONL with completion and answer a line")
+    report = add("report", _report, "write one HTML report about runs: curves, and every token's credit")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a file of traces or metrics")
+    report.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="the report [%(default)s]")
+    analyze = add("analyze", _analyze, "what the credit did, in numbers, from a run's traces")
+    analyze.add_argument("traces", type=Path, help="a run, its traces folder, or a trace file")
+    analyze.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    importer = add("import", _import, "another stack's dump as traces")
+    importer.add_argument("dump", type=Path, help="the dump's file or folder")
+    importer.add_argument("--from", dest="kind", required=True, help="slime, trl, verl, fipo-fork or prime-rl")
+    importer.add_argument("-o", "--output", type=Path, default=Path("traces.parquet"), help="the trace file to write")
+    importer.add_argument("--tokenizer", help="a folder or hub name, for token bytes")
+    importer.add_argument("--preset", help="the hyper-parameters of the weights: 7b or 32b")
+    importer.add_argument("--current-logprobs", action="store_true", help="slime: log_probs are the current policy's")
+    doctor = add("doctor", _doctor, "what this node and a running Ray cluster lack for FIPO in slime")
+    doctor.add_argument("engine", choices=["slime"], help="the trainer")
+    doctor.add_argument("--json", action="store_true", help="print the checks as JSON")
+    return parser, added
+
+
+def _require_command(word: str, commands: dict[str, Parser]) -> None:
+    if word.startswith("-") or word in commands:
+        return
+    near = get_close_matches(word, commands, n=1)
+    remedy = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(commands)}."
+    raise InvalidParameterError(f"{word} is no command of fipo; {remedy}")
 
 
 def _fail(sentence: str) -> int:
@@ -64,12 +115,47 @@ def _fail(sentence: str) -> int:
     return 2
 
 
-def _train(arguments: list[str]) -> int:
-    _quiet_libraries()
-    from fipo.run.recipe import parse_recipe
-    from fipo.run.train import train
+@contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """Around the imports of a subcommand: says what to install where a package of the extra is missing."""
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in PACKAGES[name]:
+            raise
+        raise DataError(
+            f"{error}; install what is missing with pip install 'fipo[{name}]' (in a clone: '.[{name}]')."
+        ) from error
 
-    return train(*parse_recipe(arguments))
+
+def _train(arguments: list[str]) -> int:
+    if not arguments:
+        raise InvalidParameterError("fipo train needs a recipe or flags; `fipo train --help` lists them.")
+    with _extra("train"):
+        from fipo.run.recipe import parse_recipe, read_recipe
+
+        if not arguments[0].startswith("-"):
+            read_recipe(arguments[0])  # before slower imports
+        _quiet_libraries()
+        from fipo.run.help import print_help
+        from fipo.run.train import train
+    if any(flag in arguments for flag in ("-h", "--help", "--help-all")):
+        return print_help("--help-all" in arguments)
+    try:
+        return train(*parse_recipe(arguments))
+    except ImportError as error:
+        name = next((name for name in OPTIONAL if name in str(error).lower()), None)
+        if name is None:
+            raise
+        raise DataError(f"{name} is not installed, but the run asks for it; {OPTIONAL[name]}.") from error
+    except Exception as error:  # torch and safetensors tell a full disk in words of their own
+        told = isinstance(error, OSError) and error.errno in DISK_ERRORS
+        if not told and not any(words in str(error).lower() for words in FULL_DISK):
+            raise
+        raise DataError(
+            f"{' '.join(str(error).split())}; the last whole checkpoint is untouched: make room and go on with "
+            "--resume true."
+        ) from error
 
 
 def _quiet_libraries() -> None:
@@ -83,52 +169,37 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
 
 
-def _test_reward(arguments: list[str]) -> int:
-    from fipo.run.score import score_file
-
-    parser = argparse.ArgumentParser(prog="fipo test-reward", description="Score completions without a model.")
-    parser.add_argument("recipe", help="a recipe whose rewards are used")
-    parser.add_argument("completions", type=Path, help="JSONL with completion and answer a line")
-    options = parser.parse_args(arguments)
+def _test_reward(options: argparse.Namespace) -> int:
+    with _extra("train"):
+        from fipo.run.score import score_file
     return score_file(options.recipe, options.completions)
 
 
-def _analyze(arguments: list[str]) -> int:
-    from rich.console import Console
+def _analyze(options: argparse.Namespace) -> int:
+    with _extra("report"):
+        from rich.console import Console
 
-    from fipo.traces import read_traces
-    from fipo.traces.analysis import analyze
-    from fipo.traces.present import show_analysis
-
-    parser = argparse.ArgumentParser(prog="fipo analyze", description="What the credit did, from a run's traces.")
-    parser.add_argument("traces", type=Path, help="a run, its traces folder, or a trace file")
-    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
-    options = parser.parse_args(arguments)
+        from fipo.traces import read_traces
+        from fipo.traces.analysis import analyze
+        from fipo.traces.present import show_analysis
     traces = read_traces(options.traces)
     result = analyze(traces)
     if options.json:
-        print(json.dumps(result | {"problems": traces.problems}, indent=1))
+        print(json.dumps(result | {"problems": traces.problems}, indent=1, allow_nan=False))
     else:
         show_analysis(result, traces.problems, Console(highlight=False))
     return 0
 
 
-def _import(arguments: list[str]) -> int:
-    from fipo.params import FIPOParams
-    from fipo.traces import write_traces
-    from fipo.traces.importers import IMPORTERS, import_dump
-
-    parser = argparse.ArgumentParser(prog="fipo import", description="Another stack's dump as traces.")
-    parser.add_argument("dump", type=Path, help="the dump's file or folder")
-    parser.add_argument("--from", dest="kind", required=True, choices=IMPORTERS, help="which stack wrote it")
-    parser.add_argument("-o", "--output", type=Path, default=Path("traces.parquet"), help="the trace file to write")
-    parser.add_argument("--tokenizer", help="a folder or hub name, for token bytes")
-    parser.add_argument("--preset", help="the knobs of the weights: 7b or 32b")
-    parser.add_argument("--current-logprobs", action="store_true", help="slime: log_probs are the current policy's")
-    options = parser.parse_args(arguments)
+def _import(options: argparse.Namespace) -> int:
+    with _extra("report"):
+        from fipo.params import FIPOParams
+        from fipo.traces import write_traces
+        from fipo.traces.importers import import_dump
     tokenizer = None
     if options.tokenizer:
-        from transformers import AutoTokenizer
+        with _extra("train"):
+            from transformers import AutoTokenizer
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
@@ -148,13 +219,9 @@ def _import(arguments: list[str]) -> int:
     return 0
 
 
-def _report(arguments: list[str]) -> int:
-    from fipo.report import read_report
-
-    parser = argparse.ArgumentParser(prog="fipo report", description="Write one HTML page about one or several runs.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a file of traces or metrics")
-    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="the page [%(default)s]")
-    options = parser.parse_args(arguments)
+def _report(options: argparse.Namespace) -> int:
+    with _extra("report"):
+        from fipo.report import read_report
     report = read_report(options.runs)
     path = report.write(options.output)
     for problem in report.problems:
@@ -163,13 +230,9 @@ def _report(arguments: list[str]) -> int:
     return 0
 
 
-def _doctor(arguments: list[str]) -> int:
+def _doctor(options: argparse.Namespace) -> int:
     from fipo.engines.slime.doctor import diagnose_slime
 
-    parser = argparse.ArgumentParser(prog="fipo doctor", description="What is missing for FIPO inside another trainer.")
-    parser.add_argument("engine", choices=["slime"], help="the trainer")
-    parser.add_argument("--json", action="store_true", help="print the checks as JSON")
-    options = parser.parse_args(arguments)
     return diagnose_slime(options.json)
 
 

@@ -218,7 +218,7 @@ def test_two_ranks_resume_in_the_middle_of_an_epoch(recipe):
     ("flags", "sentence"),
     [
         (["--steps_per_generation", "1"], "every weight is 1 and FIPO would silently be GRPO"),
-        (["--fipo_decay_rate", "nan"], "decay_rate is nan, but must be a half-life"),
+        (["--fipo_decay_rate", "nan"], "fipo_decay_rate is nan, but must be a number above 0"),
         (["--num_generations", "3"], "must be divisible by num_generations"),
         (["--rewards", "nope"], "The reward 'nope' is unknown"),
         (["--dataset", "nowhere.jsonl"], "nowhere.jsonl does not exist"),

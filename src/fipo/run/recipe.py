@@ -1,32 +1,178 @@
-"""Recipes: a YAML file, overridden by flags, read by TRL's parser."""
+"""Recipes: a YAML file, overridden by flags. TRL's parser makes dataclasses of both.
 
+TRL is imported when a recipe is parsed and not before: a mistyped path is answered at once.
+"""
+
+import math
+from collections.abc import Hashable
+from dataclasses import fields
+from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from trl import TrlParser
 
 from fipo.errors import InvalidParameterError
-from fipo.run.arguments import ModelArguments, RunArguments
-from fipo.trainer.config import FIPOConfig
+from fipo.params import FORMER_KNOBS
+
+if TYPE_CHECKING:
+    from fipo.run.arguments import ModelArguments, RunArguments
+    from fipo.trainer.config import FIPOConfig
+
+ALIASES = {"preset": "fipo_preset"}  # of keys; --preset is FIPOConfig's own
+SIMPLE = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", NoneType: "nothing"}
+WITHOUT_EFFECT = tuple(f"fipo_{name}" for name in FORMER_KNOBS)
+LEAST = {  # of numbers that TRL and transformers take below it, and then fail on
+    **dict.fromkeys(("per_device_train_batch_size", "max_completion_length", "gradient_accumulation_steps"), 1),
+    **dict.fromkeys(("per_device_eval_batch_size", "num_iterations", "logging_steps", "save_steps", "lora_r"), 1),
+    **dict.fromkeys(("learning_rate", "seed", "beta", "warmup_steps", "weight_decay", "max_grad_norm"), 0),
+    "num_generations": 2,
+    "temperature": 1e-6,
+}
 
 
-def parse_recipe(arguments: list[str]) -> tuple[RunArguments, FIPOConfig, ModelArguments]:
+def read_recipe(path: str) -> dict[str, Any]:
+    """The keys of a YAML file.
+
+    Raises:
+        InvalidParameterError: No such file, no YAML, no mapping, or a key that stands there twice.
+    """
+    recipe = Path(path)
+    if not recipe.is_file():
+        found = "is a folder" if recipe.is_dir() else "does not exist"
+        raise InvalidParameterError(f"The recipe {recipe} {found}, but must be a YAML file; check the path.")
+    try:
+        content = yaml.load(recipe.read_text(encoding="utf-8"), _UniqueKeys)
+    except UnicodeDecodeError as error:
+        raise InvalidParameterError(f"The recipe {recipe} is not text in UTF-8 ({error}); convert it.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise InvalidParameterError(f"The recipe {recipe} is not YAML ({reason}); repair it.") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise InvalidParameterError(f"The recipe {recipe} holds no keys with values; write key: value, a line each.")
+    return content
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's safe loader, to which a repeated key is an error: the last one would win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        twice = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
+        if twice is not None:
+            raise ValueError(f"the key {twice} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
+def parse_recipe(arguments: list[str]) -> "tuple[RunArguments, FIPOConfig, ModelArguments]":
     """`[recipe.yaml] [--flag value …]` as dataclasses.
 
     Raises:
         InvalidParameterError: No such recipe, an unknown key, or a value that its field refuses.
     """
-    arguments = list(arguments)
-    if arguments and not arguments[0].startswith("-"):
-        recipe = Path(arguments[0])
-        if not recipe.is_file():
-            raise InvalidParameterError(f"The recipe {recipe} does not exist; check the path.")
-        arguments[0:1] = ["--config", str(recipe)]
-    parser = TrlParser((RunArguments, FIPOConfig, ModelArguments), prog="fipo train")
+    recipe, flags = {}, list(arguments)
+    if flags and not flags[0].startswith("-"):
+        recipe = read_recipe(flags.pop(0))
+
+    from transformers import logging
+    from trl import TrlParser
+
+    from fipo.run.arguments import ModelArguments, RunArguments
+    from fipo.trainer.config import FIPOConfig
+
+    classes = (RunArguments, FIPOConfig, ModelArguments)
+    hints = {entry.name: get_type_hints(kind)[entry.name] for kind in classes for entry in fields(kind)}
+    recipe = {ALIASES.get(key, key): value for key, value in recipe.items()}
+    for name in _without_effect(recipe, flags):
+        logging.get_logger(__name__).warning(f"{name} has no effect: fipo chooses it itself.")
+    for key in [*recipe, *(flag.split("=")[0][2:] for flag in flags if flag.startswith("--"))]:
+        _require_known(key.replace("-", "_"), hints)
+    recipe = {key: _checked(key, value, hints[key]) for key, value in recipe.items()}
+    for key, value in [*recipe.items(), *((flag[2:], value) for flag, value in pairwise(flags) if flag[:2] == "--")]:
+        _require_range(key.replace("-", "_"), value)
+    parser = TrlParser(classes, prog="fipo train", allow_abbrev=False)
+    parser.error = _refuse
+    parser.set_defaults_with_config(**recipe)
     try:
-        run, config, model = parser.parse_args_and_config(arguments)
-    except (ValueError, TypeError, yaml.YAMLError) as error:
-        if isinstance(error, InvalidParameterError):
-            raise
-        raise InvalidParameterError(f"The recipe or the flags cannot be used: {error} Change what it names.") from error
+        run, config, model = parser.parse_args_into_dataclasses(args=flags)
+    except InvalidParameterError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:  # of TRL's and transformers' own checks
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise InvalidParameterError(f"The recipe or the flags cannot be used: {reason}; change that.") from error
     return run, config, model
+
+
+def _without_effect(recipe: dict[str, Any], flags: list[str]) -> list[str]:
+    """Takes former keys out of both, and returns those that were there."""
+    found = [name for name in WITHOUT_EFFECT if name in recipe or f"--{name}" in flags]
+    for name in found:
+        recipe.pop(name, None)
+        if f"--{name}" in flags:
+            place = flags.index(f"--{name}")
+            del flags[place : place + 2]
+    return found
+
+
+def _refuse(message: str) -> None:
+    """argparse's own errors, without its usage of a thousand lines."""
+    raise InvalidParameterError(f"{message.removeprefix('argument ')}; change it.")
+
+
+def _require_known(key: str, hints: dict[str, Any]) -> None:
+    if key in (*hints, *ALIASES) or (key.startswith("no_") and hints.get(key[3:]) is bool):
+        return
+    near = get_close_matches(key, [*hints, *ALIASES], n=1)
+    remedy = f"did you mean {near[0]}?" if near else "`fipo train --help` lists fipo's keys, --help-all all of them."
+    raise InvalidParameterError(f"{key} is no key of a recipe and no flag; {remedy}")
+
+
+def _checked(key: str, value: Any, hint: Any) -> Any:
+    """A value of a recipe, converted where YAML reads it as another type: `1e-5` is text to it."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if not all(kind in SIMPLE or _is_list(kind) for kind in kinds):
+        return value  # TRL's own business
+    for kind in kinds:
+        fits, converted = _as(kind, value)
+        if fits:
+            return converted
+    names = " or ".join(SIMPLE.get(kind, "a list of texts") for kind in kinds if kind is not NoneType)
+    raise InvalidParameterError(f"{key} is {value!r}, but must be {names}; change it.")
+
+
+def _is_list(kind: Any) -> bool:
+    return kind is list or get_origin(kind) is list
+
+
+def _as(kind: Any, value: Any) -> tuple[bool, Any]:
+    if kind is NoneType:
+        return value is None, None
+    if _is_list(kind):
+        inner = (get_args(kind) or (str,))[0]
+        items = value if isinstance(value, list) else [value]
+        return all(isinstance(item, str) or inner is not str for item in items), items
+    if kind is float and isinstance(value, str):
+        try:
+            return True, float(value)
+        except ValueError:
+            return False, None
+    if kind is str:
+        return isinstance(value, str | int | float) and not isinstance(value, bool), str(value)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool), value
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool)), value
+
+
+def _require_range(key: str, value: Any) -> None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):  # argparse or the field refuses it
+        return
+    if math.isnan(number) and not key.startswith("fipo_"):
+        raise InvalidParameterError(f"{key} is nan, but must be a number; change it.")
+    if number < LEAST.get(key, -math.inf):
+        raise InvalidParameterError(f"{key} is {value}, but must be at least {LEAST[key]}; change it.")
+    if key == "max_steps" and number == 0:
+        raise InvalidParameterError("max_steps is 0, so nothing would be trained; set it, or -1 for whole epochs.")

@@ -4,7 +4,7 @@ BIN := .venv/bin
 VERL := .venv-verl
 OLDER_VERL := 0.7.1 0.8.0
 
-.PHONY: demo test test-slow test-browser test-verl lint bench evidence clean
+.PHONY: demo test test-slow test-browser test-web test-verl lint bench evidence clean
 
 demo: .venv/installed
 	$(BIN)/fipo train recipes/trl/demo.yaml --overwrite true
@@ -17,6 +17,12 @@ test-slow: .venv/installed
 
 test-browser: .venv/installed  # needs Debian's package chromium
 	$(BIN)/pytest -m browser
+
+test-web: node_modules/.package-lock.json  # needs node 20 or later, and npm
+	npm test
+
+node_modules/.package-lock.json: package.json package-lock.json
+	npm ci
 
 test-verl: $(VERL)/installed
 	$(VERL)/bin/pytest -m verl tests/engines tests/recipes/test_verl_recipes.py
@@ -60,4 +66,4 @@ $(VERL)/installed: pyproject.toml constraints-verl.txt
 	touch $@
 
 clean:
-	rm -rf .venv $(VERL) build dist runs
+	rm -rf .venv $(VERL) node_modules build dist runs

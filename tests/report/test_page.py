@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,12 +9,9 @@ import torch
 from page_driver import facts, slide, state, token
 from synthetic_traces import HOSTILE, PARAMS, trace, write_metrics
 
-import fipo.report
 from fipo import FIPOParams, fipo_loss, future_kl
 from fipo.report import render_report
 from fipo.traces import write_traces
-
-STATIC = Path(fipo.report.__file__).parent / "web"
 
 pytestmark = pytest.mark.browser
 
@@ -195,16 +191,6 @@ def test_a_narrow_screen(html, open_page):
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     token(page, 3).click()
     assert facts(page, "token").startswith("position 3")
-
-
-def test_scripts_share_a_scope_without_clashes():
-    names = [
-        name
-        for file in STATIC.glob("*.js")
-        for name in re.findall(r"^(?:async )?function (\w+)", file.read_text(), re.M)
-    ]
-    assert len(names) > 100
-    assert sorted(names) == sorted(set(names))
 
 
 @pytest.mark.slow

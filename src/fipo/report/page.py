@@ -1,79 +1,82 @@
-"""Assembles the page: reads runs, packs their data, and puts styles, scripts and data into one HTML file."""
+"""Assembles the report: reads runs, packs their data, and puts styles, modules and data into one HTML file."""
 
 import base64
 import hashlib
 import os
+import posixpath
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from plotly.offline import get_plotlyjs
 
 from fipo import __version__
 from fipo.errors import DataError
+from fipo.params import KNOBS, Knob
 from fipo.report.curves import Metrics, draw_curves, read_metrics
 from fipo.report.pack import pack_json, pack_text, pack_traces
 from fipo.run_folder import METRICS_FILE, TRACES_FOLDER, whole_file
 from fipo.traces import TraceSet, read_traces
 
-SCRIPTS = (
-    "whatif.js", "decode.js", "data.js", "channels.js", "tokens.js", "arithmetic.js",
-    "samples.js", "credit.js", "knobs.js", "summary.js", "curves.js", "export.js", "main.js",
-)  # fmt: skip
-
 MAX_TRACE_BYTES = 100_000_000  # of Parquet a run; about four million tokens, which a browser opens in two seconds
+
+_IMPORT = re.compile(r'^import \{([^}]*)\} from "([^"]+)";$', re.MULTILINE)  # the only forms that web/ uses
+_EXPORT = re.compile(r"^export (?=(?:async )?(?:const|function|class) (\w+))", re.MULTILINE)
 
 Runs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 @dataclass(slots=True)
 class Report:
-    """What a page shows."""
+    """What a report shows."""
 
     metrics: list[Metrics] = field(default_factory=list)
     traces: list[tuple[str, TraceSet]] = field(default_factory=list)  # label of the run, its traces
-    problems: list[str] = field(default_factory=list)  # sentences about what could not be read
+    problems: list[str] = field(default_factory=list)  # a message for each thing that could not be read
 
     def write(self, output: str | os.PathLike[str]) -> Path:
-        """Writes the page, whole or not at all."""
+        """Writes the HTML file, whole or not at all."""
         with whole_file(output) as partial:
             partial.write_text(self.html(), encoding="utf-8")
         return Path(output)
 
     def html(self) -> str:
-        """The page. What data say reaches it only in base64, so nothing in them is ever parsed as HTML."""
+        """The HTML. Data reach it only in base64, so nothing in them is ever parsed as HTML."""
         names = [run.run for run in self.metrics] + [label for label, _ in self.traces]
         title = ", ".join(dict.fromkeys(names))
         charts = draw_curves(self.metrics)
-        about = {"title": title, "problems": self.problems, "version": __version__}
+        knobs = {name: knob_range(knob) for name, knob in KNOBS.items()}
+        about = {"title": title, "problems": self.problems, "version": __version__, "knobs": knobs}
         blocks = {"about": pack_json(about)}
-        scripts, packed_scripts = [_script()], []
+        script, packed_scripts = _script(), []
         if charts:
             packed_scripts = [_normal(get_plotlyjs())]  # as megabytes of script it would hold up all else
             blocks |= {"charts": pack_json(charts), "plotly": pack_text(*packed_scripts)}
         if self.traces:
             blocks |= pack_traces(self.traces)
         return _fill(
-            _static("template.html"),
-            policy=_policy(scripts + packed_scripts),
+            _web_file("template.html"),
+            policy=_policy([script, *packed_scripts]),
             title=escape(title),
-            style=_static("report.css"),
+            style=_web_file("report.css"),
             data="\n".join(_block(name, text) for name, text in blocks.items()),
-            scripts="\n".join(f"<script>{script}</script>" for script in scripts),
+            script=script,
         )
 
 
 def render_report(runs: Runs, output: str | os.PathLike[str]) -> Path:
-    """Writes one self-contained HTML page about one or several runs.
+    """Writes a report of one or several runs: one self-contained HTML file.
 
     Args:
         runs: Run folders, with metrics.jsonl, traces/ or both, or files of traces or metrics; one or a list.
         output: The HTML file; an existing one is replaced.
 
     Returns:
-        The path of the page.
+        The path of the report.
 
     Raises:
         DataError: A path does not exist, or holds neither metrics nor traces.
@@ -153,10 +156,37 @@ def _policy(scripts: list[str]) -> str:
     )
 
 
+def knob_range(knob: Knob) -> dict[str, Any]:
+    """What the sliders and the address need of a knob."""
+    ends = {"low": knob.low, "high": knob.high, "lowOpen": knob.low_open, "highOpen": knob.high_open}
+    return ends | {"default": knob.default, "help": knob.help, "choices": knob.choices}
+
+
 def _script() -> str:
-    """All scripts in one scope of their own, with the page's constants."""
-    body = "\n".join(_static(name) for name in SCRIPTS)
+    """The front end's modules as one classic script: the report's policy allows no module from elsewhere."""
+    scopes: dict[str, str] = {}
+    _add_module("main.js", scopes)
+    body = "\n".join(scopes.values())
     return _normal(f'(() => {{\n"use strict";\n{body}\n}})();')
+
+
+def _add_module(path: str, scopes: dict[str, str]) -> None:
+    """Adds a module, as a function's scope that returns its exports, behind those that it imports."""
+    if path in scopes:
+        return
+
+    def bind(found: re.Match[str]) -> str:
+        imported = posixpath.normpath(posixpath.join(posixpath.dirname(path), found[2]))
+        _add_module(imported, scopes)
+        return f"const {{{found[1]}}} = {_scope_name(imported)};"
+
+    body = _IMPORT.sub(bind, _web_file(path))
+    exports = ", ".join(_EXPORT.findall(body))
+    scopes[path] = f"const {_scope_name(path)} = (() => {{\n{_EXPORT.sub('', body)}\nreturn {{ {exports} }};\n}})();"
+
+
+def _scope_name(path: str) -> str:
+    return "$" + path.removesuffix(".js").replace("/", "_")
 
 
 def _normal(script: str) -> str:
@@ -164,7 +194,7 @@ def _normal(script: str) -> str:
     return script.replace("\r\n", "\n").replace("\r", "\n").replace("</script", "<\\/script")
 
 
-def _static(name: str) -> str:
+def _web_file(name: str) -> str:
     return (files("fipo.report") / "web" / name).read_text(encoding="utf-8")
 
 

@@ -1,214 +1,87 @@
-// State, address, keyboard, start.
+// Loads the report, sets the views up, and draws them whenever the view changes.
 
-const START = { tab: null, at: 0, mode: "one", channel: "weight", selected: null, active: null, filters: NO_FILTERS, knobs: {} };
-const state = { ...START };
-const TABS = ["curves", "credit", "summary"];
-const MODES = ["one", "group", "updates"];
-const KNOBS = { // name → its value from a text, and whether FIPOParams would take it
-  decay_rate: { read: Number, allows: (value) => value > 0 },
-  clip_ratio_low: { read: Number, allows: (value) => value >= 0 && value < 1 },
-  clip_ratio_high: { read: Number, allows: (value) => value >= 0 && value < Infinity },
-  safety_thresh: { read: Number, allows: (value) => value >= 1 },
-  clip_high_only: { read: (text) => ({ true: true, false: false })[text], allows: (value) => value !== undefined },
-  distance: { read: String, allows: (value) => ["position", "trained"].includes(value) },
-};
+import { byId, make, showString } from "./dom.js";
+import { formatCount } from "./format.js";
+import { unpackText } from "./model/blocks.js";
+import { shownCredit } from "./model/credit.js";
+import { openingTrace } from "./model/groups.js";
+import { loadReport } from "./model/report.js";
+import { tallyTraces } from "./model/tally.js";
+import { openTrace } from "./model/traces.js";
+import { change, onChange, report, state, viewOf } from "./state.js";
+import { drawCredit, setUpCredit } from "./views/credit.js";
+import { drawCurves } from "./views/curves.js";
+import { setUpExport, viewAsCsv } from "./views/export.js";
+import { setUpKeyboard } from "./views/keyboard.js";
+import { drawKnobs, setUpKnobs } from "./views/knobs.js";
+import { drawSamples, passingTraces, setUpSamples } from "./views/samples.js";
+import { drawSummary } from "./views/summary.js";
+import { drawTabs, setUpTabs } from "./views/tabs.js";
 
-// Every change of what is shown goes through here.
-function change(changes) {
-  const before = { ...state };
-  Object.assign(state, changes);
-  draw(before);
-  writeHash();
-}
-
-function draw(before) {
-  const changed = (...names) => names.some((name) => before[name] !== state[name]);
-  if (changed("tab")) drawTabs();
-  if (page.traces.length > 0) drawTraces(changed);
-  if (state.tab === "curves") drawCurves().catch(showFailure);
-}
-
-function drawTraces(changed) {
-  if (changed("filters") || (changed("knobs") && LIVE_FLAGS.includes(state.filters.flag))) applyFilters();
-  if (state.tab === "summary") drawSummary();
-  if (state.tab !== "credit") return;
-  const stale = changed("mode", "tab") || (changed("at") && !(state.mode !== "one" && openPanes.has(state.at)));
-  if (stale) drawStage();
-  else if (changed("channel", "selected", "active", "knobs", "filters", "at")) repaint();
-  if (changed("at", "tab")) {
-    hovered = null;
-    revealRow(state.at);
-    drawRows();
-    drawPrompt();
-    drawModes();
-  }
-  drawChannels();
-  drawKnobs();
-  drawDetails();
-  if (stale && state.active !== null) openPanes.get(state.at).reveal(state.active);
-}
-
-function drawTabs() {
-  for (const name of TABS) {
-    const button = document.getElementById(`tab-${name}`);
-    const chosen = name === state.tab;
-    button.setAttribute("aria-selected", chosen);
-    button.tabIndex = chosen ? 0 : -1;
-    document.getElementById(name).hidden = !chosen;
-  }
-  document.getElementById("filters").hidden = state.tab === "curves";
-}
-
-// The address names the view: whoever opens it sees the same.
-function hashOf() {
-  const parts = new URLSearchParams();
-  for (const name of ["tab", "at", "mode", "channel", "selected", "active"]) {
-    if (state[name] !== START[name] && state[name] !== null) parts.set(name, state[name]);
-  }
-  for (const [name, value] of Object.entries(state.filters)) if (value !== "") parts.set(`filter.${name}`, value);
-  for (const [name, value] of Object.entries(state.knobs)) parts.set(`knob.${name}`, value);
-  return parts.toString();
-}
-
-const writeHash = () => history.replaceState(null, "", `#${hashOf()}`);
-
-function readHash() {
-  const parts = new URLSearchParams(location.hash.slice(1));
-  const found = { ...START, filters: { ...NO_FILTERS }, knobs: {} };
-  const tabs = availableTabs();
-  found.tab = tabs.includes(parts.get("tab")) ? parts.get("tab") : tabs[0];
-  found.at = wholeNumber(parts.get("at"), page.traces.length) ?? 0;
-  if (MODES.includes(parts.get("mode"))) found.mode = parts.get("mode");
-  found.channel = channelById(parts.get("channel")).id;
-  const length = page.traces[found.at]?.length ?? 0;
-  for (const name of ["selected", "active"]) found[name] = wholeNumber(parts.get(name), length);
-  for (const [key, value] of parts) {
-    const [kind, name] = key.split(".");
-    if (kind === "filter" && Object.hasOwn(NO_FILTERS, name)) found.filters[name] = value;
-    const knob = kind === "knob" && Object.hasOwn(KNOBS, name) ? KNOBS[name] : null;
-    if (knob?.allows(knob.read(value))) found.knobs[name] = knob.read(value);
-  }
-  return found;
-}
-
-function wholeNumber(text, end) {
-  const value = Number(text);
-  return text !== null && text !== "" && Number.isInteger(value) && value >= 0 && value < end ? value : null;
-}
-
-const availableTabs = () => TABS.filter((name) => (name === "curves" ? page.charts : page.traces.length > 0));
-
-const KEYS = {
-  j: () => step(1),
-  k: () => step(-1),
-  g: () => toggleMode("group"),
-  u: () => toggleMode("updates"),
-  ArrowRight: () => activate(state.active === null ? 0 : state.active + 1),
-  ArrowLeft: () => activate(state.active === null ? 0 : state.active - 1),
-  ArrowDown: () => activate(state.active === null ? 0 : tokenOnLine(1)),
-  ArrowUp: () => activate(state.active === null ? 0 : tokenOnLine(-1)),
-  Home: () => activate(0),
-  End: () => activate(Infinity),
-  Enter: () => state.active !== null && change({ selected: state.selected === state.active ? null : state.active }),
-  Escape: () => change({ selected: null }),
-};
-
-// On the list of samples the keys for moving choose samples, as in any list.
-const LIST_KEYS = {
-  ArrowDown: () => step(1),
-  ArrowUp: () => step(-1),
-  Home: () => step(-Infinity),
-  End: () => step(Infinity),
-};
-
-const toggleMode = (mode) => change({ mode: state.mode === mode ? "one" : mode });
-
-function onKey(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
-  const typing = event.target.matches?.("input, select, textarea");
-  if (typing && event.key === "Escape") event.target.blur();
-  if (typing || document.getElementById("help").open) return;
-  if (event.key === "?") return void document.getElementById("help").showModal();
-  if (page.traces.length === 0) return;
-  if (event.key === "/") return void (event.preventDefault(), focusSearch());
-  if (state.tab !== "credit") return;
-  const channel = CHANNELS[Number(event.key) - 1];
-  if (channel) return change({ channel: channel.id, selected: null });
-  const own = { button: ["Enter"], summary: ["Enter"], "[role=tab]": ["ArrowLeft", "ArrowRight"] };
-  if (Object.entries(own).some(([element, keys]) => event.target.matches?.(element) && keys.includes(event.key))) return;
-  const keys = event.target.id === "samples" ? { ...KEYS, ...LIST_KEYS } : KEYS;
-  if (!Object.hasOwn(keys, event.key)) return;
-  event.preventDefault();
-  keys[event.key]();
-}
-
-function focusSearch() {
-  if (state.tab === "curves") change({ tab: "credit" });
-  document.getElementById("filters").open = true;
-  document.getElementById("filter-text").focus();
-}
-
-function setUpTabs() {
-  const tabs = availableTabs();
-  for (const name of TABS) {
-    const button = document.getElementById(`tab-${name}`);
-    button.hidden = !tabs.includes(name);
-    button.addEventListener("click", () => change({ tab: name }));
-  }
-  document.getElementById("tabs").addEventListener("keydown", (event) => {
-    const direction = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (!direction) return;
-    const next = tabs[(tabs.indexOf(state.tab) + direction + tabs.length) % tabs.length];
-    change({ tab: next });
-    document.getElementById(`tab-${next}`).focus();
-  });
-}
-
-function drawAbout() {
-  showString(document.getElementById("title"), page.about.title);
-  const list = document.getElementById("problems");
-  for (const sentence of page.about.problems) list.append(showString(document.createElement("li"), sentence));
-  document.getElementById("problems-box").hidden = page.about.problems.length === 0;
-  const tokens = page.traces.reduce((sum, facts) => sum + facts.length, 0);
-  const about = tokens ? `${page.traces.length} traces, ${tokens.toLocaleString("en")} tokens · ` : "";
-  document.getElementById("about").textContent = `${about}fipo ${page.about.version}`;
-}
+/** @import { Changed } from "./types.js" */
 
 async function start() {
-  await loadData();
-  drawAbout();
+  Object.assign(report, await loadReport(takeBlock));
+  const opening = openingTrace(report);
+  showAbout();
   setUpTabs();
-  document.getElementById("help-open").addEventListener("click", () => document.getElementById("help").showModal());
-  if (page.traces.length > 0) {
-    measureSpans();
-    setUpCredit();
-    setUpFilters();
-    setUpKnobs();
-    setUpExport();
-  }
-  addEventListener("keydown", onKey);
-  addEventListener("hashchange", () => change(readHash()));
-  const first = readHash();
-  if (page.traces.length > 0) state.filters = null; // so that the first change draws the list
-  change(first);
+  if (report.traces.length > 0) for (const setUp of [setUpCredit, setUpSamples, setUpKnobs, setUpExport]) setUp();
+  setUpKeyboard();
+  onChange(draw);
+  const follow = () => change(viewOf(location.hash.slice(1), report, opening));
+  addEventListener("hashchange", follow);
+  follow();
   document.body.dataset.ready = performance.now().toFixed(0);
 }
 
-// For tests and the curious: the numbers behind the colours.
-window.fipo = {
-  state, page, change, viewAsCsv,
-  columns: (index) => {
-    const trace = openTrace(index);
-    const credit = creditOf(trace);
-    return { futureKl: Array.from(credit.futureKl ?? []), weight: Array.from(credit.weight ?? []) };
-  },
-  summary: () => tallyTraces(shown),
-};
+/** A data block's text, once: it is the larger half of the memory. @type {(name: string) => string | null} */
+function takeBlock(name) {
+  const element = document.getElementById(`data-${name}`);
+  element?.remove();
+  return element && element.textContent;
+}
 
+/** @type {(changed: Changed) => void} */
+function draw(changed) {
+  if (changed("tab")) drawTabs();
+  if (report.traces.length > 0) drawSamples(changed);
+  drawSummary();
+  if (state.tab === "credit") {
+    drawCredit(changed);
+    drawKnobs();
+  }
+  drawCurves((name) => unpackText(takeBlock(name) ?? "")).catch(showFailure);
+}
+
+function showAbout() {
+  const { title, problems, version } = report.about;
+  showString(byId("title"), title);
+  byId("problems").append(...problems.map((sentence) => showString(make("li"), sentence)));
+  byId("problems-box").hidden = problems.length === 0;
+  const tokens = report.traces.reduce((sum, facts) => sum + facts.length, 0);
+  const size = tokens ? `${formatCount(report.traces.length)} traces, ${formatCount(tokens)} tokens · ` : "";
+  byId("about").textContent = `${size}fipo ${version}`;
+  byId("help-open").addEventListener("click", () => byId("help", HTMLDialogElement).showModal());
+}
+
+/** @type {(error: Error) => never} */
 function showFailure(error) {
-  document.getElementById("failure").hidden = false;
-  document.getElementById("failure").textContent = `This page could not be shown: ${error.message}. It needs a browser of 2023 or later.`;
+  byId("failure").hidden = false;
+  byId("failure").textContent = `This report could not be shown: ${error.message}. It needs a browser of 2023 or later.`;
   throw error;
 }
+
+// For tests and the curious: the numbers behind the colours.
+Object.assign(window, {
+  fipo: {
+    state, page: report, change, viewAsCsv,
+    /** @type {(index: number) => { futureKl: number[], weight: number[] }} */
+    columns: (index) => {
+      const { futureKl, weight } = shownCredit(openTrace(report, index), state.knobs);
+      return { futureKl: Array.from(futureKl ?? []), weight: Array.from(weight ?? []) };
+    },
+    summary: () => tallyTraces(report, passingTraces(), state.knobs),
+  },
+});
 
 start().catch(showFailure);

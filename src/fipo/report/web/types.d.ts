@@ -1,0 +1,159 @@
+// The types that the modules share. Only the type check reads this file.
+
+import type { NO_FILTERS } from "./model/filters.js";
+
+export type Numbers = ArrayLike<number>;
+export type Kind<T> = { new (length: number): T; new (buffer: ArrayBuffer): T; BYTES_PER_ELEMENT: number };
+export type Column = Uint8Array | Uint16Array | Uint32Array | Float32Array;
+export type Filters = typeof NO_FILTERS; // what was typed; "" lets all pass
+
+/** As in fipo.params. */
+export interface Knobs {
+  decay_rate: number; // half-life in tokens
+  clip_ratio_low: number;
+  clip_ratio_high: number;
+  clip_high_only: boolean;
+  safety_thresh: number;
+  dual_clip_c: number;
+  distance: "position" | "trained";
+}
+
+export type Moved = Partial<Knobs>; // the knobs that the reader has moved
+
+/** A knob in fipo.params.KNOBS. */
+export interface KnobRange {
+  default: number | string | boolean; // of the type that the knob has
+  help: string;
+  low: number;
+  high: number;
+  lowOpen: boolean; // whether the end itself is excluded
+  highOpen: boolean;
+  choices: string[]; // all values, where they are names
+}
+
+/** One trace without its tokens: a line of fipo.report.pack's index. */
+export interface Facts {
+  set: number; // its file or folder in Report.sets
+  run: string;
+  rollout: number;
+  update: number;
+  group: number;
+  sample: number;
+  prompt: number; // in Report.prompts
+  reward: number | null;
+  rewards: Record<string, number | null>; // by function
+  dropped: boolean;
+  truncated: boolean | null;
+  stop_reason: string | null;
+  length: number; // tokens
+  advantage: number | null; // of every trained token; null if they differ or nobody knows
+  sign: number | null; // of their mean
+  anyFlags: number; // bits that some token has
+  at: Record<string, number>; // where its part of each column starts
+}
+
+export interface Vocabulary {
+  ids: Int32Array;
+  ends: Uint32Array; // where each entry's bytes end
+  bytes: Uint8Array;
+}
+
+/** What the traces of a file or folder were made with. */
+export interface TraceSet {
+  knobs: Knobs;
+  known: boolean; // whether the knobs are recorded, or fipo's defaults
+  control: string | null;
+}
+
+export interface Chart {
+  title: string;
+  figure: { data: object[]; layout: Record<string, any> };
+}
+
+export interface Report {
+  about: { title: string; problems: string[]; version: string; knobs: Record<string, KnobRange> }; // problems: what was left out
+  charts: Chart[] | null;
+  traces: Facts[];
+  prompts: string[];
+  sets: TraceSet[];
+  flags: Record<string, number>; // name → bit
+  trainedBit: number;
+  columns: Record<string, Column>; // over all traces
+  vocabulary: Vocabulary;
+  spans: Spans;
+}
+
+/** One trace. Columns are per token; one that nobody recorded is null. */
+export interface Trace {
+  index: number; // in Report.traces
+  facts: Facts;
+  made: TraceSet;
+  length: number; // tokens
+  tokens: Uint32Array; // entries of the vocabulary
+  vocabulary: Vocabulary;
+  flags: Uint8Array;
+  flagBits: Record<string, number>;
+  trained: Uint8Array; // not 0: trained
+  logRatio: Float32Array | null;
+  advantages: Float32Array | null;
+  oldLogps: Uint16Array | null; // float16, as logps and entropy
+  logps: Uint16Array | null;
+  entropy: Uint16Array | null; // nats
+  recordedFutureKl: Float32Array | null;
+  recordedWeight: Float32Array | null;
+  pieces: Piece[][] | null;
+  search: string | null;
+}
+
+/** A trace whose credit can be recomputed. */
+export type MeasuredTrace = Trace & { logRatio: Float32Array };
+
+/** `weight` is what the loss used; it differs from FIPO's where a fipo_control replaced that. */
+export type Credit = { futureKl: Numbers; fipo: Numbers; weight: Numbers };
+
+/** Plain text, or a box: "bad" bytes, "part" of a character, a "code" point that does not show, "cut" text. */
+export type Piece = { text: string; box?: string };
+
+export type Channel = { id: string; label: string; neutral: number | null }; // null: all values lie on one side
+export type Scale = Channel & { span: number }; // how far from neutral its ends lie; of a ratio: in log
+export type Spans = { log_ratio: number; future_kl: number; advantage_weight: number; entropy: number };
+
+/** What painting the tokens of a trace needs to know. */
+export type Brush = { scale: Scale; value: (t: number) => number; matches: Set<number> };
+
+export interface View {
+  tab: string;
+  at: number; // index of the trace shown
+  mode: string; // this trace, its group, or its completion across updates
+  channel: string;
+  selected: number | null; // the token whose future_kl is taken apart
+  active: number | null; // the token that the keyboard is on
+  filters: Filters;
+  knobs: Moved;
+}
+
+export type Changed = (...names: (keyof View)[]) => boolean; // whether one of these parts of the view is another one now
+
+/** Sums over the trained tokens of one kind. */
+export interface WeightSums {
+  count: number;
+  sum: number; // of weights
+  low: number; // exp(future_kl) below the low bound
+  high: number; // exp(future_kl) above the high bound
+  up: number; // weight above 1
+  down: number; // weight below 1
+  safety: number; // the safety rule changed the weight
+  outside: number; // no future credit
+}
+
+/** Sums by entry of the vocabulary. */
+export type TokenSums = { count: Uint32Array; sum: Float64Array; up: Uint32Array; down: Uint32Array };
+
+export interface Tally {
+  traces: number;
+  unknown: number; // traces without log-ratios, left out
+  runs: Map<string, WeightSums>;
+  positions: WeightSums[]; // equal parts of the response
+  classes: WeightSums[]; // as in CLASS_NAMES
+  tokens: TokenSums;
+}

@@ -1,0 +1,124 @@
+// The arithmetic of one token, in full.
+
+import { byId, fill, make } from "../dom.js";
+import { formatCount, formatHex, formatNumber } from "../format.js";
+import { fromHalf } from "../model/blocks.js";
+import { creditOf, flagsOf, isControlled, knobsOf } from "../model/credit.js";
+import {
+  clippedWeight, contributions, gammaOf, isRisky, LOG_RATIO_LIMIT, participates, weightHigh, weightLow,
+} from "../model/fipo.js";
+import { advantageAt, isMeasured, piecesOf, tokenBytes } from "../model/traces.js";
+
+/** @import { Knobs, MeasuredTrace, Moved, Piece, Trace } from "../types.js" */
+
+/** @typedef {[string, string | Piece[]]} Line a name, and what is known under it */
+
+const LARGEST_TERMS = 4;
+
+/** @type {(trace: Trace, t: number | null, moved: Moved) => void} */
+export function showArithmetic(trace, t, moved) {
+  const lines = t === null ? [] : tokenLines(trace, t, moved);
+  byId("arithmetic").replaceChildren(
+    ...lines.flatMap(([name, content]) => [make("dt", {}, name), fill(make("dd"), content)]),
+  );
+  byId("arithmetic-hint").hidden = t !== null;
+}
+
+/** @type {(trace: Trace, t: number, moved: Moved) => Line[]} */
+function tokenLines(trace, t, moved) {
+  const marks = flagsOf(trace, t, moved);
+  if (!trace.trained[t]) marks.unshift("untrained");
+  return [
+    ["token", tokenName(trace, t)],
+    ["text", piecesOf(trace)[t]],
+    ...(isMeasured(trace) ? creditLines(trace, t, moved) : recordedLines(trace, t)),
+    ["entropy", trace.entropy ? `${formatNumber(fromHalf(trace.entropy[t]), 4)} nats` : "unknown"],
+    ["marks", marks.join(", ") || "none"],
+  ];
+}
+
+/** @type {(trace: Trace, t: number) => string} */
+function tokenName(trace, t) {
+  const entry = trace.tokens[t];
+  const bytes = tokenBytes(trace.vocabulary, entry);
+  const shown = Array.from(bytes.subarray(0, 16), (byte) => formatHex(byte, 2)).join(" ");
+  const rest = bytes.length > 16 ? ` … (${formatCount(bytes.length)} bytes)` : "";
+  return `position ${t} of ${trace.length} · id ${trace.vocabulary.ids[entry]} · bytes ${shown || "none"}${rest}`;
+}
+
+/** @type {(trace: MeasuredTrace, t: number, moved: Moved) => Line[]} */
+function creditLines(trace, t, moved) {
+  const knobs = knobsOf(trace, moved);
+  const total = creditOf(trace, moved).futureKl[t];
+  return [
+    ["log π_θ − log π_old", logRatioLine(trace, t)],
+    ["ratio", `exp(${formatNumber(trace.logRatio[t])}) = ${formatNumber(Math.exp(trace.logRatio[t]))}`],
+    ["M", participationLine(trace, t, knobs)],
+    ["future_kl", sumLine(trace, t, knobs, total)],
+    ...(trace.trained[t] ? weightLines(trace, t, moved) : /** @type {Line[]} */ ([["weight", "1 (not trained)"]])),
+  ];
+}
+
+/** @type {(trace: MeasuredTrace, t: number) => string} */
+function logRatioLine(trace, t) {
+  const value = trace.logRatio[t];
+  const old = trace.oldLogps ? fromHalf(trace.oldLogps[t]) : NaN;
+  if (!trace.trained[t] || Number.isNaN(old) || Math.abs(value) >= LOG_RATIO_LIMIT) return formatNumber(value);
+  return `${formatNumber(old + value, 4)} − (${formatNumber(old, 4)}) = ${formatNumber(value)}`;
+}
+
+/** @type {(trace: MeasuredTrace, t: number, knobs: Knobs) => string} */
+function participationLine(trace, t, knobs) {
+  const bound = formatNumber(knobs.dual_clip_c);
+  if (!trace.trained[t]) return "0 (not trained)";
+  return participates(trace.logRatio[t], true, knobs) ? `1 (trained, ratio ≤ ${bound})` : `0 (ratio > ${bound})`;
+}
+
+/** @type {(trace: MeasuredTrace, t: number, knobs: Knobs, total: number) => string} */
+function sumLine(trace, t, knobs, total) {
+  const terms = contributions(trace.logRatio, trace.trained, knobs, t);
+  const later = [];
+  for (let k = t + 1; k < terms.length; k++) if (terms[k] !== 0) later.push(k);
+  const rest = later.reduce((sum, k) => sum + terms[k], 0);
+  const largest = later.sort((a, b) => Math.abs(terms[b]) - Math.abs(terms[a])).slice(0, LARGEST_TERMS);
+  const named = largest.map((k) => `${formatNumber(terms[k], 3)} at +${k - t}`).join(", ");
+  const gamma = `γ = 2^(−1/${formatNumber(knobs.decay_rate)}) = ${formatNumber(gammaOf(knobs))}`;
+  const sum = `${formatNumber(terms[t])} (itself) + ${formatNumber(rest)} (${later.length} later tokens) = ${formatNumber(total)}`;
+  return `Σ γ^d · M · log_ratio = ${sum}; ${gamma}${named && `; largest: ${named}`}`;
+}
+
+/** @type {(trace: MeasuredTrace, t: number, moved: Moved) => Line[]} */
+function weightLines(trace, t, moved) {
+  const knobs = knobsOf(trace, moved);
+  const { futureKl, fipo, weight } = creditOf(trace, moved);
+  const advantage = advantageAt(trace, t);
+  /** @type {Line[]} */
+  const used = isControlled(trace, moved)
+    ? [["weight in the loss", `${formatNumber(weight[t])} (fipo_control ${trace.made.control})`]] : [];
+  return [
+    ["exp(future_kl)", formatNumber(Math.exp(futureKl[t]))],
+    [`clip to [${formatNumber(weightLow(knobs))}, ${formatNumber(weightHigh(knobs))}]`, formatNumber(clippedWeight(futureKl[t], knobs))],
+    ["safety rule", safetyLine(trace, t, knobs, clippedWeight(futureKl[t], knobs), fipo[t])],
+    ...used,
+    ["advantage × weight", `${formatNumber(advantage)} × ${formatNumber(weight[t])} = ${formatNumber(advantage * weight[t])}`],
+  ];
+}
+
+/** @type {(trace: MeasuredTrace, t: number, knobs: Knobs, clipped: number, weight: number) => string} */
+function safetyLine(trace, t, knobs, clipped, weight) {
+  const condition = `A < 0 and ratio > ${formatNumber(knobs.safety_thresh)}`;
+  if (!isRisky(trace.logRatio[t], advantageAt(trace, t), knobs)) return `${condition}: no, weight = ${formatNumber(weight)}`;
+  return `${condition}: yes, ${formatNumber(clipped)} clipped to [0.8, 1] = ${formatNumber(weight)}`;
+}
+
+/** An imported trace without log-ratios: what its source recorded. @type {(trace: Trace, t: number) => Line[]} */
+function recordedLines(trace, t) {
+  const { logps, oldLogps, recordedFutureKl, recordedWeight } = trace;
+  /** @type {Line[]} */
+  const lines = [["credit", "cannot be recovered: this trace has no log-ratio"]];
+  if (logps) lines.push(["log π_θ", formatNumber(fromHalf(logps[t]), 4)]);
+  if (oldLogps) lines.push(["log π_old", formatNumber(fromHalf(oldLogps[t]), 4)]);
+  if (recordedFutureKl) lines.push(["future_kl", `${formatNumber(recordedFutureKl[t])} (recorded)`]);
+  if (recordedWeight) lines.push(["weight", `${formatNumber(recordedWeight[t])} (recorded)`]);
+  return [...lines, ["advantage", formatNumber(advantageAt(trace, t))]];
+}

@@ -1,0 +1,106 @@
+"""What fipo computes and packs, for the front end's unit tests: `python tests/report/golden.py` writes it to FILE.
+
+The inputs are formulas, not random numbers, so that every version of NumPy makes the same file.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from synthetic_traces import trace
+
+from fipo import FIPOParams, fipo_loss, future_kl
+from fipo.params import KNOBS
+from fipo.report.pack import pack_json, pack_traces
+from fipo.report.page import knob_range
+from fipo.traces import Trace, TraceSet
+
+FILE = Path(__file__).parents[1] / "web" / "golden.json"
+LENGTH = 24
+KNOBS_TRIED = [
+    {},
+    {"decay_rate": 2.0, "clip_ratio_high": 0.5, "safety_thresh": 2.0},
+    {"decay_rate": float("inf"), "clip_high_only": True},
+    {"distance": "trained", "clip_ratio_low": 0.6, "dual_clip_c": 1.5},
+    {"distance": "trained", "decay_rate": 3.0, "dual_clip_c": float("inf"), "safety_thresh": 1.0},
+]
+PIECES = [b" So", b"\xe2\x82", b"\xac", b"\n", b"", b" Wait", b"42"]
+HALVES = [0x0000, 0x8000, 0x0001, 0x83FF, 0x0400, 0x3C00, 0xBC01, 0x3555, 0x7BFF, 0xFC00]  # subnormal, largest, −∞, …
+
+
+def golden():
+    """The content of golden.json. Infinities are the text "inf"."""
+    halves = np.array(HALVES, "<u2").view("<f2").astype(float)
+    return {
+        "credit": [credit(knobs) for knobs in KNOBS_TRIED],
+        "halves": [[bits, str(value)] for bits, value in zip(HALVES, halves, strict=True)],
+        "blocks": blocks(),
+        "traces": [told(one) for one in packed_traces()],
+    }
+
+
+def credit(knobs):
+    """FIPO's columns for one row; every knob, the safety rule and the limit of log-ratios matter somewhere in it."""
+    params = FIPOParams(**knobs)
+    log_ratio = torch.tensor([(7 * t * t % 13 - 6) / 20 for t in range(LENGTH)], dtype=torch.float64)[None]
+    log_ratio[0, 5], log_ratio[0, 11], log_ratio[0, 17], log_ratio[0, 20] = 2.5, 0.8, -25.0, 1.5
+    trained = torch.tensor([t % 7 not in (3, 4) for t in range(LENGTH)])[None]
+    advantages = torch.tensor([-1.0 if t > 8 else 0.5 for t in range(LENGTH)], dtype=torch.float64)[None]
+    out = fipo_loss(log_ratio, 0 * log_ratio, advantages, trained, params)
+    return {
+        "knobs": {name: "inf" if value == float("inf") else value for name, value in asdict(params).items()},
+        "logRatio": log_ratio[0].tolist(),
+        "trained": trained[0].int().tolist(),
+        "advantages": advantages[0].tolist(),
+        "futureKl": future_kl(log_ratio, trained, params)[0].tolist(),
+        "weight": out.weight[0].tolist(),
+    }
+
+
+def packed_traces():
+    """One trace with all columns, one whose advantage differs between tokens, an imported one, an empty one."""
+    steps = np.arange(len(PIECES), dtype="float32")
+    log_ratio = (steps**2 % 5 - 2) / 4
+    known = {
+        "pieces": PIECES, "log_ratio": log_ratio, "old_logps": -steps / 3, "logps": log_ratio - steps / 3,
+        "entropy": steps / 7, "advantages": np.full(len(PIECES), -0.5, "float32"),
+    }  # fmt: skip
+    yield trace(0, **known)
+    yield trace(1, **{**known, "advantages": steps / 4 - 1})
+    imported = {"log_ratio": None, "old_logps": None, "logps": None, "future_kl": steps, "weight": steps / 2}
+    yield trace(2, **{**known, **imported})
+    nothing = np.zeros(0, "float32")
+    yield trace(3, **dict.fromkeys(known, nothing) | {"pieces": []})
+
+
+def blocks():
+    knobs = {name: knob_range(knob) | {"help": name} for name, knob in KNOBS.items()}
+    about = {"title": "golden", "problems": [], "version": "0", "knobs": knobs}
+    sets = [("demo", TraceSet(list(packed_traces()), FIPOParams(decay_rate=float("inf"))))]
+    return {"about": pack_json(about), **pack_traces(sets)}
+
+
+def told(one: Trace):
+    """What the front end must find, taken from the trace itself; null for a column that it must not have."""
+    recorded = one.log_ratio is None
+    return {
+        "bytes": [piece.hex() for piece in one.token_bytes],
+        "ids": one.token_ids.tolist(),
+        "trained": one.trained.astype(int).tolist(),
+        "logRatio": listed(one.log_ratio),
+        "oldLogps": listed(one.old_logps, "float16"),
+        "entropy": listed(one.entropy, "float16"),
+        "advantages": listed(one.advantages),
+        "recordedFutureKl": listed(one.future_kl) if recorded else None,
+        "recordedWeight": listed(one.weight) if recorded else None,
+    }
+
+
+def listed(values, dtype="float32"):
+    return None if values is None else values.astype(dtype).astype(float).tolist()
+
+
+if __name__ == "__main__":
+    FILE.write_text(json.dumps(golden(), indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,37 @@
+"""tests/web/golden.json, which the front end's unit tests read, is what fipo computes and packs now.
+
+Where this fails because fipo changed on purpose, `golden.py` writes the file anew.
+"""
+
+import base64
+import gzip
+import json
+
+import pytest
+from golden import FILE, golden
+
+KEPT = json.loads(FILE.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    return json.loads(json.dumps(golden()))
+
+
+def test_credit_and_traces(fresh):
+    assert KEPT["halves"] == fresh["halves"] and KEPT["traces"] == fresh["traces"]
+    for kept, now in zip(KEPT["credit"], fresh["credit"], strict=True):
+        assert kept["knobs"] == now["knobs"]
+        for column in ("logRatio", "trained", "advantages", "futureKl", "weight"):
+            assert kept[column] == pytest.approx(now[column], rel=1e-12, abs=1e-15)
+
+
+def test_blocks(fresh):
+    """Uncompressed, for the compressed bytes may differ between versions of zlib."""
+    assert {name: unpacked(text) for name, text in KEPT["blocks"].items()} == {
+        name: unpacked(text) for name, text in fresh["blocks"].items()
+    }
+
+
+def unpacked(text):
+    return gzip.decompress(base64.b64decode(text))

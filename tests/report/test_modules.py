@@ -1,0 +1,53 @@
+"""The front end's modules: who imports whom, and the one script that they become."""
+
+import re
+from graphlib import TopologicalSorter
+from importlib.resources import files
+from pathlib import Path
+from posixpath import dirname, join, normpath
+
+import pytest
+
+from fipo.report.page import Report
+
+WEB = Path(str(files("fipo.report") / "web"))
+SOURCES = {file.relative_to(WEB).as_posix(): file.read_text(encoding="utf-8") for file in WEB.rglob("*.js")}
+UNIT_TESTS = "".join(file.read_text(encoding="utf-8") for file in (Path(__file__).parents[1] / "web").glob("*.js"))
+IMPORT = re.compile(r'^import\s[^;]*?from "([^"]+)";', re.M)
+
+
+def imports_of(path):
+    return {normpath(join(dirname(path), found)) for found in IMPORT.findall(SOURCES[path])}
+
+
+IMPORTS = {path: imports_of(path) for path in SOURCES}
+
+
+def test_imports_run_one_way():
+    order = list(TopologicalSorter(IMPORTS).static_order())  # raises where they run in a circle
+    assert sorted(order) == sorted(SOURCES), "an import of a file that is not there"
+    assert order[-1] == "main.js"
+    assert {path for path in SOURCES if not any(path in found for found in IMPORTS.values())} == {"main.js"}
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.startswith("model/")])
+def test_the_model_knows_neither_view_nor_browser(path):
+    assert all(found.startswith("model/") or found == "format.js" for found in IMPORTS[path])
+    code = re.sub(r"/\*.*?\*/", "", SOURCES[path], flags=re.S)
+    assert not re.search(r"\b(document|window|location|history)\b", code)
+
+
+def test_what_is_exported_is_imported():
+    for path, source in SOURCES.items():
+        for name in re.findall(r"^export (?:async )?(?:const|function|class) (\w+)", source, re.M):
+            users = [other for other in SOURCES if path in IMPORTS[other] and re.search(rf"\b{name}\b", SOURCES[other])]
+            assert users or re.search(rf"\b{name}\b", UNIT_TESTS), f"{path} exports {name}, which nobody imports"
+
+
+def test_one_script_with_every_module_behind_those_it_imports():
+    script = re.findall(r"<script>(.*?)</script>", Report().html(), re.S)[-1]
+    assert not re.search(r"^\s*(import|export)\b", script, re.M)
+    scopes = [name.replace("_", "/") for name in re.findall(r"^const \$(\w+) = ", script, re.M)]
+    assert sorted(f"{name}.js" for name in scopes) == sorted(SOURCES)
+    for place, name in enumerate(scopes):
+        assert IMPORTS[f"{name}.js"] <= {f"{earlier}.js" for earlier in scopes[:place]}

@@ -1,0 +1,139 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { formatCount, formatNumber, formatPercent, formatReward } from "../../src/fipo/report/web/format.js";
+import { positionOf, roundUp, scaleOf, valueAt, valuesOf } from "../../src/fipo/report/web/model/channels.js";
+import { creditOf, flagsOf } from "../../src/fipo/report/web/model/credit.js";
+import { filterTraces, NO_FILTERS } from "../../src/fipo/report/web/model/filters.js";
+import { groupOf, openingTrace, updatesOf } from "../../src/fipo/report/web/model/groups.js";
+import { readKnob, sliderEnds } from "../../src/fipo/report/web/model/knobs.js";
+import { lowerShare, tallyTraces } from "../../src/fipo/report/web/model/tally.js";
+import { matchingTokens, openTrace } from "../../src/fipo/report/web/model/traces.js";
+import { hashOf, viewOf } from "../../src/fipo/report/web/state.js";
+import { goldenReport } from "./golden.js";
+
+test("numbers", () => {
+  assert.deepEqual([0, -0, 1 / 3, -1234567, 1e-9].map((value) => formatNumber(value)), ["0", "0", "0.333333", "−1234570", "1e−9"]);
+  assert.deepEqual([Infinity, -Infinity, NaN, null].map((value) => formatNumber(value)), ["∞", "−∞", "unknown", "unknown"]);
+  assert.deepEqual([formatNumber(0.123456, 3), formatPercent(0.1234), formatPercent(NaN), formatCount(1234567)], ["0.123", "12.3 %", "–", "1,234,567"]);
+  assert.equal(formatReward({ reward: 1, advantage: -0.5 }), "reward 1 · A −0.5");
+  assert.equal(formatReward({ reward: null, advantage: null, sign: 1 }), "reward unknown · A positive");
+  assert.deepEqual([0, 0.7, 1, 2.3, 60].map(roundUp), [1, 1, 1, 5, 100]);
+});
+
+test("a knob from the address is one that fipo takes", async () => {
+  const { knobs } = (await goldenReport()).about;
+  const read = (name, ...texts) => texts.map((text) => readKnob(knobs[name], text));
+  assert.deepEqual(read("decay_rate", "3", "0", "-1", "Infinity", "x", ""), [3, undefined, undefined, Infinity, undefined, undefined]);
+  assert.deepEqual(read("clip_ratio_low", "0", "0.5", "1"), [0, 0.5, undefined]);
+  assert.deepEqual(read("clip_ratio_high", "0", "3.5", "Infinity"), [0, 3.5, undefined]);
+  assert.deepEqual(read("clip_high_only", "true", "false", "1", "toString"), [true, false, undefined, undefined]);
+  assert.deepEqual(read("distance", "trained", "other"), ["trained", undefined]);
+});
+
+test("a slider ends where the range does", async () => {
+  const { knobs } = (await goldenReport()).about;
+  assert.deepEqual(sliderEnds(knobs.clip_ratio_low, { min: 0, max: 1, step: 0.01 }), { min: 0, max: 0.99 });
+  assert.deepEqual(sliderEnds(knobs.clip_ratio_high, { min: 0, max: 3, step: 0.01 }), { min: 0, max: 3 });
+  assert.deepEqual(sliderEnds(knobs.safety_thresh, { min: 0, max: 20, step: 0.1 }), { min: 1, max: 20 });
+});
+
+test("the address gives back the view", async () => {
+  const report = await goldenReport();
+  const view = {
+    tab: "summary", at: 1, mode: "group", channel: "entropy", selected: 3, active: 0,
+    filters: { ...NO_FILTERS, text: "a & b=#ü", rewardMin: "0.5" },
+    knobs: { decay_rate: Infinity, clip_high_only: false, distance: "trained" },
+  };
+  assert.deepEqual(viewOf(hashOf(view), report, 2), view);
+  const start = viewOf("", report, 2);
+  assert.deepEqual([start.tab, start.at, start.mode, start.channel, start.knobs], ["credit", 2, "one", "weight", {}]);
+  assert.deepEqual(viewOf(hashOf(start), report, 0), start);
+});
+
+test("what an address cannot mean is as at the start", async () => {
+  const report = await goldenReport();
+  const odd = "tab=curves&at=9&mode=x&channel=%00&selected=7&active=1.5&filter.toString=1&knob.__proto__=1&knob.decay_rate=-3&knob.dual_clip_c=2";
+  assert.deepEqual(viewOf(odd, report, 0), viewOf("", report, 0));
+});
+
+test("filters", async () => {
+  const report = await goldenReport();
+  const passing = (filters, moved = {}) => filterTraces(report, { ...NO_FILTERS, ...filters }, moved);
+  assert.deepEqual(passing({}), [0, 1, 2, 3]);
+  assert.deepEqual(passing({ rewardMin: "1" }), [0, 3]);
+  assert.deepEqual(passing({ lengthMax: "6" }), [3]);
+  assert.deepEqual(passing({ text: "WAIT42" }), [0, 1, 2]);
+  assert.deepEqual(passing({ sign: "-1", flag: "untrained" }), [0, 1, 2]);
+  assert.deepEqual(passing({ flag: "outside" }), []);
+  assert.deepEqual(passing({ flag: "outside" }, { dual_clip_c: 1.2 }), [0, 1]); // the imported trace has no ratio
+  assert.deepEqual(passing({ run: "nobody" }), []);
+});
+
+test("a match may span tokens", async () => {
+  const trace = openTrace(await goldenReport(), 0);
+  assert.deepEqual([...matchingTokens(trace, "wait42")], [5, 6]);
+  assert.deepEqual([...matchingTokens(trace, "€")], [2]);
+  assert.deepEqual([...matchingTokens(trace, "")], []);
+});
+
+test("credit is remembered for the knobs that it was asked for", async () => {
+  const trace = openTrace(await goldenReport(), 0);
+  const moved = { decay_rate: 1 };
+  assert.equal(creditOf(trace, moved), creditOf(trace, moved));
+  assert.notDeepEqual(creditOf(trace, moved).futureKl, creditOf(trace, {}).futureKl);
+});
+
+test("live marks follow the knobs", async () => {
+  const trace = openTrace(await goldenReport(), 0); // log-ratios up to 0.5, advantage −0.5
+  const marks = (moved) => Array.from(trace.tokens, (_, t) => flagsOf(trace, t, moved).join());
+  assert.ok(marks({}).every((mark) => mark === ""));
+  assert.ok(marks({ dual_clip_c: 1.2 }).includes("outside"));
+  assert.ok(marks({ safety_thresh: 1, clip_ratio_high: 2 }).includes("safety_capped"));
+});
+
+test("a scale and its inverse agree, and a ratio's is logarithmic", async () => {
+  const report = await goldenReport();
+  const view = { ...viewOf("", report, 0), channel: "ratio" };
+  const scale = scaleOf(report, openTrace(report, 0), view);
+  for (const position of [-1, -0.3, 0, 0.7, 1]) assert.ok(Math.abs(positionOf(scale, valueAt(scale, position)) - position) < 1e-12);
+  assert.ok(Math.abs(valueAt(scale, 1) * valueAt(scale, -1) - 1) < 1e-12);
+  assert.ok(Number.isNaN(valuesOf(openTrace(report, 2), "ratio", {})(0))); // imported
+});
+
+const facts = (changes) => ({ set: 0, run: "r", rollout: 0, update: 0, group: 0, sample: 0, reward: 0, advantage: 0, sign: 0, ...changes });
+
+test("a group has one trace a completion, by falling reward; updates are in order", () => {
+  const traces = [
+    facts({ update: 1 }), facts({ sample: 1, reward: 1 }), facts({}), facts({ sample: 2, reward: null, update: 1 }),
+    facts({ group: 1, sample: 4 }), facts({ run: "other" }), facts({ rollout: 1 }),
+  ];
+  assert.deepEqual(groupOf(traces, 2), [1, 2, 3]);
+  assert.deepEqual(groupOf(traces, 0), [1, 0, 3]);
+  assert.deepEqual(updatesOf(traces, 0), [2, 0]);
+});
+
+test("the report opens on the first advantage that is not 0 with weights that vary", async () => {
+  const report = await goldenReport();
+  report.traces[0] = { ...report.traces[0], advantage: 0, sign: 0 };
+  assert.equal(openingTrace(report), 1);
+  report.columns.log_ratio = new Float32Array(report.columns.log_ratio.length); // all weights 1, but for the imported trace
+  report.traces[1] = { ...report.traces[1] };
+  assert.equal(openingTrace(report), 2);
+  report.traces.pop();
+  report.traces.pop();
+  assert.equal(openingTrace(report), 1);
+  report.traces.pop();
+  assert.equal(openingTrace(report), 0);
+});
+
+test("a tally counts every trained token once in each table", async () => {
+  const report = await goldenReport();
+  const tally = tallyTraces(report, [0, 1, 2, 3], {});
+  const trained = [0, 1].reduce((sum, index) => sum + openTrace(report, index).trained.filter(Boolean).length, 0);
+  const counts = (sums) => sums.reduce((sum, { count }) => sum + count, 0);
+  assert.deepEqual([tally.traces, tally.unknown], [3, 1]);
+  for (const sums of [[...tally.runs.values()], tally.positions, tally.classes]) assert.equal(counts(sums), trained);
+  assert.equal(tally.tokens.count.reduce((sum, count) => sum + count, 0), trained);
+  assert.ok(Math.abs(lowerShare(9, 10) - 0.5958) < 1e-4); // Wilson, 1927
+});

@@ -6,6 +6,7 @@ from page_driver import facts, slide, state
 from playwright.sync_api import expect
 from synthetic_traces import PARAMS, trace
 
+from fipo.params import KNOBS
 from fipo.report import render_report
 from fipo.traces import write_traces
 
@@ -30,6 +31,35 @@ def test_keys(html, open_page):
     page.keyboard.press("/")
     page.keyboard.type("jk1")
     assert page.locator("#filter-text").input_value() == "jk1"
+
+
+def test_the_report_opens_on_what_has_something_to_show(tmp_path, open_page):
+    zeros = np.zeros(60, "float32")
+    rows = [trace(0, advantages=zeros), trace(1, log_ratio=zeros), trace(2), trace(3)]
+    write_traces(rows, tmp_path / "a.parquet", PARAMS)
+    path = render_report(tmp_path / "a.parquet", tmp_path / "a.html")
+    page = open_page(path)
+    assert state(page)["at"] == 2
+    assert page.locator("#sample-rows [aria-selected=true]").get_attribute("id") == "row-2"
+    assert state(open_page(path, "#at=0"))["at"] == 0
+
+
+def test_knobs_have_the_ranges_and_helps_of_fipo(html, open_page):
+    page = open_page(html)
+    for name, ends in {
+        "decay_rate": ["0", "91"],
+        "clip_ratio_low": ["0", "0.99"],
+        "clip_ratio_high": ["0", "3"],
+        "safety_thresh": ["1", "20"],
+    }.items():
+        slider = page.locator(f"#knob-{name}")
+        assert [slider.get_attribute("min"), slider.get_attribute("max")] == ends
+    for name, knob in KNOBS.items():
+        if name not in ("dual_clip_c", "max_dual_clipped"):
+            assert page.locator(f".knob:has(#knob-{name})").get_attribute("title") == knob.help
+    assert page.locator("#knob-distance option").all_text_contents() == list(KNOBS["distance"].choices)
+    slide(page, "decay_rate", 91)
+    assert page.locator("#value-decay_rate").text_content() == "∞ tokens"
 
 
 def expect_count(page, count):

@@ -1,6 +1,7 @@
 """The front end's modules: who imports whom, and the one script that they become."""
 
 import re
+import tomllib
 from graphlib import TopologicalSorter
 from importlib.resources import files
 from pathlib import Path
@@ -51,3 +52,10 @@ def test_one_script_with_every_module_behind_those_it_imports():
     assert sorted(f"{name}.js" for name in scopes) == sorted(SOURCES)
     for place, name in enumerate(scopes):
         assert IMPORTS[f"{name}.js"] <= {f"{earlier}.js" for earlier in scopes[:place]}
+
+
+def test_a_wheel_holds_every_file():
+    settings = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = settings["tool"]["setuptools"]["package-data"]["fipo"]
+    packed = {file for pattern in patterns for file in WEB.parents[1].glob(pattern)}
+    assert {file for file in WEB.rglob("*") if file.is_file()} <= packed

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from page_driver import facts, slide, state, token
+from playwright.sync_api import expect
 from synthetic_traces import HOSTILE, PARAMS, trace, write_metrics
 
 from fipo import FIPOParams, fipo_loss, future_kl
@@ -191,6 +192,30 @@ def test_a_narrow_screen(html, open_page):
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     token(page, 3).click()
     assert facts(page, "token").startswith("position 3")
+
+
+@pytest.mark.parametrize("width", [1440, 1024])
+def test_no_table_is_cut_off(html, open_page, width):
+    page = open_page(html, "#tab=summary", viewport={"width": width, "height": 900})
+    assert page.evaluate(CUT_OFF, [".card", "#summary th, #summary td"]) == []
+
+
+@pytest.mark.parametrize("width", [1440, 1024, 390])
+def test_no_column_of_a_group_is_cut_off(html, open_page, width):
+    page = open_page(html, "#tab=credit&mode=group", viewport={"width": width, "height": 900})
+    assert page.locator("#stage article").count() == 4
+    assert page.evaluate(CUT_OFF, ["#stage", "#stage article, #stage .token"]) == []
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    expect(page.locator(f"#stage [data-trace='{state(page)['at']}']")).to_be_in_viewport()
+    assert page.locator("#stage [aria-current=true]").get_attribute("data-trace") == str(state(page)["at"])
+
+
+# What lies, in part, left or right of its container.
+CUT_OFF = """([container, elements]) => [...document.querySelectorAll(elements)].filter((element) => {
+  const [box, inner] = [element.closest(container), element].map((one) => one.getBoundingClientRect());
+  return inner.left < box.left - 1 || inner.right > box.right + 1;
+}).map((element) => element.textContent.slice(0, 60))"""
 
 
 @pytest.mark.slow

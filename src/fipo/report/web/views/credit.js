@@ -84,6 +84,7 @@ export function drawCredit(changed) {
     showString(byId("prompt"), report.prompts[prompt] || "(no prompt recorded)");
   }
   if (changed("at", "tab", "mode")) drawModes();
+  for (const [index, pane] of openPanes) setAria(columnOf(pane), { current: index === state.at });
   if (changed("at") && !stale && state.active === null) revealColumn();
   drawChannels();
   drawDetails();
@@ -100,8 +101,12 @@ function drawStage() {
   if (indices.length > 1) revealColumn();
 }
 
+/** @type {(pane: TokenPane) => Element} */
+const columnOf = (pane) => /** @type {Element} */ (pane.element.parentElement);
+
 function revealColumn() {
-  openPanes.get(state.at)?.element.parentElement?.scrollIntoView({ block: "nearest", inline: "nearest" });
+  const pane = openPanes.get(state.at);
+  if (pane) columnOf(pane).scrollIntoView({ block: "nearest", inline: "nearest" });
 }
 
 /** @type {(trace: Trace, scroller: Element) => HTMLElement} */

@@ -23,7 +23,7 @@ function layoutOf({ layout }) {
     ...layout, paper_bgcolor: "transparent", plot_bgcolor: "transparent", hoverlabel: { bgcolor: surface },
     font: { color: ink, family: "system-ui, sans-serif", size: 12 }, xaxis: { ...layout.xaxis, ...axis },
     yaxis: { ...layout.yaxis, ...axis }, autosize: true, height: 280, hovermode: "x unified",
-    margin: { l: 58, r: 12, t: layout.showlegend ? 50 : 10, b: 44 }, legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
+    margin: { l: 58, r: 12, t: layout.showlegend ? 34 : 10, b: 44 }, legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
   };
 }
 

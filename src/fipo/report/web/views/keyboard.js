@@ -47,7 +47,7 @@ function onKey(event) {
   const typing = target.matches("input, select, textarea");
   if (typing && key === "Escape") target.blur();
   if (typing || help.open) return;
-  if (key === "?") help.showModal();
+  if (key === "?") return help.showModal();
   if (report.traces.length === 0) return;
   if (key === "/") return void (event.preventDefault(), focusSearch());
   if (state.tab !== "credit") return;

@@ -19,6 +19,7 @@ OVERRIDDEN = {  # method → its parameters
     "train": "self resume_from_checkpoint",
 }
 CALLED = {
+    "_load_from_checkpoint": "self resume_from_checkpoint",
     "_generate_single_turn": "self prompt_ids images multimodal_fields num_generations has_tool_images",
     "_get_per_token_logps_and_entropies": "self model input_ids attention_mask logits_to_keep",
     "_tokenize_prompts": "self prompts",
@@ -31,21 +32,14 @@ CALLED = {
     "save_model": "self output_dir",
 }
 ATTRIBUTES = (
-    *(
-        "_buffered_inputs",
-        "_entropy_bonus_enabled",
-        "_entropy_window_stats",
-        "_last_world_entropy",
-        "_logs",
-        "_metrics",
-    ),
-    *("_name", "_paper", "_step", "_tag_names", "_tokenizer", "accelerator", "args", "aux_loss_enabled", "beta"),
-    *("control", "current_gradient_accumulation_steps", "entropy_coef", "eos_token_ids", "epsilon_high", "epsilon_low"),
-    *("generation_config", "is_deepspeed_enabled", "is_fsdp_enabled", "loss_type", "max_completion_length", "model"),
-    *("num_generations", "num_iterations", "off_policy_mask_threshold", "processing_class", "ref_model"),
-    *("reward_func_names", "reward_funcs", "reward_weights", "router_aux_loss_coef", "state", "temperature"),
-    *("top_entropy_quantile", "train_dataset", "use_adaptive_entropy", "use_vllm", "vllm_generation"),
-    "vllm_importance_sampling_correction",
+    *("_buffered_inputs", "_entropy_bonus_enabled", "_entropy_window_stats", "_last_world_entropy", "_logs"),
+    *("_metrics", "_name", "_paper", "_step", "_tag_names", "_tokenizer", "accelerator", "args", "aux_loss_enabled"),
+    *("beta", "callback_handler", "control", "current_gradient_accumulation_steps", "entropy_coef", "eos_token_ids"),
+    *("epsilon_high", "epsilon_low", "generation_config", "is_deepspeed_enabled", "is_fsdp_enabled", "loss_type"),
+    *("max_completion_length", "model", "num_generations", "num_iterations", "off_policy_mask_threshold"),
+    *("processing_class", "ref_model", "reward_func_names", "reward_funcs", "reward_weights", "router_aux_loss_coef"),
+    *("state", "temperature", "top_entropy_quantile", "train_dataset", "use_adaptive_entropy", "use_vllm"),
+    *("vllm_generation", "vllm_importance_sampling_correction"),
 )
 HOMES = {  # what is imported → where from
     "FusedCausalLMOutput": "trl.trainer.utils",

@@ -277,7 +277,7 @@ def test_two_runs_never_share_a_folder(recipe):
     first = subprocess.Popen(
         [*FIPO, str(recipe)],
         cwd=recipe.parent,
-        env=environment(SLOW="0.3"),
+        env=environment(SLOW="4"),
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -358,7 +358,7 @@ def test_prompts_that_are_too_long_are_counted(recipe):
     data = recipe.parent / "data.jsonl"
     data.write_text(data.read_text() + json.dumps({"prompt": "1" * 50, "answer": "1"}) + "\n")
     done = train(recipe, "--max_prompt_length", "20", "--eval_size", "0", "--max_steps", "4")
-    assert "1 of 11 prompts are longer than max_prompt_length (20 tokens) and left out." in done.stderr
+    assert "1 of 11 training prompts are longer than max_prompt_length (20 tokens) and left out." in done.stderr
 
 
 def test_recipes_need_no_file(recipe):

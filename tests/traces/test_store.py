@@ -206,7 +206,7 @@ def test_a_file_without_rows_is_told_from_no_file(tmp_path):
 
 @pytest.mark.parametrize("wrong", [True, 1.5, None, "3"])
 def test_a_place_is_an_integer(wrong):
-    with pytest.raises(InvalidInputError, match="rollout is a .*, but must be an integer"):
+    with pytest.raises(InvalidInputError, match=r"rollout is a .*, but must be an integer"):
         make(rollout=wrong)
 
 

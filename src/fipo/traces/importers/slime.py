@@ -34,10 +34,10 @@ def import_slime(source: Path, found: TraceSet, tokenizer: Any, *, current: bool
         dump = _load(file, found)
         if dump is None:
             continue
-        if dump.get("format_version") != FORMAT_VERSION:
-            version = dump.get("format_version")
+        version = dump.get("format_version")
+        if not isinstance(version, int) or version != FORMAT_VERSION:
             found.problems.append(
-                f"{file} was left out: its format_version is {version}, but this fipo reads {FORMAT_VERSION}."
+                f"{file} was left out: its format_version is {str(version)[:50]}, but this fipo reads {FORMAT_VERSION}."
             )
             continue
         samples = dump.get("samples")

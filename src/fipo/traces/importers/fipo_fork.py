@@ -20,7 +20,7 @@ FORK_GAPS = (
 )
 
 
-def read(dump: Path, options: ImportOptions, **place: int) -> TraceSet:
+def read(dump: Path, options: ImportOptions, **place: Any) -> TraceSet:
     """A micro-batch a line: `negative_approx_kl`, Δ log p (B, L) times the loss mask, and `responses`, ids (B, L)."""
     found = TraceSet(params=options.params)
     for file in files_of(dump, FORK_FILES):
@@ -38,7 +38,7 @@ def read(dump: Path, options: ImportOptions, **place: int) -> TraceSet:
     return found
 
 
-def _trace(ids: np.ndarray, log_ratio: np.ndarray, options: ImportOptions, **place: int) -> Trace:
+def _trace(ids: np.ndarray, log_ratio: np.ndarray, options: ImportOptions, **place: Any) -> Trace:
     trained, unknown = np.ones(len(ids), dtype=bool), np.zeros_like(log_ratio)
     columns = credit(log_ratio, unknown, unknown, trained, options.params)
     del columns["dropped"]  # needs advantages

@@ -38,9 +38,7 @@ def _trace(row: dict[str, Any], place: int, options: ImportOptions) -> Trace:
     names |= {"advantages": "advantages", "entropy": "entropy"}
     columns: dict[str, Any] = {ours: floats(row[theirs])[start:] for ours, theirs in names.items()}
     trained = trained[start:]
-    weights = credit(
-        columns["logps"], columns["old_logps"], columns["advantages"], trained, options.params or FIPOParams()
-    )
+    weights = credit(columns["logps"], columns["old_logps"], columns["advantages"], trained, options.params)
     del weights["dropped"]  # prime-rl has no PPO clip and no sequence drop
     weights["flags"] &= FLAGS["outside"] | FLAGS["safety_capped"]
     return Trace(

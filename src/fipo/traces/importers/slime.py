@@ -88,9 +88,7 @@ def _trace(rollout: int, sample: dict[str, Any], about: dict[str, Any], options:
     known: dict[str, Any] = {}
     if options.current_logprobs:
         columns["logps"] = sample["log_probs"]
-        known = credit(
-            sample["log_probs"], old, sample["advantages"], sample["loss_masks"], options.params or FIPOParams()
-        )
+        known = credit(sample["log_probs"], old, sample["advantages"], sample["loss_masks"], options.params)
     return Trace(
         token_ids=np.array(ids, dtype="int32"),
         token_bytes=[options.bytes_of(index) for index in ids],

@@ -206,6 +206,7 @@ def _check_columns(metadata: dict[bytes, bytes], names: list[str]) -> None:
 
 def _traces_of(batch: pa.RecordBatch) -> Iterator[Trace]:
     """Arrays are slices of the batch's columns; equal token bytes are one object."""
+    batch.validate(full=True)  # damaged offsets would be read outside their buffer
     table = pa.Table.from_batches([batch]).select(SCHEMA.names).cast(SCHEMA)
     columns = {name: _per_token(name, table.column(name).combine_chunks()) for name in PER_TOKEN}
     for number, row in enumerate(table.select(list(PER_SAMPLE)).to_pylist()):

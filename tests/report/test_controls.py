@@ -127,3 +127,23 @@ def test_export(html, open_page):
     with page.expect_download() as png:
         page.click("#export-png")
     assert png.value.path().read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_opens_on_a_completion_with_something_to_show(tmp_path, open_page):
+    flat = np.zeros(60, "float32")
+    rows = [
+        trace(0, advantages=flat),
+        trace(1, log_ratio=flat, flags=np.zeros(60, "uint8")),
+        trace(2),
+        trace(3),
+    ]
+    write_traces(rows, tmp_path / "a.parquet", PARAMS)
+    report = render_report(tmp_path / "a.parquet", tmp_path / "a.html")
+    assert state(open_page(report))["at"] == 2
+    assert state(open_page(report, "#at=0"))["at"] == 0
+
+
+@pytest.mark.parametrize(("fragment", "shown"), [("#tab=summary", ".card.wide"), ("#tab=credit&mode=group", "#stage")])
+def test_nothing_is_cut_off_at_1440_pixels(html, open_page, fragment, shown):
+    page = open_page(html, fragment, viewport={"width": 1440, "height": 900})
+    assert page.locator(shown).evaluate("it => it.scrollWidth <= it.clientWidth")

@@ -77,7 +77,7 @@ function readHash() {
   const found = { ...START, filters: { ...NO_FILTERS }, knobs: {} };
   const tabs = availableTabs();
   found.tab = tabs.includes(parts.get("tab")) ? parts.get("tab") : tabs[0];
-  found.at = wholeNumber(parts.get("at"), page.traces.length) ?? 0;
+  found.at = wholeNumber(parts.get("at"), page.traces.length) ?? START.at;
   if (MODES.includes(parts.get("mode"))) found.mode = parts.get("mode");
   found.channel = channelById(parts.get("channel")).id;
   const length = page.traces[found.at]?.length ?? 0;
@@ -174,8 +174,20 @@ function drawAbout() {
   document.getElementById("about").textContent = `${about}fipo ${page.about.version}`;
 }
 
+// The first completion with something to show: an advantage that is not 0 and, if there is one, weights that vary.
+function openingTrace() {
+  const credited = indicesWhere((facts) => facts.sign !== 0);
+  return credited.find((index) => weightsVary(openTrace(index))) ?? credited[0] ?? 0;
+}
+
+function weightsVary(trace) {
+  const weights = creditOf(trace).weight?.filter((weight, t) => trace.trained[t] && !Number.isNaN(weight));
+  return Boolean(weights?.some((weight) => weight !== weights[0]));
+}
+
 async function start() {
   await loadData();
+  START.at = openingTrace();
   drawAbout();
   setUpTabs();
   document.getElementById("help-open").addEventListener("click", () => document.getElementById("help").showModal());

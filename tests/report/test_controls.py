@@ -6,6 +6,7 @@ from page_driver import facts, slide, state
 from playwright.sync_api import expect
 from synthetic_traces import PARAMS, trace
 
+from fipo.params import KNOBS
 from fipo.report import render_report
 from fipo.traces import write_traces
 
@@ -147,3 +148,16 @@ def test_the_report_opens_on_a_completion_with_something_to_show(tmp_path, open_
 def test_nothing_is_cut_off_at_1440_pixels(html, open_page, fragment, shown):
     page = open_page(html, fragment, viewport={"width": 1440, "height": 900})
     assert page.locator(shown).evaluate("it => it.scrollWidth <= it.clientWidth")
+
+
+def test_the_address_takes_the_knobs_that_fipo_params_takes(html, open_page):
+    wrong = (
+        "knob.decay_rate=0&knob.clip_ratio_low=1&knob.clip_ratio_high=Infinity&knob.safety_thresh=0.5&knob.distance=x"
+    )
+    assert state(open_page(html, f"#{wrong}"))["knobs"] == {}
+    right = "knob.clip_ratio_low=0.5&knob.safety_thresh=4&knob.distance=trained&knob.clip_high_only=true"
+    page = open_page(html, f"#{right}")
+    expected = {"clip_ratio_low": 0.5, "safety_thresh": 4, "distance": "trained", "clip_high_only": True}
+    assert state(page)["knobs"] == expected
+    for name in expected:
+        assert page.locator(f"label:has(#knob-{name})").get_attribute("title") == KNOBS[name].help

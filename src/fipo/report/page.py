@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -143,23 +142,19 @@ def _labels(paths: list[Path]) -> list[str]:
 
 
 def _knobs() -> dict[str, dict[str, Any]]:
-    """What the sliders need of fipo.params.KNOBS; an infinite end is the text "inf" or "-inf", which JSON has not."""
+    """What the sliders need of fipo.params.KNOBS."""
     return {
         name: {
             "default": knob.default,
             "help": knob.help,
-            "low": _end(knob.low),
-            "high": _end(knob.high),
+            "low": knob.low,
+            "high": knob.high,
             "lowOpen": knob.low_open,
             "highOpen": knob.high_open,
             "choices": knob.choices,
         }
         for name, knob in KNOBS.items()
     }
-
-
-def _end(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)
 
 
 def _block(name: str, text: str) -> str:

@@ -17,7 +17,7 @@ function readKnob(name, text) {
   return above && (knob.highOpen ? value < high : value <= high) ? value : undefined;
 }
 
-const parseEnd = (end) => ({ inf: Infinity, "-inf": -Infinity })[end] ?? end;
+const parseEnd = (end) => (end === "inf" ? Infinity : end); // JSON has no infinity
 
 // Every change of what is shown goes through here.
 function change(changes) {

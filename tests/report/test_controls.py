@@ -6,6 +6,7 @@ from page_driver import facts, slide, state
 from playwright.sync_api import expect
 from synthetic_traces import PARAMS, trace
 
+from fipo.params import KNOBS
 from fipo.report import render_report
 from fipo.traces import write_traces
 
@@ -127,3 +128,36 @@ def test_export(html, open_page):
     with page.expect_download() as png:
         page.click("#export-png")
     assert png.value.path().read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_opens_on_a_completion_with_something_to_show(tmp_path, open_page):
+    flat = np.zeros(60, "float32")
+    rows = [
+        trace(0, advantages=flat),
+        trace(1, log_ratio=flat, flags=np.zeros(60, "uint8")),
+        trace(2),
+        trace(3),
+    ]
+    write_traces(rows, tmp_path / "a.parquet", PARAMS)
+    report = render_report(tmp_path / "a.parquet", tmp_path / "a.html")
+    assert state(open_page(report))["at"] == 2
+    assert state(open_page(report, "#at=0"))["at"] == 0
+
+
+@pytest.mark.parametrize(("fragment", "shown"), [("#tab=summary", ".card.wide"), ("#tab=credit&mode=group", "#stage")])
+def test_nothing_is_cut_off_at_1440_pixels(html, open_page, fragment, shown):
+    page = open_page(html, fragment, viewport={"width": 1440, "height": 900})
+    assert page.locator(shown).evaluate("it => it.scrollWidth <= it.clientWidth")
+
+
+def test_the_address_takes_the_knobs_that_fipo_params_takes(html, open_page):
+    wrong = (
+        "knob.decay_rate=0&knob.clip_ratio_low=1&knob.clip_ratio_high=Infinity&knob.safety_thresh=0.5&knob.distance=x"
+    )
+    assert state(open_page(html, f"#{wrong}"))["knobs"] == {}
+    right = "knob.clip_ratio_low=0.5&knob.safety_thresh=4&knob.distance=trained&knob.clip_high_only=true"
+    page = open_page(html, f"#{right}")
+    expected = {"clip_ratio_low": 0.5, "safety_thresh": 4, "distance": "trained", "clip_high_only": True}
+    assert state(page)["knobs"] == expected
+    for name in expected:
+        assert page.locator(f"label:has(#knob-{name})").get_attribute("title") == KNOBS[name].help

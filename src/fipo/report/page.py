@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from plotly.offline import get_plotlyjs
 
 from fipo import __version__
 from fipo.errors import DataError
+from fipo.params import KNOBS
 from fipo.report.curves import Metrics, draw_curves, read_metrics
 from fipo.report.pack import pack_json, pack_text, pack_traces
 from fipo.run_folder import METRICS_FILE, TRACES_FOLDER, whole_file
@@ -47,7 +49,7 @@ class Report:
         names = [run.run for run in self.metrics] + [label for label, _ in self.traces]
         title = ", ".join(dict.fromkeys(names))
         charts = draw_curves(self.metrics)
-        about = {"title": title, "problems": self.problems, "version": __version__}
+        about = {"title": title, "problems": self.problems, "version": __version__, "knobs": _knobs()}
         blocks = {"about": pack_json(about)}
         scripts, packed_scripts = [_script()], []
         if charts:
@@ -137,6 +139,22 @@ def _labels(paths: list[Path]) -> list[str]:
         if len(set(labels)) == len(set(whole)):
             break
     return labels
+
+
+def _knobs() -> dict[str, dict[str, Any]]:
+    """What the sliders need of fipo.params.KNOBS."""
+    return {
+        name: {
+            "default": knob.default,
+            "help": knob.help,
+            "low": knob.low,
+            "high": knob.high,
+            "lowOpen": knob.low_open,
+            "highOpen": knob.high_open,
+            "choices": knob.choices,
+        }
+        for name, knob in KNOBS.items()
+    }
 
 
 def _block(name: str, text: str) -> str:

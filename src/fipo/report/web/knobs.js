@@ -13,6 +13,7 @@ function decayPlace(decay) {
 }
 
 function setUpKnobs() {
+  for (const name of TURNED) document.getElementById(`knob-${name}`).closest("label").title = page.about.knobs[name].help;
   for (const [name, { from }] of Object.entries(SLIDERS)) {
     const input = document.getElementById(`knob-${name}`);
     input.addEventListener("input", () => turn({ [name]: from(Number(input.value)) }));

@@ -4,14 +4,20 @@ const START = { tab: null, at: 0, mode: "one", channel: "weight", selected: null
 const state = { ...START };
 const TABS = ["curves", "credit", "summary"];
 const MODES = ["one", "group", "updates"];
-const KNOBS = { // name → its value from a text, and whether FIPOParams would take it
-  decay_rate: { read: Number, allows: (value) => value > 0 },
-  clip_ratio_low: { read: Number, allows: (value) => value >= 0 && value < 1 },
-  clip_ratio_high: { read: Number, allows: (value) => value >= 0 && value < Infinity },
-  safety_thresh: { read: Number, allows: (value) => value >= 1 },
-  clip_high_only: { read: (text) => ({ true: true, false: false })[text], allows: (value) => value !== undefined },
-  distance: { read: String, allows: (value) => ["position", "trained"].includes(value) },
-};
+const TURNED = ["decay_rate", "clip_ratio_low", "clip_ratio_high", "safety_thresh", "clip_high_only", "distance"];
+
+// A knob's value from a text; undefined where FIPOParams would refuse it. The ranges are those of fipo.params.
+function readKnob(name, text) {
+  const knob = page.about.knobs[name];
+  if (knob.choices.length > 0) return knob.choices.includes(text) ? text : undefined;
+  if (typeof knob.default === "boolean") return { true: true, false: false }[text];
+  const value = text.trim() === "" ? NaN : Number(text);
+  const [low, high] = [parseEnd(knob.low), parseEnd(knob.high)];
+  const above = knob.lowOpen ? value > low : value >= low;
+  return above && (knob.highOpen ? value < high : value <= high) ? value : undefined;
+}
+
+const parseEnd = (end) => (end === "inf" ? Infinity : end); // JSON has no infinity
 
 // Every change of what is shown goes through here.
 function change(changes) {
@@ -77,7 +83,7 @@ function readHash() {
   const found = { ...START, filters: { ...NO_FILTERS }, knobs: {} };
   const tabs = availableTabs();
   found.tab = tabs.includes(parts.get("tab")) ? parts.get("tab") : tabs[0];
-  found.at = wholeNumber(parts.get("at"), page.traces.length) ?? 0;
+  found.at = wholeNumber(parts.get("at"), page.traces.length) ?? START.at;
   if (MODES.includes(parts.get("mode"))) found.mode = parts.get("mode");
   found.channel = channelById(parts.get("channel")).id;
   const length = page.traces[found.at]?.length ?? 0;
@@ -85,8 +91,8 @@ function readHash() {
   for (const [key, value] of parts) {
     const [kind, name] = key.split(".");
     if (kind === "filter" && Object.hasOwn(NO_FILTERS, name)) found.filters[name] = value;
-    const knob = kind === "knob" && Object.hasOwn(KNOBS, name) ? KNOBS[name] : null;
-    if (knob?.allows(knob.read(value))) found.knobs[name] = knob.read(value);
+    const turned = kind === "knob" && TURNED.includes(name) ? readKnob(name, value) : undefined;
+    if (turned !== undefined) found.knobs[name] = turned;
   }
   return found;
 }
@@ -174,8 +180,20 @@ function drawAbout() {
   document.getElementById("about").textContent = `${about}fipo ${page.about.version}`;
 }
 
+// The first completion with something to show: an advantage that is not 0 and, if there is one, weights that vary.
+function openingTrace() {
+  const credited = indicesWhere((facts) => facts.sign !== 0);
+  return credited.find((index) => weightsVary(openTrace(index))) ?? credited[0] ?? 0;
+}
+
+function weightsVary(trace) {
+  const weights = creditOf(trace).weight?.filter((weight, t) => trace.trained[t] && !Number.isNaN(weight));
+  return Boolean(weights?.some((weight) => weight !== weights[0]));
+}
+
 async function start() {
   await loadData();
+  START.at = openingTrace();
   drawAbout();
   setUpTabs();
   document.getElementById("help-open").addEventListener("click", () => document.getElementById("help").showModal());

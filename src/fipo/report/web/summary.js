@@ -105,7 +105,9 @@ function drawSummary() {
   host.replaceChildren();
   host.append(paragraph(scopeSentence(tally)));
   if (tally.traces === 0) return;
-  host.append(card("Saturation", saturationTable(tally)));
+  const saturation = card("Saturation", saturationTable(tally));
+  saturation.classList.add("wide"); // seven columns do not fit beside another card
+  host.append(saturation);
   host.append(card("Weight by position in the response", positionChart(tally.positions)));
   host.append(card("Weight by kind of token", classTable(tally)));
   host.append(card("Most often amplified", tokenTable(tally, tally.up, "weight above 1")));

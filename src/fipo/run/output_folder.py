@@ -29,7 +29,7 @@ def checkpoint_to_resume(run: RunArguments, config: FIPOConfig) -> str | None:
             "last checkpoint."
         )
     in_the_way = other_runs_files(folder, checkpoint)
-    if in_the_way and not run.overwrite:
+    if in_the_way and not run.overwrite and not run.dry_run:
         go_on = "go on from it with --resume true, " if in_the_way[0].name.startswith(PREFIX_CHECKPOINT_DIR) else ""
         raise DataError(
             f"{folder} holds {in_the_way[0].name}, which this run would not continue; {go_on}delete it with "

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from peft import PeftConfig
 from rich.console import Console
-from transformers import PrinterCallback, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import PrinterCallback
 from trl import get_peft_config, get_quantization_config
 
 from fipo.errors import DataError, FIPOError, InvalidParameterError
@@ -35,7 +34,7 @@ def train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) -> 
     """
     started = time.monotonic()
     console = Console(highlight=False)
-    checkpoint = None if run.dry_run else checkpoint_to_resume(run, config)
+    checkpoint = checkpoint_to_resume(run, config)
     rewards = load_rewards(run.rewards, max_completion_length=config.max_completion_length)
     _refuse_what_recipes_replace(config)
     config.reward_weights = [reward.weight for reward in rewards]
@@ -78,11 +77,7 @@ def _train(
 
     trainer.callback_handler.callbacks.insert(0, AtTheEnd(finish))
     try:
-        if checkpoint is not None and _is_finished(checkpoint, config):
-            _load_finished(trainer, checkpoint)
-            finish()
-        else:
-            _run_training(trainer, checkpoint, stop)
+        _run_training(trainer, checkpoint, stop)
     finally:
         display.close()
         trainer.end()
@@ -126,26 +121,6 @@ def _save(trainer: FIPOTrainer, config: FIPOConfig) -> None:
     if trainer.is_fsdp_enabled:  # else nothing is saved where the state is sharded
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(config.output_dir)
-
-
-def _is_finished(checkpoint: str, config: FIPOConfig) -> bool:
-    """Whether nothing is left to train: a run that was killed while it wrote its model or report."""
-    file = Path(checkpoint) / TRAINER_STATE_NAME
-    try:
-        state = json.loads(file.read_text())
-        return state["global_step"] >= (config.max_steps if config.max_steps > 0 else state["max_steps"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file} cannot be read ({error}); {checkpoint_before(checkpoint)}.") from error
-
-
-def _load_finished(trainer: FIPOTrainer, checkpoint: str) -> None:
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise DataError(
-            f"{checkpoint} holds the last update, and its sharded model is only loaded to be trained on; raise "
-            "max_steps, or convert the checkpoint."
-        )
-    trainer._load_from_checkpoint(checkpoint)
-    trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
 
 
 def _tell_the_end(console: Console, config: FIPOConfig, prompts: Prompts, accuracy: Accuracy, seconds: float) -> None:

@@ -14,12 +14,12 @@ OVERRIDDEN = {  # method → its parameters
     "_get_train_sampler": "self dataset",
     "_load_optimizer_and_scheduler": "self checkpoint",
     "_push_from_checkpoint": "self checkpoint_folder",
+    "_run_epoch": "self",
     "_save_checkpoint": "self model trial",
     "log": "self logs start_time",
     "train": "self resume_from_checkpoint",
 }
 CALLED = {
-    "_load_from_checkpoint": "self resume_from_checkpoint",
     "_generate_single_turn": "self prompt_ids images multimodal_fields num_generations has_tool_images",
     "_get_per_token_logps_and_entropies": "self model input_ids attention_mask logits_to_keep",
     "_tokenize_prompts": "self prompts",

@@ -4,8 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
-from support import tiny
+from support import knobs, tiny
 
 from fipo.run.rewards import load_rewards
 
@@ -22,12 +21,8 @@ def test_the_readmes_library(capsys):
     namespace = {}
     exec(loss, namespace)
     assert namespace["logps"].grad.abs().sum() > 0 and "tensor" in capsys.readouterr().out
-    lm_head = torch.nn.Linear(8, 50, bias=False)
-    hidden = torch.randn(4, 100, 8, requires_grad=True)
-    targets = torch.randint(50, (4, 100))
-    given = {"hidden": hidden, "lm_head": lm_head, "targets": targets, "global_tokens": 400}
-    exec(one_pass, {**namespace, **given})
-    assert hidden.grad.abs().sum() > 0 and lm_head.weight.grad.abs().sum() > 0
+    exec(one_pass, namespace)  # as somebody pastes it below the first
+    assert namespace["hidden"].grad.abs().sum() > 0 and namespace["lm_head"].weight.grad.abs().sum() > 0
 
 
 def test_ones_own_reward(tmp_path, monkeypatch):
@@ -59,3 +54,8 @@ def test_links(document):
             titles = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
             anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
             assert heading in anchors, target
+
+
+def test_the_readmes_table_is_that_of_the_package():
+    """`python tests/support/knobs.py` prints it."""
+    assert knobs.table() in (ROOT / "README.md").read_text()

@@ -1,13 +1,17 @@
-"""A run's folder: what lies where, and files that are whole or absent."""
+"""A run's folder: what lies where, files that are whole or absent, and one run at a time."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fipo.errors import DataError
+
 METRICS_FILE = "metrics.jsonl"  # a JSON object a line, as the trainer logged it
 TRACES_FOLDER = "traces"  # Parquet, see fipo.traces
 REPORT_FILE = "report.html"
+LOCK_FILE = ".lock"  # locked as long as a run is under way, whatever ends its process
 
 
 @contextmanager
@@ -22,3 +26,22 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes the folder and holds its lock. Raises a DataError where another process does, or no folder can be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK_FILE).open("a")
+    except OSError as error:
+        raise DataError(f"output_dir is {folder}, which cannot be written to ({error}); choose another.") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(
+                f"{folder} belongs to a run that is under way in another process; wait for it, or choose another "
+                "output_dir."
+            ) from error
+        yield

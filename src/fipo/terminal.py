@@ -2,5 +2,5 @@
 
 
 def printable(text: str) -> str:
-    """Control characters, terminal escapes among them, are shown and not obeyed; one line."""
+    """Control characters, terminal escapes among them, are shown and not obeyed; one line. Lone surrogates too."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -103,4 +103,4 @@ def listed(values, dtype="float32"):
 
 
 if __name__ == "__main__":
-    FILE.write_text(json.dumps(golden(), indent=1) + "\n", encoding="utf-8")
+    FILE.write_text(json.dumps(golden()) + "\n", encoding="utf-8")

@@ -157,3 +157,16 @@ def test_export(html, open_page):
     with page.expect_download() as png:
         page.click("#export-png")
     assert png.value.path().read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_address_takes_the_knobs_that_fipo_params_takes(html, open_page):
+    wrong = (
+        "knob.decay_rate=0&knob.clip_ratio_low=1&knob.clip_ratio_high=Infinity&knob.safety_thresh=0.5&knob.distance=x"
+    )
+    assert state(open_page(html, f"#{wrong}"))["knobs"] == {}
+    right = "knob.clip_ratio_low=0.5&knob.safety_thresh=4&knob.distance=trained&knob.clip_high_only=true"
+    page = open_page(html, f"#{right}")
+    expected = {"clip_ratio_low": 0.5, "safety_thresh": 4, "distance": "trained", "clip_high_only": True}
+    assert state(page)["knobs"] == expected
+    for name in expected:
+        assert page.locator(f"label:has(#knob-{name})").get_attribute("title") == KNOBS[name].help

@@ -1,4 +1,4 @@
-"""What a page is made of: several runs, metrics alone, nothing at all, damaged files."""
+"""What a report is made of: several runs, metrics alone, nothing at all, damaged files."""
 
 import pytest
 from synthetic_traces import write_metrics
@@ -29,6 +29,15 @@ def test_a_trailing_number_is_no_seed(tmp_path, open_page):
     assert page.evaluate("fipo.page.charts[0].figure.data.map((line) => line.name)") == ["decay-16", "decay-32"]
 
 
+def test_a_run_without_a_seed_is_no_seed_of_another(tmp_path):
+    names = ("demo", "demo_s1", "x_s0", "demo-s2", "x_s1")
+    runs = [read_metrics(write_metrics(tmp_path / name) / "metrics.jsonl", name) for name in names]
+    shown = [line["name"] for line in draw_curves(runs)[0]["figure"]["data"] if "name" in line]
+    assert shown == ["demo", "demo, 2 seeds", "x, 2 seeds"]
+    alone = [line["name"] for line in draw_curves(runs[:2])[0]["figure"]["data"]]
+    assert alone == ["demo", "demo_s1"]
+
+
 def test_a_lone_band_has_a_legend(tmp_path):
     runs = [read_metrics(write_metrics(tmp_path / name) / "metrics.jsonl", name) for name in ("x_s0", "x_s1")]
     reward = draw_curves(runs)[0]["figure"]
@@ -42,6 +51,8 @@ def test_metrics_that_nothing_can_draw(tmp_path):
     found = read_metrics(file, "run")
     assert list(found.series["reward"]) == [1, 3]
     assert "line 2, 3, 4 is no JSON object with a step and finite numbers" in found.problems[0]
+    file.write_text('{"step": 1, "reward": 1}\n{"step": 2, "reward": ' + "[" * 100_000)
+    assert "line 2 is no JSON object" in read_metrics(file, "run").problems[0]
     file.write_text('{"step": 1, "loss": 1}')
     assert "none of its metrics (loss) is one that is drawn" in read_metrics(file, "run").problems[0]
 

@@ -27,25 +27,22 @@ def write(path, rows):
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
 def test_files(tmp_path, suffix):
-    prompts = load_prompts(write(tmp_path / f"data.{suffix}", ROWS), system_prompt="Be brief.")
-    assert prompts[0]["prompt"] == [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "1+1"},
-    ]
+    prompts = load_prompts(write(tmp_path / f"data.{suffix}", ROWS))
+    assert prompts["prompt"] == ["1+1", "2+2"]
     assert [str(answer) for answer in prompts["answer"]] == ["2", "4"]
 
 
 def test_columns_chats_and_extra_columns(tmp_path):
     chat = [{"role": "system", "content": "own"}, {"role": "user", "content": "hi"}]
     file = write(tmp_path / "data.jsonl", [{"question": chat, "solution": "x", "level": 3}])
-    prompts = load_prompts(file, prompt_column="question", answer_column="solution", system_prompt="other")
+    prompts = load_prompts(file, prompt_column="question", answer_column="solution")
     assert prompts[0] == {"answer": "x", "level": 3, "prompt": chat}
 
 
 def test_procedural_task():
     prompts = load_prompts("rg:chain_sum?size=5&min_terms=2&max_terms=2", seed=3)
     assert len(prompts) == 5
-    assert prompts[0]["prompt"][0]["role"] == "user"
+    assert isinstance(prompts[0]["prompt"], str)
     assert prompts["answer"] == load_prompts("rg:chain_sum?size=5&min_terms=2&max_terms=2", seed=3)["answer"]
 
 

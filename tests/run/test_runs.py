@@ -16,7 +16,8 @@ from support import tiny
 from fipo import InvalidParameterError
 from fipo.run.output_folder import other_runs_files
 from fipo.run.prompts import _require_room
-from fipo.run.train import write_page
+from fipo.run.train import write_report
+from fipo.traces import read_traces
 
 FIPO = [sys.executable, "-m", "fipo.cli", "train"]
 REWARD = """
@@ -135,6 +136,7 @@ def test_ctrl_c_checkpoints_and_leaves(recipe):
     assert process.returncode == 130
     (checkpoint,) = run.glob("checkpoint-*")
     assert f"Stopped at update {checkpoint.name.removeprefix('checkpoint-')}, with a checkpoint" in stdout.decode()
+    assert "Stopping after this update" in stdout.decode()
     train(recipe, "--resume", "true")
 
 
@@ -224,7 +226,7 @@ def test_two_ranks_resume_in_the_middle_of_an_epoch(recipe):
         (["--dataset", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
         (["--prompt_column", "text"], "has no column 'text'"),
         (["--model_name_or_path", "nowhere/nothing"], "The model 'nowhere/nothing' cannot be loaded"),
-        (["--model_name_or_path", "package:nothing"], "There is no GGUF file in a package 'nothing'"),
+        (["--model_name_or_path", "package:nothing"], "No installed package 'nothing' holds a GGUF file"),
         (["--reward_weights", "0.5"], "reward_weights is [0.5], but a recipe's rewards carry their own"),
         (["--eval_strategy", "steps"], "eval_strategy is 'steps', but fipo evaluates accuracy itself"),
         (["--max_prompt_length", "1"], "max_prompt_length (1 tokens) leaves 0 training prompts"),
@@ -250,15 +252,114 @@ def test_bad_input_is_one_sentence(recipe, flags, sentence, capsys, monkeypatch)
     assert error.startswith("fipo: ") and "Traceback" not in error
 
 
-def test_a_page_that_cannot_be_written_does_not_end_a_run(tmp_path):
-    assert re.fullmatch(rf"No page was written: .*; .*, `fipo report {tmp_path}` writes it.", write_page(str(tmp_path)))
+def test_a_report_that_cannot_be_written_does_not_end_a_run(tmp_path):
+    told = write_report(str(tmp_path))
+    assert re.fullmatch(rf"No report was written: .*; .*, `fipo report {tmp_path}` writes it.", told)
+
+
+def test_a_finished_run_that_is_resumed_trains_nothing_and_writes_what_is_missing(recipe):
+    """As after a kill while the model or the report was written."""
+    train(recipe)
+    run = recipe.parent / "run"
+    expected = curve(run, *NAMES)
+    weights = (run / "model.safetensors").read_bytes()
+    for file in ("model.safetensors", "report.html"):
+        (run / file).unlink()
+    again = train(recipe, "--resume", "true")
+    assert curve(run, *NAMES) == expected and max(expected) == 12
+    assert [path.name for path in run.glob("checkpoint-1[0-9]")] == ["checkpoint-12"]
+    assert (run / "model.safetensors").read_bytes() == weights
+    assert (run / "report.html").exists()
+    assert re.search(r"held-out +greedy .* → ", again.stdout), "what was measured before training is in the metrics"
+
+
+def test_two_runs_never_share_a_folder(recipe):
+    first = subprocess.Popen(
+        [*FIPO, str(recipe)],
+        cwd=recipe.parent,
+        env=environment(SLOW="4"),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    run = recipe.parent / "run"
+    wait_for(run / "checkpoint-3", first)
+    second = train(recipe, "--overwrite", "true", expect=2)
+    assert "belongs to a run that is under way in another process" in second.stderr
+    first.communicate(timeout=120)
+    assert first.returncode == 0 and sorted(curve(run)) == list(range(1, 13))
+
+
+def test_a_base_model_is_trained_on_plain_text(recipe):
+    """No chat template: prompts, completions and rewards are text."""
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = None
+    for leftover in (recipe.parent / "model").glob("chat_template*"):
+        leftover.unlink()
+    tokenizer.save_pretrained(recipe.parent / "model")
+    (recipe.parent / "my_reward.py").write_text(
+        "def digits(prompts, completions, **_):\n"
+        "    assert all(isinstance(text, str) for text in (*prompts, *completions))\n"
+        "    return [sum(c.isdigit() for c in x) / 8 for x in completions]\n"
+    )
+    flags = ["--max_steps", "4", "--sample_every", "1", "--eval_every", "0"]
+    done = train(recipe, *flags)
+    assert re.search(r"sample: \d\+\d= →", done.stdout) and re.search(r"Prompt:  \d\+\d=", done.stdout)
+    (trace, *_) = read_traces(recipe.parent / "run")
+    assert re.fullmatch(r"\d\+\d=", trace.prompt)
+    for more, words in [
+        (["--prompt_format", "chat"], "the model's tokenizer has no chat template; name a Jinja file"),
+        (["--system_prompt", "Be brief."], "system_prompt is set, but the prompts stay text"),
+        (["--prompt_format", "prose"], "prompt_format is 'prose', but must be one of auto, chat, text"),
+    ]:
+        assert words in train(recipe, *flags, "--overwrite", "true", *more, expect=2).stderr
+    (recipe.parent / "chat.jinja").write_text(tiny.CHAT)
+    (recipe.parent / "my_reward.py").write_text(REWARD)
+    train(recipe, *flags, "--overwrite", "true", "--prompt_format", "chat", "--chat_template", "chat.jinja")
+
+
+def test_a_damaged_checkpoint_points_to_the_one_before(recipe):
+    train(recipe, "--max_steps", "6", "--eval_size", "0")
+    run = recipe.parent / "run"
+    for file, content in [("optimizer.pt", b"no"), ("model.safetensors", b"no"), ("trainer_state.json", b"{")]:
+        whole = (run / "checkpoint-6" / file).read_bytes()
+        (run / "checkpoint-6" / file).write_bytes(content)
+        failed = train(recipe, "--resume", "true", expect=2)
+        assert "checkpoint-6" in failed.stderr and "Traceback" not in failed.stderr
+        assert f"--resume_from_checkpoint {run / 'checkpoint-3'}" in failed.stderr
+        (run / "checkpoint-6" / file).write_bytes(whole)
+
+
+def test_a_run_in_which_nothing_could_be_scored_has_failed(recipe):
+    (recipe.parent / "my_reward.py").write_text("def digits(completions, **_): raise OSError('down')\n")
+    failed = train(recipe, "--max_steps", "4", "--eval_size", "0", "--fipo_dynamic_sampling_rounds", "0", expect=2)
+    assert "Scoring raised for every sample of 1 rollouts in a row" in failed.stderr
+
+
+def test_resuming_from_an_older_checkpoint_removes_the_branch_that_it_leaves(recipe):
+    train(recipe, "--fipo_trace_every", "1", "--eval_size", "0")
+    run = recipe.parent / "run"
+    assert {trace.rollout for trace in read_traces(run)} == {0, 1, 2}
+    flags = ["--resume_from_checkpoint", str(run / "checkpoint-3"), "--fipo_trace_every", "0", "--eval_size", "0"]
+    assert "holds checkpoint-12" in train(recipe, *flags, expect=2).stderr
+    train(recipe, *flags, "--overwrite", "true")
+    assert {trace.rollout for trace in read_traces(run)} == {0}
+    assert sorted(curve(run)) == list(range(1, 13))
+
+
+def test_trackers_are_not_written_to_after_their_end(recipe):
+    """Held-out accuracy after the training is measured before they end."""
+    flags = ["--max_steps", "4", "--overwrite", "true", "--report_to"]
+    done = train(recipe, *flags, "trackio", TRACKIO_DIR=str(recipe.parent / "trackio"))
+    assert "Traceback" not in done.stderr
+    train(recipe, *flags, "tensorboard", TENSORBOARD_LOGGING_DIR=str(recipe.parent / "events"))
+    assert len([*recipe.parent.glob("**/events.out.tfevents*")]) == 1
 
 
 def test_prompts_that_are_too_long_are_counted(recipe):
     data = recipe.parent / "data.jsonl"
     data.write_text(data.read_text() + json.dumps({"prompt": "1" * 50, "answer": "1"}) + "\n")
     done = train(recipe, "--max_prompt_length", "20", "--eval_size", "0", "--max_steps", "4")
-    assert "1 of 11 prompts are longer than max_prompt_length (20 tokens) and left out." in done.stderr
+    assert "1 of 11 training prompts are longer than max_prompt_length (20 tokens) and left out." in done.stderr
 
 
 def test_recipes_need_no_file(recipe):

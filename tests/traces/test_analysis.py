@@ -1,5 +1,7 @@
 """The analysis on traces whose answers are known."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -52,6 +54,21 @@ def test_the_noise_floor_is_of_update_zero():
     assert found["noise_floor"]["log_ratio"] == pytest.approx(0.01)
     assert any("first update after a rollout" in warning for warning in found["warnings"])
     assert analyze(traces([[0.01] * 100]))["noise_floor"] is None
+
+
+@pytest.mark.parametrize("huge", [3e38, -3e38])
+def test_hostile_numbers_give_strict_json(huge):
+    rows = traces(
+        [[huge] * 1000, [float("nan"), 0.1]], FIPOParams(decay_rate=float("inf"), clip_ratio_high=1e308), [0, 0]
+    )
+    rows.control = "none"
+    for row in rows:
+        row.weight = np.full(len(row.token_ids), 3e38, "float32")
+    found = analyze(rows)
+    json.dumps(found, allow_nan=False)
+    assert "1 tokens have a log-ratio or weight that is not finite" in found["warnings"][0]
+    rows.control = None
+    json.dumps(analyze(rows), allow_nan=False)
 
 
 def test_traces_without_log_ratios():

@@ -160,7 +160,15 @@ def test_hostile_lines_are_named_once_a_file(line, tmp_path):
     write_traces(found, tmp_path / "x.parquet")
 
 
-@pytest.mark.parametrize("dump", [[1], {"format_version": 2, "rollout_id": 0, "samples": 5}, {"format_version": 2}])
+@pytest.mark.parametrize(
+    "dump",
+    [
+        [1],
+        {"format_version": 2, "rollout_id": 0, "samples": 5},
+        {"format_version": 2},
+        {"format_version": torch.ones(2)},
+    ],
+)
 def test_dumps_of_another_shape_are_a_sentence(dump, tmp_path):
     torch.save(dump, tmp_path / "train_0.pt")
     torch.save({"rollout_id": 0, "samples": ["text"]}, tmp_path / "rollout_0.pt")

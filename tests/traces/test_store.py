@@ -1,6 +1,8 @@
 """Traces survive the disk exactly, and what cannot be read is named while the rest is shown."""
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -85,7 +87,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pq, "write_table", full)
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
     with pytest.raises(OSError, match="No space left"):
         write_traces([make(1)], file)
     assert read_traces(file)[0].sample == 0
@@ -147,6 +149,65 @@ def test_of_too_much_the_last_files_are_read(tmp_path):
     assert "these are the last 2, from rollout_000002.parquet on" in found.problems[0]
     assert [trace.rollout for trace in read_traces(tmp_path, max_bytes=1)] == [3]
     assert not read_traces(tmp_path, max_bytes=5 * size).problems
+
+
+def test_of_one_large_file_the_last_row_groups_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("fipo.traces.store.ROW_GROUP_TOKENS", 100)
+    file = write_traces((make(sample, length=50) for sample in range(20)), tmp_path / "a.parquet", FIPOParams())
+    assert pq.read_metadata(file).num_row_groups == 10
+    found = read_traces(file, max_bytes=file.stat().st_size // 2)
+    assert 1 < len(found) < 11 and found[-1].sample == 19
+    assert f"these are the last {len(found)} of its 20 traces" in found.problems[0]
+    assert [trace.sample for trace in read_traces(file, max_bytes=1)] == [18, 19]
+    assert_same(found[-1], make(19, length=50))
+    assert len(read_traces(file)) == 20
+
+
+PEAK_OF_READING = """
+import resource, sys
+from fipo.traces import read_traces
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+read_traces(sys.argv[1], max_bytes=1)
+before = peak()
+read_traces(sys.argv[1], max_bytes=int(sys.argv[2]) or None)
+print(peak() - before)
+"""
+
+
+def test_a_huge_file_is_read_in_bounded_memory(tmp_path):
+    """A real process: 2 M tokens need at most 80 bytes each in memory, and with a limit little more than the rest."""
+    whole = [make(sample, length=4096) for sample in range(8)]
+    file = write_traces((whole[sample % 8] for sample in range(512)), tmp_path / "a.parquet", FIPOParams())
+
+    def peak(max_bytes):
+        command = [sys.executable, "-c", PEAK_OF_READING, str(file), str(max_bytes)]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert peak(0) < 80 * 512 * 4096
+    assert peak(file.stat().st_size // 8) < 80 * 512 * 4096 / 4
+
+
+def test_a_knob_that_fipo_no_longer_has_is_dropped(tmp_path):
+    table = pq.read_table(write_traces([make()], tmp_path / "a.parquet"))
+    old = '{"decay_rate": 16.0, "chunk_size": 128}'
+    pq.write_table(with_metadata(table, "fipo.params", old), tmp_path / "a.parquet")
+    found = read_traces(tmp_path)
+    assert found.params == FIPOParams(decay_rate=16.0) and not found.problems
+
+
+def test_a_file_without_rows_is_told_from_no_file(tmp_path):
+    write_traces([], tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"none of its \*.parquet files has a row"):
+        read_traces(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [True, 1.5, None, "3"])
+def test_a_place_is_an_integer(wrong):
+    with pytest.raises(InvalidInputError, match=r"rollout is a .*, but must be an integer"):
+        make(rollout=wrong)
 
 
 def with_metadata(table, name, value):

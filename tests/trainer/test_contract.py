@@ -90,7 +90,10 @@ def test_nothing_else_of_trl_is_used_and_nothing_less():
     classes = trainer_classes()
     assert len(classes) == 4
     used = set().union(*(attributes_of(tree, "self") | attributes_of(tree, "super()") for tree in classes))
-    used |= {node.id for tree in classes for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id[0] == "_"}
+    redeclared = [node for tree in classes for node in tree.body if isinstance(node, ast.Assign | ast.AnnAssign)]
+    used |= {name.id for node in redeclared for name in ast.walk(node) if isinstance(name, ast.Name)} & {
+        *contract.ATTRIBUTES
+    }
     for path in (SOURCES / "run").glob("*.py"):
         tree = ast.parse(path.read_text())
         used |= attributes_of(tree, "trainer")

@@ -22,6 +22,16 @@ def run(processes, model, out):
     return torch.load(out / f"{processes}.pt"), json.loads((out / f"{processes}.json").read_text())
 
 
+@pytest.mark.parametrize(("strategy", "refusals"), [("steps", 2), ("no", 0)])
+def test_machines_without_a_shared_disk_are_told_before_they_train(tmp_path, strategy, refusals):
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
+    command = [sys.executable, *launcher, str(HERE / "shared_folder.py"), str(tmp_path), strategy]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("which 1 of 2 processes do not share with the first") == refusals
+
+
 def test_two_processes_equal_one(tmp_path):
     model = tiny.save(tmp_path / "model")
     one, one_metrics = run(1, model, tmp_path)

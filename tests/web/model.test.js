@@ -25,7 +25,7 @@ test("a knob from the address is one that fipo takes", async () => {
   const { knobs } = (await goldenReport()).about;
   const read = (name, ...texts) => texts.map((text) => readKnob(knobs[name], text));
   assert.deepEqual(read("decay_rate", "3", "0", "-1", "Infinity", "x", ""), [3, undefined, undefined, Infinity, undefined, undefined]);
-  assert.deepEqual(read("clip_ratio_low", "0", "0.5", "1"), [0, 0.5, undefined]);
+  assert.deepEqual(read("clip_ratio_low", "0", "0.5", "1", " "), [0, 0.5, undefined, undefined]);
   assert.deepEqual(read("clip_ratio_high", "0", "3.5", "Infinity"), [0, 3.5, undefined]);
   assert.deepEqual(read("clip_high_only", "true", "false", "1", "toString"), [true, false, undefined, undefined]);
   assert.deepEqual(read("distance", "trained", "other"), ["trained", undefined]);

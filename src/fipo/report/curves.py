@@ -56,6 +56,9 @@ class Line:
     high: Series
 
 
+Families = list[tuple[str, list[Metrics]]]  # the name in the legend, and the runs that differ in their seed alone
+
+
 def read_metrics(path: Path, run: str) -> Metrics:
     """Reads metrics.jsonl; numbers only. A line that is no JSON object with a step is left out and named."""
     found = Metrics(run)
@@ -67,7 +70,7 @@ def read_metrics(path: Path, run: str) -> Metrics:
             if math.isnan(step):
                 raise ValueError
             values = {name: _finite(value) for name, value in record.items() if _is_number(value)}
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             bad.append(number)
             continue
         for name, value in values.items():
@@ -104,17 +107,20 @@ def draw_curves(runs: list[Metrics]) -> list[dict[str, Any]]:
     return [chart for chart in charts if chart is not None]
 
 
-def _families(runs: list[Metrics]) -> dict[str, list[Metrics]]:
-    """Runs by name without the seed; a run whose stem nobody shares keeps its whole name."""
-    stems: dict[str, list[Metrics]] = defaultdict(list)
-    for run in runs:
-        found = SEED.fullmatch(run.run)
-        stems[found[1] if found else run.run].append(run)
-    return {stem if len(members) > 1 else members[0].run: members for stem, members in stems.items()}
+def _families(runs: list[Metrics]) -> Families:
+    """Runs whose names differ in a trailing seed alone, by the name without it; any other run is its own family."""
+    stems = [(SEED.fullmatch(run.run) or {1: ""})[1] for run in runs]
+    families: Families = []
+    for run, stem in zip(runs, stems, strict=True):
+        if not stem or stems.count(stem) == 1:
+            families.append((run.run, [run]))
+        elif run is runs[stems.index(stem)]:
+            families.append((stem, [other for other, its in zip(runs, stems, strict=True) if its == stem]))
+    return families
 
 
-def _draw(title: str, pattern: str, unit: str, families: dict[str, list[Metrics]]) -> dict[str, Any] | None:
-    present = {name for members in families.values() for run in members for name in run.series}
+def _draw(title: str, pattern: str, unit: str, families: Families) -> dict[str, Any] | None:
+    present = {name for _, members in families for run in members for name in run.series}
     metrics = sorted((name for name in present if re.fullmatch(pattern, name)), key=_by_number)
     lines = [line for metric in metrics for line in _lines(metric, metrics, families)]
     if not lines:
@@ -132,10 +138,10 @@ def _draw(title: str, pattern: str, unit: str, families: dict[str, list[Metrics]
     return {"title": title, "figure": json.loads(str(figure.to_json()))}
 
 
-def _lines(metric: str, metrics: list[str], families: dict[str, list[Metrics]]) -> Iterable[Line]:
+def _lines(metric: str, metrics: list[str], families: Families) -> Iterable[Line]:
     """Where several runs are shown, colour tells them apart and dashes the metrics; else colour tells the metrics."""
     place = metrics.index(metric)
-    for number, (family, members) in enumerate(families.items()):
+    for number, (family, members) in enumerate(families):
         values = [run.series[metric] for run in members if metric in run.series]
         if not values:
             continue

@@ -1,6 +1,6 @@
-"""Traces as columns that are small in a page: typed arrays over all traces, gzipped, in base64.
+"""Traces as columns that are small in an HTML report: typed arrays over all traces, gzipped, in base64.
 
-The page recomputes future_kl and FIPO's weights from the log-ratios, so they are left out wherever log_ratio is known.
+The report recomputes future_kl and FIPO's weights from the log-ratios, so they are left out where log_ratio is known.
 Log-ratios are exact (float32). Log-probabilities and entropies are float16: they are only shown, to four digits.
 """
 
@@ -32,7 +32,7 @@ COLUMNS = {  # column → its dtype; a trace that lacks one has no entries there
 
 
 def pack_traces(sets: list[tuple[str, TraceSet]]) -> dict[str, str]:
-    """The page's data blocks: name → base64 text.
+    """The report's data blocks: name → base64 text.
 
     Args:
         sets: Label and traces of every run.
@@ -156,7 +156,7 @@ def _pack_vocabulary(vocabulary: dict[tuple[int, bytes], int]) -> dict[str, str]
 
 
 def _run_names(sets: list[tuple[str, TraceSet]]) -> dict[tuple[int, str], str]:
-    """What the page calls a trace's run: its own name, with the label of its file where two runs share one."""
+    """What the report calls a trace's run: its own name, with the label of its file where two runs share one."""
     pairs = {(number, trace.run): label for number, (label, traces) in enumerate(sets) for trace in traces}
     own = {pair: pair[1] or label for pair, label in pairs.items()}
     shared = {name for name in own.values() if _occurs_twice(name, own.values())}

@@ -7,6 +7,8 @@ from trl import ModelConfig
 
 from fipo.errors import InvalidParameterError
 
+PROMPT_FORMATS = ("auto", "chat", "text")
+
 
 @dataclass
 class RunArguments:
@@ -17,6 +19,10 @@ class RunArguments:
     dataset_split: str = field(default="train", metadata={"help": "Split of a hub dataset."})
     prompt_column: str = field(default="prompt", metadata={"help": "Column with text or chat messages."})
     answer_column: str = field(default="answer", metadata={"help": "Column with the answer; empty: there is none."})
+    prompt_format: str = field(
+        default="auto",
+        metadata={"help": "chat, text, or auto: text prompts become chat messages where there is a chat template."},
+    )
     system_prompt: str | None = field(default=None, metadata={"help": "System message before every prompt."})
     chat_template: str | None = field(default=None, metadata={"help": "Jinja file that replaces the model's template."})
     max_prompt_length: int = field(default=2048, metadata={"help": "Longer prompts, in tokens, are left out."})
@@ -44,8 +50,13 @@ class RunArguments:
             value = getattr(self, name)
             if value < least:
                 raise InvalidParameterError(f"{name} is {value}, but must be at least {least}; change it.")
+        if self.prompt_format not in PROMPT_FORMATS:
+            raise InvalidParameterError(
+                f"prompt_format is {self.prompt_format!r}, but must be one of {', '.join(PROMPT_FORMATS)}; change it."
+            )
         if self.chat_template and not Path(self.chat_template).is_file():
-            raise InvalidParameterError(f"The chat template {self.chat_template} does not exist; check the path.")
+            found = "is a folder" if Path(self.chat_template).is_dir() else "does not exist"
+            raise InvalidParameterError(f"The chat template {self.chat_template} {found}, but must be a Jinja file.")
 
 
 @dataclass

@@ -1,12 +1,7 @@
-"""What a person sees of a run, and its metrics in RUN/metrics.jsonl."""
+"""What a person sees of a run in a terminal or a log file."""
 
-import json
-import math
-import signal
-from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -14,7 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from fipo.run.evaluate import Evaluation
 from fipo.run.rewards import text_of
-from fipo.run_folder import METRICS_FILE, whole_file
+from fipo.run_folder import METRICS_FILE
 from fipo.terminal import printable
 from fipo.trainer.config import FIPOConfig
 from fipo.trainer.trainer import FIPOTrainer
@@ -31,18 +26,19 @@ def header(trainer: FIPOTrainer, model_name: str, updates: int) -> str:
         f"{model_name}: {_millions(trained)} of {_millions(total)} parameters trained · a rollout is "
         f"{args.generation_batch_size // args.num_generations} prompts × {args.num_generations} samples and feeds "
         f"{args.updates_per_rollout} updates of {sequences} sequences, at most "
-        f"{sequences * args.max_completion_length:,} tokens · {updates} updates · {trainer.accelerator.device} "
-        f"× {trainer.accelerator.num_processes}, {str(parameters[0].dtype).removeprefix('torch.')}"
+        f"{sequences * args.max_completion_length:,} completion tokens · {updates} updates · "
+        f"{trainer.accelerator.device} × {trainer.accelerator.num_processes}, "
+        f"{str(parameters[0].dtype).removeprefix('torch.')}"
     )
 
 
-def summary(before: Evaluation | None, after: Evaluation | None, seconds: float, run: str) -> str:
-    """The end of a run: accuracy before and after, and where things lie."""
+def summary(before: dict[str, float], after: Evaluation | None, seconds: float, run: str) -> str:
+    """The end of a run: shares of accuracy before, as far as they are known, and after, and where things lie."""
     lines = [f"Finished in {seconds / 60:.1f} minutes. Model, checkpoints and {METRICS_FILE}: {run}"]
     for name, end in after.shares().items() if after else ():
         line = f"  held-out {name:>8}  {end:6.1%}"
-        if before:
-            start = before.shares()[name]
+        if name in before:
+            start = before[name]
             line = f"  held-out {name:>8}  {start:6.1%} → {end:6.1%}  ({100 * (end - start):+.1f} points)"
         lines.append(line)
     if after and after.failed:
@@ -107,56 +103,6 @@ class Display(TrainerCallback):
             self.console.print(f"[dim]sample:[/] {escape(prompt)} [bold]→[/] {escape(completion)}", soft_wrap=True)
 
 
-class MetricsFile(TrainerCallback):
-    """Appends every log to RUN/metrics.jsonl, as one JSON object a line; on the main process.
-
-    A resumed run first cuts off what the killed one wrote after its last checkpoint.
-    """
-
-    def __init__(self, run: str) -> None:
-        self.path = Path(run) / METRICS_FILE
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if not self.path.exists():
-            return
-        kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= state.global_step]
-        with whole_file(self.path) as partial:
-            partial.write_text("".join(f"{line}\n" for line in kept))
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **extra: Any) -> None:
-        record = {"step": state.global_step, **{name: _plain(value) for name, value in extra["logs"].items()}}
-        with self.path.open("a") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
-
-
-class StopOnSignal(TrainerCallback):
-    """Ctrl-C or SIGTERM: finish the update, write a checkpoint, leave. A second signal ends at once."""
-
-    def __init__(self) -> None:
-        self.stopped = False
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.before: dict[int, Any] = {
-            number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-
-    def _stop(self, number: int, frame: Any) -> None:
-        self.stopped = True
-        signal.signal(number, self.before[number])
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if args.world_size > 1:  # the signal may reach ranks at different updates
-            flag = torch.tensor([float(self.stopped)], device=args.device)
-            torch.distributed.all_reduce(flag)
-            self.stopped = bool(flag.item())
-        if self.stopped:
-            control.should_save = control.should_training_stop = True
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-
 def _millions(count: int) -> str:
     return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
 
@@ -168,15 +114,3 @@ def _last(prompt: Any) -> str:
 def _one_line(text: str, limit: int = 160) -> str:
     shown = printable(text)
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):  # the half line of a killed run
-        return math.inf
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

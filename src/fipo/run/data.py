@@ -10,7 +10,14 @@ from datasets.exceptions import DatasetNotFoundError
 from fipo.errors import DataError
 from fipo.run.specs import Spec, typed
 
-FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+FORMATS = {  # ending → reader and its options; .gz may follow
+    ".jsonl": ("json", {}),
+    ".json": ("json", {}),
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
+    ".txt": ("text", {}),
+    ".parquet": ("parquet", {}),
+}
 PROCEDURAL = "rg:"
 
 
@@ -21,19 +28,17 @@ def load_prompts(
     split: str = "train",
     prompt_column: str = "prompt",
     answer_column: str = "answer",
-    system_prompt: str | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """A dataset with chat messages in `prompt`, text in `answer`, and the source's other columns.
+    """A dataset with text or chat messages in `prompt`, as the source has them, `answer`, and its other columns.
 
     Args:
-        source: `rg:task?option=value` (1,000 questions unless `size` is given), a .jsonl, .json, .csv or .parquet
-            file, or a dataset's name on the Hugging Face hub.
+        source: `rg:task?option=value` (1,000 questions unless `size` is given), a .jsonl, .json, .csv, .tsv, .txt or
+            .parquet file, or a dataset's name on the Hugging Face hub.
         config: Which configuration of a hub dataset.
         split: Which split of a hub dataset.
         prompt_column: Holds text or chat messages.
         answer_column: Holds the answer; empty where no reward needs one.
-        system_prompt: Put before every prompt that has no system message of its own.
         seed: Of a procedural task, unless its options name one.
 
     Raises:
@@ -55,42 +60,50 @@ def load_prompts(
     if answer_column and answer_column != "answer":
         dataset = dataset.remove_columns(list({"answer"} & set(dataset.column_names)))
         dataset = dataset.rename_column(answer_column, "answer")
-    prompts = [_messages(value, system_prompt, source) for value in dataset[prompt_column]]
+    if pictures := {"image", "images"} & set(dataset.column_names):
+        raise DataError(f"{source} has the column {pictures.pop()}, but fipo train reads text alone; remove it.")
+    prompts = list(dataset[prompt_column])
+    for prompt in prompts:
+        _require_prompt(prompt, source)
     dataset = dataset.remove_columns(list({prompt_column, "prompt"} & set(dataset.column_names)))
     return dataset.add_column("prompt", prompts)
 
 
-def _messages(prompt: Any, system_prompt: str | None, source: str) -> list[dict[str, str]]:
-    if isinstance(prompt, str):
-        messages = [{"role": "user", "content": prompt}]
-    elif _is_chat(prompt):
-        messages = prompt
-    else:
-        raise DataError(
-            f"{source} has the prompt {str(prompt)[:80]}, but prompts are text or a list of chat messages with role "
-            "and content; convert it."
-        )
-    if system_prompt is not None and messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": system_prompt}, *messages]
-    return messages
+def _require_prompt(prompt: Any, source: str) -> None:
+    if isinstance(prompt, str) or _is_chat(prompt):
+        return
+    hint = ", for readers of CSV make numbers of what looks like one" if isinstance(prompt, int | float) else ""
+    raise DataError(
+        f"{source} has the prompt {str(prompt)[:80]}, but prompts are text or a list of chat messages with role and "
+        f"content, both text; convert it{hint}."
+    )
 
 
 def _is_chat(prompt: Any) -> bool:
     messages = prompt if isinstance(prompt, list) else []
-    return bool(messages) and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages)
+    return bool(messages) and all(
+        isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+        for message in messages
+    )
 
 
 def _stored(source: str, config: str | None, split: str) -> Dataset:
     path = Path(source)
-    if path.suffix in FORMATS:
+    ending = Path(path.name.lower().removesuffix(".gz")).suffix
+    if ending in FORMATS:
         if not path.is_file():
             raise DataError(f"The dataset file {source} does not exist; check the path.")
         if path.stat().st_size == 0:
             raise DataError(f"{source} is empty, but training needs prompts; write at least one row.")
+        reader, options = FORMATS[ending]
         try:
-            return load_dataset(FORMATS[path.suffix], data_files=str(path), split="train")
-        except Exception as error:  # the readers raise many kinds
-            raise DataError(f"{source} cannot be read as {path.suffix[1:]} ({error}); repair the file.") from error
+            return load_dataset(reader, data_files=str(path), split="train", **options)
+        except Exception as error:  # the readers raise many kinds, and tell the cause in another
+            reason = " ".join(str(error.__cause__ or error).split())
+            raise DataError(f"{source} cannot be read as {ending[1:]} ({reason}); repair the file.") from error
+    if path.is_file() or source.startswith((".", "/", "~")) or source.count("/") > 1:
+        found = "is a file of an unknown kind" if path.is_file() else "does not exist"
+        raise DataError(f"The dataset {source} {found}; name a file that ends in {', '.join(FORMATS)}.")
     try:
         return load_dataset(source, config, split=split)
     except (DatasetNotFoundError, ConnectionError, FileNotFoundError, ValueError) as error:

@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from fipo.run.arguments import RunArguments
 from fipo.run.rewards import Reward, as_completion
 from fipo.trainer.trainer import FIPOTrainer
 
+_AS_IN_TRAINING = {"log_extra": lambda *_: None, "log_metric": lambda *_: None}  # which evaluation does not log
 CORRECT = 1.0  # a completion is correct when the recipe's first reward gives it at least this
 
 
@@ -64,6 +67,37 @@ def evaluate(trainer: FIPOTrainer, prompts: Dataset, reward: Reward, k: int) -> 
     )
 
 
+class Accuracy(TrainerCallback):
+    """Held-out accuracy before, during and after the training. It is not measured before a run that is resumed."""
+
+    def __init__(self, trainer: FIPOTrainer, prompts: Dataset | None, reward: Reward, run: RunArguments) -> None:
+        self.trainer, self.prompts, self.reward, self.run = trainer, prompts, reward, run
+        self.before: Evaluation | None = None
+        self.latest: Evaluation | None = None
+
+    def measure(self) -> None:
+        """A collective; does nothing without held-out prompts."""
+        if self.prompts is None:
+            return
+        trainer = self.trainer
+        self.latest = evaluate(trainer, self.prompts, self.reward, self.run.eval_k)
+        due, training = trainer.control.should_log, trainer.model.training
+        trainer.model.eval()  # TRL logs under the mode of the model
+        trainer.log({f"eval_{name}": share for name, share in self.latest.shares().items()})
+        trainer.model.train(training)
+        trainer.control.should_log = due  # logging here must not use up the update's own log
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step == 0:  # not earlier: FSDP and DeepSpeed have placed the model by now
+            self.measure()
+            self.before = self.latest
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        due = self.run.eval_every and state.global_step % self.run.eval_every == 0
+        if due and state.global_step < state.max_steps:
+            self.measure()
+
+
 def _score(
     trainer: FIPOTrainer, rows: list[dict[str, Any]], reward: Reward, k: int
 ) -> list[list[tuple[str, float | None]]]:
@@ -81,6 +115,7 @@ def _score(
             prompts=prompts,
             completions=[as_completion(text, prompt) for text, prompt in zip(texts, prompts, strict=True)],
             completion_ids=ids,
+            **_AS_IN_TRAINING,
             trainer_state=trainer.state,
             **columns,
         )

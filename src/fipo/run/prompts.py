@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
+from jinja2 import TemplateError
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -31,7 +32,6 @@ def prompts_of(run: RunArguments, config: FIPOConfig) -> Prompts:
         "config": run.dataset_config,
         "prompt_column": run.prompt_column,
         "answer_column": run.answer_column,
-        "system_prompt": run.system_prompt,
     }
     seed = config.seed if config.data_seed is None else config.data_seed
     train = load_prompts(run.dataset, split=run.dataset_split, seed=seed, **options)
@@ -66,38 +66,85 @@ def _require_a_rollout(prompts: Dataset, config: FIPOConfig, which: str, remedy:
         )
 
 
-def short_enough(
-    prompts: Dataset,
+def ready_for(
     tokenizer: PreTrainedTokenizerBase,
+    prompts: Prompts,
     run: RunArguments,
     config: FIPOConfig,
     model_config: PretrainedConfig,
-) -> Dataset:
-    """The prompts of at most `max_prompt_length` tokens; what is left out is counted.
+) -> Prompts:
+    """The prompts in the format that the model takes, those of at most `max_prompt_length` tokens; others are counted.
 
     Raises:
-        DataError: Too few are left for a rollout.
-        InvalidParameterError: The longest one and a completion exceed the model's context.
+        DataError: Too few are left for a rollout, or the chat template cannot be used.
+        InvalidParameterError: The format cannot be had, or the longest prompt and a completion exceed the context.
     """
-    template = config.chat_template_kwargs or {}
-
-    def length(row: dict[str, Any]) -> int:
-        ids = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=True, **template)
-        return len(ids["input_ids"])
-
-    lengths = [length(row) for row in prompts]
-    fitting = [i for i, tokens in enumerate(lengths) if tokens <= run.max_prompt_length]
-    short = prompts.select(fitting)
-    if len(short) < len(prompts):
-        logger.warning(
-            f"{len(prompts) - len(short)} of {len(prompts)} prompts are longer than max_prompt_length "
-            f"({run.max_prompt_length} tokens) and left out."
-        )
+    parts: dict[str, Dataset | None] = {}
+    for name, dataset in (("training", prompts.train), ("held-out", prompts.held_out)):
+        if dataset is None or not len(dataset):
+            parts[name] = None
+            continue
+        formatted = _formatted(dataset, run, has_template=tokenizer.chat_template is not None)
+        lengths = _lengths(formatted, tokenizer, config)
+        fitting = [i for i, tokens in enumerate(lengths) if tokens <= run.max_prompt_length]
+        if len(fitting) < len(formatted):
+            logger.warning(
+                f"{len(formatted) - len(fitting)} of {len(formatted)} {name} prompts are longer than max_prompt_length "
+                f"({run.max_prompt_length} tokens) and left out."
+            )
+        parts[name] = formatted.select(fitting) if fitting else None
+        _require_room(max((lengths[i] for i in fitting), default=0) + (config.max_completion_length or 0), model_config)
+    train = parts["training"] if parts["training"] is not None else prompts.train.select([])
     _require_a_rollout(
-        short, config, f"max_prompt_length ({run.max_prompt_length} tokens) leaves", "raise it, or lower"
+        train, config, f"max_prompt_length ({run.max_prompt_length} tokens) leaves", "raise it, or lower"
     )
-    _require_room(max(lengths[i] for i in fitting) + (config.max_completion_length or 0), model_config)
-    return short
+    return Prompts(train, parts["held-out"])
+
+
+def _formatted(prompts: Dataset, run: RunArguments, *, has_template: bool) -> Dataset:
+    """Text stays text where it is asked for or no chat template is there; else prompts are chat messages."""
+    is_text = isinstance(prompts[0]["prompt"], str)
+    chat = not is_text or run.prompt_format == "chat" or (run.prompt_format == "auto" and has_template)
+    if chat and not has_template:
+        raise InvalidParameterError(
+            f"The prompts are {'to become' if is_text else ''} chat messages, but the model's tokenizer has no chat "
+            "template; name a Jinja file with chat_template, or a text dataset with prompt_format: text."
+        )
+    if not is_text and run.prompt_format == "text":
+        raise InvalidParameterError(
+            "prompt_format is text, but the dataset holds chat messages; set it to auto, or give text prompts."
+        )
+    if not chat and run.system_prompt is not None:
+        raise InvalidParameterError(
+            "system_prompt is set, but the prompts stay text, which has no system message; put it into the prompts, or "
+            "set prompt_format to chat."
+        )
+    if not chat:
+        return prompts
+    messages = [_messages(prompt, run.system_prompt) for prompt in prompts["prompt"]]
+    return prompts.remove_columns("prompt").add_column("prompt", messages)
+
+
+def _messages(prompt: Any, system_prompt: str | None) -> list[dict[str, str]]:
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    messages = [{key: message[key] for key in ("role", "content")} for message in messages]
+    if system_prompt is not None and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": system_prompt}, *messages]
+    return messages
+
+
+def _lengths(prompts: Dataset, tokenizer: PreTrainedTokenizerBase, config: FIPOConfig) -> list[int]:
+    """In tokens, as TRL tokenizes them."""
+    if isinstance(prompts[0]["prompt"], str):
+        return [len(ids) for ids in tokenizer(list(prompts["prompt"]))["input_ids"]]
+    options = {"add_generation_prompt": True, "return_dict": True, **(config.chat_template_kwargs or {})}
+    try:
+        return [len(tokenizer.apply_chat_template(p, **options)["input_ids"]) for p in prompts["prompt"]]
+    except (TemplateError, TypeError, ValueError) as error:
+        raise DataError(
+            f"The chat template cannot be applied to the prompts ({' '.join(str(error).split())}); repair it, or name "
+            "another with chat_template."
+        ) from error
 
 
 def _require_room(tokens: int, model_config: PretrainedConfig) -> None:

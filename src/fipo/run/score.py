@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fipo.errors import DataError
 from fipo.run.recipe import parse_recipe
 from fipo.run.rewards import as_completion, load_rewards
+from fipo.terminal import printable
 
 
 def score_file(recipe: str, completions: Path) -> int:
@@ -33,8 +35,9 @@ def score_file(recipe: str, completions: Path) -> int:
         failed = [reward.failed[index] for reward in rewards]
         total = sum(reward.weight * score for reward, score in zip(rewards, line, strict=True) if score is not None)
         cells = map(_shown, [*line, total], [*failed, any(failed)])
-        table.add_row(repr(row["completion"])[:60], str(row.get("answer", "")), *cells)
-    Console().print(table, markup=False)
+        shown = (printable(repr(row["completion"])[:60]), printable(str(row.get("answer", ""))))
+        table.add_row(*(escape(text) for text in shown), *cells)
+    Console().print(table)
     return int(any(reward.failures for reward in rewards))
 
 
@@ -48,7 +51,11 @@ def _read(path: Path) -> list[dict]:
     if not path.is_file():
         raise DataError(f"The file {path} does not exist; check the path.")
     rows = []
-    for number, line in enumerate(path.read_text().split("\n"), 1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"The file {path} is not text in UTF-8 ({error}); convert it.") from error
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -1,27 +1,29 @@
 """A whole run of `fipo train`, top to bottom."""
 
+import json
 import time
 from pathlib import Path
-from typing import Any
 
-from datasets import Dataset
 from peft import PeftConfig
 from rich.console import Console
-from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers import PrinterCallback
 from trl import get_peft_config, get_quantization_config
 
-from fipo.errors import FIPOError, InvalidParameterError
+from fipo.errors import DataError, FIPOError, InvalidParameterError
 from fipo.report import render_report
 from fipo.run import console as view
 from fipo.run.arguments import ModelArguments, RunArguments
-from fipo.run.evaluate import Evaluation, evaluate
+from fipo.run.callbacks import AtTheEnd, MetricsFile, StopOnSignal
+from fipo.run.evaluate import Accuracy
 from fipo.run.model import load_model
-from fipo.run.output_folder import checkpoint_to_resume, make_room
-from fipo.run.prompts import Prompts, prompts_of, short_enough
+from fipo.run.output_folder import checkpoint_before, checkpoint_to_resume, make_room
+from fipo.run.prompts import Prompts, prompts_of, ready_for
 from fipo.run.rewards import Reward, load_rewards
-from fipo.run_folder import REPORT_FILE
+from fipo.run_folder import LOCK_FILE, METRICS_FILE, REPORT_FILE, locked
 from fipo.trainer.config import FIPOConfig
 from fipo.trainer.trainer import FIPOTrainer
+
+DIVERGED = "probability tensor contains either `inf`, `nan`"
 
 
 def train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) -> int:
@@ -43,53 +45,109 @@ def train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) -> 
         updates = config.updates_per_rollout
         console.print(f"{len(prompts.train)} prompts; a rollout feeds {updates} updates; nothing was run.")
         return 0
+    if config.process_index > 0:
+        return _train(run, config, model_args, prompts, rewards, checkpoint, console, started)
+    with locked(Path(config.output_dir)):
+        return _train(run, config, model_args, prompts, rewards, checkpoint, console, started)
 
-    trainer = build_trainer(run, config, model_args, prompts, rewards)
+
+def _train(
+    run: RunArguments,
+    config: FIPOConfig,
+    model_args: ModelArguments,
+    prompts: Prompts,
+    rewards: list[Reward],
+    checkpoint: str | None,
+    console: Console,
+    started: float,
+) -> int:
+    trainer, prompts = build_trainer(run, config, model_args, prompts, rewards)
     make_room(config, checkpoint)
     main = trainer.is_world_process_zero()
-    stop = view.StopOnSignal()
-    trainer.add_callback(stop)
+    stop = StopOnSignal(lambda line: console.print(line) if main else None)
     trainer.remove_callback(PrinterCallback)
     display = view.Display(console, trainer, model_args.model_name_or_path, run.sample_every)
-    if main:
-        trainer.add_callback(display)
-        trainer.add_callback(view.MetricsFile(config.output_dir))
     accuracy = Accuracy(trainer, prompts.held_out, rewards[0], run)
-    trainer.add_callback(accuracy)
+    for callback in (stop, *((display, MetricsFile(config.output_dir)) if main else ()), accuracy):
+        trainer.add_callback(callback)
+
+    def finish() -> None:
+        _save(trainer, config)
+        accuracy.measure()
+
+    trainer.callback_handler.callbacks.insert(0, AtTheEnd(finish))
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        _run_training(trainer, checkpoint, stop)
     finally:
         display.close()
+        trainer.end()
     if stop.stopped and trainer.state.global_step < trainer.state.max_steps:
         if main:
             console.print(
                 f"Stopped at update {trainer.state.global_step}, with a checkpoint; go on with --resume true."
             )
         return 130
-    if trainer.is_fsdp_enabled:  # else nothing is saved where the state is sharded
-        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    trainer.save_model(config.output_dir)
-    accuracy.measure()
     if main:
-        seconds = time.monotonic() - started
-        report = view.summary(accuracy.before, accuracy.latest, seconds, config.output_dir)
-        console.print(report, markup=False, soft_wrap=True)
-        if prompts.held_out is not None and accuracy.before and accuracy.latest:
-            before, after = accuracy.before.completions[0], accuracy.latest.completions[0]
-            pair = view.before_and_after(prompts.held_out[0]["prompt"], before, after)
-            console.print(pair, markup=False, soft_wrap=True)
-        console.print(write_page(config.output_dir), markup=False, soft_wrap=True)
-    trainer.end()
+        _tell_the_end(console, config, prompts, accuracy, time.monotonic() - started)
     return 0
 
 
-def write_page(output_dir: str) -> str:
-    """Writes the run's page and says where it is. A trained model is not lost over a page that cannot be written."""
+def _run_training(trainer: FIPOTrainer, checkpoint: str | None, stop: StopOnSignal) -> None:
     try:
-        page = render_report(output_dir, Path(output_dir) / REPORT_FILE)
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except FIPOError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        if DIVERGED in reason:
+            raise DataError(
+                "The model has diverged: its probabilities are inf or nan; lower learning_rate, or go on from an "
+                "earlier checkpoint with --resume_from_checkpoint."
+            ) from error
+        if checkpoint is not None and not stop.began:
+            raise DataError(
+                f"{checkpoint} cannot be loaded ({type(error).__name__}: {reason}); {checkpoint_before(checkpoint)}."
+            ) from error
+        raise
+    trainer.require_some_score()
+
+
+def _save(trainer: FIPOTrainer, config: FIPOConfig) -> None:
+    """The model, in output_dir."""
+    if trainer.is_world_process_zero() and not (Path(config.output_dir) / LOCK_FILE).exists():
+        raise DataError(
+            f"{config.output_dir} was deleted while the run was under way, so its model is lost; start it again."
+        )
+    if trainer.is_fsdp_enabled:  # else nothing is saved where the state is sharded
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    trainer.save_model(config.output_dir)
+
+
+def _tell_the_end(console: Console, config: FIPOConfig, prompts: Prompts, accuracy: Accuracy, seconds: float) -> None:
+    before = _shares_before(config.output_dir)
+    console.print(view.summary(before, accuracy.latest, seconds, config.output_dir), markup=False, soft_wrap=True)
+    if prompts.held_out is not None and accuracy.before and accuracy.latest:
+        pair = (accuracy.before.completions[0], accuracy.latest.completions[0])
+        told = view.before_and_after(prompts.held_out[0]["prompt"], *pair)
+        console.print(told, markup=False, soft_wrap=True)
+    console.print(write_report(config.output_dir), markup=False, soft_wrap=True)
+
+
+def _shares_before(output_dir: str) -> dict[str, float]:
+    """Held-out accuracy before the first update, which a resumed run finds in its metrics."""
+    file = Path(output_dir) / METRICS_FILE
+    first = json.loads(file.open().readline() or "{}") if file.exists() else {}
+    evaluated = {name.removeprefix("eval_"): value for name, value in first.items() if name.startswith("eval_")}
+    return {name: value for name, value in evaluated.items() if first["step"] == 0 and value is not None}
+
+
+def write_report(output_dir: str) -> str:
+    """Writes the run's report and says where it is. A trained model is not lost over a report that cannot be."""
+    try:
+        report = render_report(output_dir, Path(output_dir) / REPORT_FILE)
     except (FIPOError, OSError) as error:
-        return f"No page was written: {error} Once that is mended, `fipo report {output_dir}` writes it."
-    return f"Every token's credit, and the curves: {page}"
+        return f"No report was written: {error} Once that is mended, `fipo report {output_dir}` writes it."
+    return f"Every token's credit, and the curves: {report}"
 
 
 def _refuse_what_recipes_replace(config: FIPOConfig) -> None:
@@ -107,8 +165,8 @@ def _refuse_what_recipes_replace(config: FIPOConfig) -> None:
 
 def build_trainer(
     run: RunArguments, config: FIPOConfig, model_args: ModelArguments, prompts: Prompts, rewards: list[Reward]
-) -> FIPOTrainer:
-    """Loads the model and makes the trainer, on the prompts that are short enough."""
+) -> tuple[FIPOTrainer, Prompts]:
+    """Loads the model and makes the trainer, on the prompts that are short enough, which are returned too."""
     quantization = get_quantization_config(model_args)
     kwargs = {"quantization_config": quantization} if quantization else {}
     model, tokenizer = load_model(
@@ -121,47 +179,31 @@ def build_trainer(
         **kwargs,
     )
     if run.chat_template:
-        tokenizer.chat_template = Path(run.chat_template).read_text()
+        tokenizer.chat_template = _read_template(run.chat_template)
     if config.beta and model_args.model_revision != "main":  # TRL loads the reference by the model's name
         config.model_init_kwargs = {**(config.model_init_kwargs or {}), "revision": model_args.model_revision}
     peft_config: PeftConfig | None = get_peft_config(model_args)
     config.disable_tqdm = True
-    return FIPOTrainer(
-        model,
-        rewards,
-        config,
-        train_dataset=short_enough(prompts.train, tokenizer, run, config, model.config),
-        processing_class=tokenizer,
-        peft_config=peft_config,
-    )
+    prompts = ready_for(tokenizer, prompts, run, config, model.config)
+    try:
+        trainer = FIPOTrainer(
+            model,
+            rewards,
+            config,
+            train_dataset=prompts.train,
+            processing_class=tokenizer,
+            peft_config=peft_config,
+        )
+    except FIPOError:
+        raise
+    except (ValueError, RuntimeError, OSError) as error:  # of TRL, PEFT, accelerate and the trackers
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise InvalidParameterError(f"The run cannot be set up: {reason}; change what it names.") from error
+    return trainer, prompts
 
 
-class Accuracy(TrainerCallback):
-    """Held-out accuracy before, during and after the training. It is not measured before a run that is resumed."""
-
-    def __init__(self, trainer: FIPOTrainer, prompts: Dataset | None, reward: Reward, run: RunArguments) -> None:
-        self.trainer, self.prompts, self.reward, self.run = trainer, prompts, reward, run
-        self.before: Evaluation | None = None
-        self.latest: Evaluation | None = None
-
-    def measure(self) -> None:
-        """A collective; does nothing without held-out prompts."""
-        if self.prompts is None:
-            return
-        trainer = self.trainer
-        self.latest = evaluate(trainer, self.prompts, self.reward, self.run.eval_k)
-        due, training = trainer.control.should_log, trainer.model.training
-        trainer.model.eval()  # TRL logs under the mode of the model
-        trainer.log({f"eval_{name}": share for name, share in self.latest.shares().items()})
-        trainer.model.train(training)
-        trainer.control.should_log = due  # logging here must not use up the update's own log
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.global_step == 0:  # not earlier: FSDP and DeepSpeed have placed the model by now
-            self.measure()
-            self.before = self.latest
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        due = self.run.eval_every and state.global_step % self.run.eval_every == 0
-        if due and state.global_step < state.max_steps:
-            self.measure()
+def _read_template(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"The chat template {path} is no text in UTF-8 ({error}); convert it.") from error

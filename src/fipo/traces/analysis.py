@@ -8,21 +8,26 @@ import numpy as np
 import torch
 
 from fipo.core import future_kl, influence_weights
+from fipo.core.logged import NOISE_LIMIT, noise_warning
+from fipo.core.loss import LOG_RATIO_LIMIT
 from fipo.errors import DataError
 from fipo.params import FIPOParams
-from fipo.traces.schema import FLAGS
+from fipo.traces.schema import FLAGS, Trace
 from fipo.traces.store import TraceSet
 
 DECAY_RATES = (4.0, 8.0, 32.0, 128.0, math.inf)
 CLIP_RATIOS = (0.1, 0.2, 0.5)
 BINS = 20
 SATURATED = 0.8  # this share of weights at one bound deserves a word
-NOISE_LIMIT = 0.01  # and so does noise alone that moves weights by more than this
+LARGEST = 1e30  # a weight above this would make sums and squares infinite, which JSON cannot hold
 ALIVE = 0.01  # a smaller standard deviation of the weight makes FIPO GRPO
 
 
 def analyze(traces: TraceSet) -> dict[str, Any]:
-    """Numbers about the weights of all trained tokens, as plain Python values.
+    """Numbers about the weights of all trained tokens, as plain Python values that strict JSON can hold.
+
+    Log-ratios beyond ±20, which no trainer writes, count as ±20, and weights above LARGEST as LARGEST, so that every
+    number is finite.
 
     Returns:
         `tokens`, `completions`; `weight` (mean, std, min, max, deciles, share at each bound); `flags` (share of each);
@@ -37,7 +42,7 @@ def analyze(traces: TraceSet) -> dict[str, Any]:
     if not known:
         raise DataError("No trace holds log-ratios, so there is no credit to analyse; import a dump that tells π_θ.")
     params = traces.params or FIPOParams()
-    packed = _Packed(known)
+    packed = _Packed(known, controlled=traces.control is not None)
     if not packed.trained.any():
         raise DataError("No trace holds a trained token with a finite log-ratio, so there is no credit to analyse.")
     weight, raw = packed.weights(params)
@@ -58,37 +63,38 @@ def analyze(traces: TraceSet) -> dict[str, Any]:
         "explained": _explained(packed, weight),
         "noise_floor": _noise_floor(packed, raw),
     }
-    broken = f"{packed.broken} log-ratios are not finite and left out: look for NaN in the log-probs."
+    broken = f"{packed.broken} tokens have a log-ratio or weight that is not finite; look for NaN in the log-probs."
     return result | {"warnings": [broken] * (packed.broken > 0) + _warnings(result)}
 
 
 class _Packed:
     """The traces' tokens in one row."""
 
-    def __init__(self, traces: list[Any]) -> None:
+    def __init__(self, traces: list[Trace], *, controlled: bool) -> None:
         lengths = [len(trace.token_ids) for trace in traces]
 
         def join(name: str, default: float) -> np.ndarray:
             columns = (getattr(trace, name) for trace in traces)
             filled = (np.full(n, default) if c is None else c for c, n in zip(columns, lengths, strict=True))
-            return np.concatenate(list(filled))
+            return np.concatenate(list(filled)).astype("float64")
 
         self.log_ratio, self.trained = join("log_ratio", 0), join("trained", 1).astype(bool)
-        finite = np.isfinite(self.log_ratio)
-        self.broken = int((self.trained & ~finite).sum())
-        self.log_ratio, self.trained = np.where(finite, self.log_ratio, 0), self.trained & finite
-        self.advantages, self.flags = join("advantages", 0), join("flags", 0).astype("uint8")
         self.recorded_weight = join("weight", 1)
+        finite = np.isfinite(self.log_ratio) & (np.isfinite(self.recorded_weight) | (not controlled))
+        self.broken = int((self.trained & ~finite).sum())
+        self.log_ratio = np.where(finite, self.log_ratio, 0).clip(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+        self.trained &= finite
+        self.advantages, self.flags = join("advantages", 0), join("flags", 0).astype("uint8")
         self.cu_seqlens = torch.tensor([0, *lengths]).cumsum(0)
         self.position = np.concatenate([np.arange(n) for n in lengths])
         self.update = np.repeat([trace.update for trace in traces], lengths)
 
     def weights(self, params: FIPOParams) -> tuple[np.ndarray, np.ndarray]:
         """Final and raw weight of every token."""
-        log_ratio = torch.from_numpy(self.log_ratio).double()
+        log_ratio = torch.from_numpy(self.log_ratio)
         credit = future_kl(log_ratio, torch.from_numpy(self.trained), params, cu_seqlens=self.cu_seqlens)
         weight = influence_weights(credit, log_ratio, torch.from_numpy(self.advantages), params)
-        return weight.numpy(), credit.exp().numpy()
+        return weight.clamp(max=LARGEST).numpy(), credit.exp().clamp(max=LARGEST).numpy()
 
 
 def _distribution(weight: np.ndarray, raw: np.ndarray, params: FIPOParams) -> dict[str, Any]:
@@ -152,9 +158,6 @@ def _warnings(result: dict[str, Any]) -> list[str]:
             "within a rollout; take more updates per rollout or a higher learning rate."
         )
     if noise and noise["weight_shift"] > NOISE_LIMIT:
-        found.append(
-            f"At the first update after a rollout noise moves weights by {noise['weight_shift']:.1%}, where nothing "
-            "should: look for log-probs of the rollout engine as π_old, rounded logits, dropout, or a temperature "
-            "mismatch."
-        )
+        causes = "look for log-probs of the rollout engine as π_old, rounded logits, dropout, or a temperature mismatch"
+        found.append(noise_warning(noise["weight_shift"], causes))
     return found

@@ -35,8 +35,8 @@ def show_analysis(result: dict[str, Any], problems: list[str], console: Console)
         {
             "decay rate": row["decay_rate"],
             "clip ratio": row["clip_ratio"],
-            "clipped low": _percent(row["at_low"]),
-            "clipped high": _percent(row["at_high"]),
+            "at the lower bound": _percent(row["at_low"]),
+            "at the upper bound": _percent(row["at_high"]),
             "std of the weight": row["std"],
         }
         for row in result["what_if"]

@@ -1,6 +1,7 @@
 """One trace: everything about every token of one completion at one update. docs/traces.md describes the columns."""
 
 from dataclasses import dataclass, field, fields
+from numbers import Integral
 
 import numpy as np
 import pyarrow as pa
@@ -53,7 +54,7 @@ class Trace:
     """One completion of T tokens at one update. Arrays are (T,); None means that the source does not tell.
 
     Raises:
-        InvalidInputError: The columns differ in length, or a number is too large.
+        InvalidInputError: The columns differ in length, or a field has another type or is too large.
     """
 
     token_ids: np.ndarray  # int32
@@ -81,13 +82,16 @@ class Trace:
     stop_reason: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("run", "prompt"):
+        for name in ("run", "prompt", "stop_reason"):
             if not isinstance(value := getattr(self, name), str):
                 raise InvalidInputError(f"{name} is a {type(value).__name__}, but must be text; give text.")
         self.prompt = self.prompt.encode(errors="replace").decode()  # a lone surrogate is no UTF-8
         for name, bits in {"rollout": 31, "update": 15, "group": 31, "sample": 31}.items():
-            if not -(2**bits) <= getattr(self, name) < 2**bits:
-                raise InvalidInputError(f"{name} is {getattr(self, name)}, but must fit {bits + 1} bits; renumber it.")
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise InvalidInputError(f"{name} is a {type(value).__name__}, but must be an integer; give a number.")
+            if not -(2**bits) <= value < 2**bits:
+                raise InvalidInputError(f"{name} is {str(value)[:30]}, but must fit {bits + 1} bits; renumber it.")
         for name in PER_TOKEN:
             value = getattr(self, name)
             if value is not None and len(value) != len(self.token_ids):

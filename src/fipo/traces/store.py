@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fipo.errors import DataError
-from fipo.params import FIPOParams
+from fipo.params import FORMER_KNOBS, FIPOParams
 from fipo.run_folder import TRACES_FOLDER, whole_file
-from fipo.traces.schema import PER_TOKEN, SCHEMA, SCHEMA_VERSION, Trace
+from fipo.traces.schema import PER_SAMPLE, PER_TOKEN, SCHEMA, SCHEMA_VERSION, Trace
 
 VERSION_KEY, PARAMS_KEY, CONTROL_KEY = b"fipo.schema_version", b"fipo.params", b"fipo.control"
 REQUIRED = ("token_ids", "token_bytes", "trained")
+ROW_GROUP_TOKENS = 2**17  # about 5 MB on disk: the least that can be read of a file
+BATCH_ROWS = 64  # decoded at once, so that a file of one large row group needs little more than its traces do
+UNREADABLE = (pa.ArrowException, OSError, DataError, ValueError, TypeError)  # what a damaged file raises
 
 
 @dataclass(slots=True)
@@ -46,10 +49,10 @@ def write_traces(
     *,
     control: str | None = None,
 ) -> Path:
-    """Writes one Parquet file, whole or not at all.
+    """Writes one Parquet file, whole or not at all, in row groups of about ROW_GROUP_TOKENS tokens.
 
     Args:
-        traces: Any number of Trace.
+        traces: Any number of Trace; a generator is consumed one row group at a time.
         path: The file; its folder is made. An existing file is replaced.
         params: The knobs that made the weights; kept in the file's metadata for what-if analysis.
         control: The `fipo_control` that replaced these weights in the loss, if any.
@@ -62,11 +65,25 @@ def write_traces(
         metadata[PARAMS_KEY] = json.dumps(asdict(params))
     if control is not None:
         metadata[CONTROL_KEY] = control
-    rows = list(traces)
-    columns = [pa.array([_cell(getattr(row, name)) for row in rows], SCHEMA.field(name).type) for name in SCHEMA.names]
-    with whole_file(path) as partial:
-        pq.write_table(pa.table(columns, schema=SCHEMA.with_metadata(metadata)), partial, compression="zstd")
+    schema = SCHEMA.with_metadata(metadata)
+    with whole_file(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+        for rows in _row_groups(traces):
+            columns = [pa.array([_cell(getattr(row, field.name)) for row in rows], field.type) for field in schema]
+            writer.write_table(pa.table(columns, schema=schema))
     return Path(path)
+
+
+def _row_groups(traces: Iterable[Trace]) -> Iterator[list[Trace]]:
+    rows: list[Trace] = []
+    tokens = 0
+    for trace in traces:
+        if rows and tokens + len(trace.token_ids) > ROW_GROUP_TOKENS:
+            yield rows
+            rows, tokens = [], 0
+        rows.append(trace)
+        tokens += len(trace.token_ids)
+    if rows:
+        yield rows
 
 
 def read_traces(path: str | os.PathLike[str], pattern: str = "*.parquet", *, max_bytes: int | None = None) -> TraceSet:
@@ -77,7 +94,8 @@ def read_traces(path: str | os.PathLike[str], pattern: str = "*.parquet", *, max
     Args:
         path: A run, a folder or a file.
         pattern: Which files of a folder; the trainer's are named `rollout_NNNNNN_step_NNNN_rank_N.parquet`.
-        max_bytes: Of a folder whose files are larger together, the last ones by name are read; `problems` says so.
+        max_bytes: Of files that are larger together, the last ones by name are read, and of the first of them the
+            last row groups; at least one row group is read, and `problems` says what was left out.
 
     Raises:
         DataError: There is no trace at all.
@@ -86,13 +104,14 @@ def read_traces(path: str | os.PathLike[str], pattern: str = "*.parquet", *, max
         raise DataError(f"{path} does not exist, but must be a run, its traces or a trace file; check the path.")
     files = _files(Path(path), pattern)
     found = TraceSet()
-    for file in files if max_bytes is None else _last(files, max_bytes, found):
+    for file, first in [(file, 0) for file in files] if max_bytes is None else _last(files, max_bytes, found):
         try:
-            _read_file(file, found)
-        except (pa.ArrowException, OSError, DataError, ValueError, TypeError) as error:
+            _read_file(file, first, found)
+        except UNREADABLE as error:
             found.problems.append(f"{file} was left out: {error}")
     if not found.traces:
-        why = "; ".join(found.problems) or f"it holds no {pattern} file; train with fipo_trace_every above 0"
+        nothing = f"none of its {pattern} files has a row" if files else f"it holds no {pattern} file"
+        why = "; ".join(found.problems) or f"{nothing}; train with fipo_trace_every above 0"
         raise DataError(f"{path} holds no readable trace: {why}.")
     found.problems += mixed_tokenizers(found.traces)
     found.traces.sort(key=lambda trace: (trace.run, trace.rollout, trace.group, trace.sample, trace.update))
@@ -106,37 +125,63 @@ def _files(path: Path, pattern: str) -> list[Path]:
     return sorted(folder.glob(pattern))
 
 
-def _last(files: list[Path], max_bytes: int, found: TraceSet) -> list[Path]:
-    """As many of the last files as fit, but at least one."""
+def _last(files: list[Path], max_bytes: int, found: TraceSet) -> list[tuple[Path, int]]:
+    """As many of the last files as fit, each with the first of its row groups to read; at least one row group."""
     room = max_bytes
-    kept: list[Path] = []
+    kept: list[tuple[Path, int]] = []
     for file in reversed(files):
-        room -= file.stat().st_size
-        if room < 0 and kept:
-            break
-        kept.insert(0, file)
+        size = file.stat().st_size
+        if size <= room:
+            room -= size
+            kept.insert(0, (file, 0))
+            continue
+        try:
+            first = _first_that_fits(file, room, max_bytes, found, needed=not kept)
+        except UNREADABLE:
+            first = 0  # to be named as unreadable
+        if first is not None:
+            kept.insert(0, (file, first))
+        break
     if len(kept) < len(files):
         found.problems.append(
             f"{files[0].parent} holds {len(files)} files of traces, more than the {max_bytes:,} bytes that are read at "
-            f"once: these are the last {len(kept)}, from {kept[0].name} on; name a file to see another."
+            f"once: these are the last {len(kept)}, from {kept[0][0].name} on; name a file to see another."
         )
     return kept
 
 
-def _read_file(file: Path, found: TraceSet) -> None:
-    table = pq.read_table(file)
-    metadata = table.schema.metadata or {}
-    version = metadata.get(VERSION_KEY, b"missing").decode()
-    if version != str(SCHEMA_VERSION):
-        raise DataError(
-            f"its schema version is {version}, but this fipo reads {SCHEMA_VERSION}; "
-            + ("convert it with `fipo import`." if version == "missing" else "update fipo.")
+def _first_that_fits(file: Path, room: int, max_bytes: int, found: TraceSet, *, needed: bool) -> int | None:
+    """The first of the last row groups that fit; None if none does, unless one is needed."""
+    metadata = pq.read_metadata(file)
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    first = len(groups)
+    room -= metadata.serialized_size
+    # By its share of the uncompressed bytes: asking a damaged footer for a column's compressed size aborts Python.
+    scale = file.stat().st_size / max(1, sum(group.total_byte_size for group in groups))
+    for group in reversed(groups):
+        room -= int(scale * group.total_byte_size)
+        if room < 0 and not (needed and first == len(groups)):
+            break
+        first -= 1
+    if first == len(groups):
+        return 0 if needed else None
+    if first:
+        rows = sum(group.num_rows for group in groups[first:])
+        found.problems.append(
+            f"{file} does not fit the {max_bytes:,} bytes of traces that are read at once: these are the last {rows} "
+            f"of its {metadata.num_rows} traces; fipo.traces.read_traces reads them all."
         )
-    missing = sorted(set(SCHEMA.names) - set(table.column_names))
-    if missing:
-        raise DataError(f"it lacks the columns {', '.join(missing)}; write it with fipo.traces.write_traces.")
-    params = _params_of(metadata)
-    found.traces += [_trace_of(row) for row in table.select(SCHEMA.names).cast(SCHEMA).to_pylist()]
+    return first
+
+
+def _read_file(file: Path, first: int, found: TraceSet) -> None:
+    with pq.ParquetFile(file) as parquet:
+        metadata = parquet.schema_arrow.metadata or {}
+        _check_columns(metadata, parquet.schema_arrow.names)
+        params = _params_of(metadata)
+        groups = range(first, parquet.num_row_groups)
+        batches = parquet.iter_batches(BATCH_ROWS, row_groups=list(groups), columns=SCHEMA.names)
+        found.traces += [trace for batch in batches for trace in _traces_of(batch)]
     if CONTROL_KEY in metadata:
         found.control = metadata[CONTROL_KEY].decode()
         _tell(
@@ -149,24 +194,52 @@ def _read_file(file: Path, found: TraceSet) -> None:
     found.params = params or found.params
 
 
-def _trace_of(row: dict[str, Any]) -> Trace:
-    row["rewards"] = dict(row["rewards"] or ())
-    for name, kind in PER_TOKEN.items():
-        if row[name] is None and name not in REQUIRED:
-            continue
-        if row[name] is None or (name in REQUIRED and None in row[name]):
-            raise DataError(f"its column {name} holds a null, but every token needs a value; write the file again.")
-        if name != "token_bytes":
-            row[name] = np.array(row[name], dtype=kind.to_pandas_dtype())
-    return Trace(**row)
+def _check_columns(metadata: dict[bytes, bytes], names: list[str]) -> None:
+    version = metadata.get(VERSION_KEY, b"missing").decode()
+    if version != str(SCHEMA_VERSION):
+        raise DataError(
+            f"its schema version is {version}, but this fipo reads {SCHEMA_VERSION}; "
+            + ("convert it with `fipo import`." if version == "missing" else "update fipo.")
+        )
+    missing = sorted(set(SCHEMA.names) - set(names))
+    if missing:
+        raise DataError(f"it lacks the columns {', '.join(missing)}; write it with fipo.traces.write_traces.")
+
+
+def _traces_of(batch: pa.RecordBatch) -> Iterator[Trace]:
+    """Arrays are slices of the batch's columns; equal token bytes are one object."""
+    batch.validate(full=True)  # damaged offsets would be read outside their buffer
+    table = pa.Table.from_batches([batch]).select(SCHEMA.names).cast(SCHEMA)
+    columns = {name: _per_token(name, table.column(name).combine_chunks()) for name in PER_TOKEN}
+    for number, row in enumerate(table.select(list(PER_SAMPLE)).to_pylist()):
+        row["rewards"] = dict(row["rewards"] or ())
+        found = {name: cells[number] for name, cells in columns.items()}
+        yield Trace(**row | found | {"token_bytes": found["token_bytes"].tolist()})
+
+
+def _per_token(name: str, column: pa.ListArray) -> list[Any]:
+    """The column's cells as numpy arrays, None for a null."""
+    flat = column.flatten()
+    nulls = flat.null_count if name in REQUIRED or flat.type != pa.float32() else 0
+    if nulls or (name in REQUIRED and column.null_count):
+        raise DataError(f"its column {name} holds a null, but every token needs a value; write the file again.")
+    if name == "token_bytes":
+        encoded = flat.dictionary_encode()
+        values = np.array([*encoded.dictionary.to_pylist(), None], dtype=object)[encoded.indices.to_numpy()]
+    else:
+        values = flat.to_numpy(zero_copy_only=False)
+    lengths = column.value_lengths().fill_null(0).to_numpy()
+    cells = np.split(values, np.cumsum(lengths)[:-1])
+    return [cell if known else None for cell, known in zip(cells, column.is_valid().to_pylist(), strict=True)]
 
 
 def _params_of(metadata: dict[bytes, bytes]) -> FIPOParams | None:
     if PARAMS_KEY not in metadata:
         return None
     try:
-        return FIPOParams(**json.loads(metadata[PARAMS_KEY]))
-    except (TypeError, ValueError, RecursionError) as error:
+        known = json.loads(metadata[PARAMS_KEY])
+        return FIPOParams(**{name: value for name, value in known.items() if name not in FORMER_KNOBS})
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"its fipo.params are not FIPOParams: {error}; write the file again.") from error
 
 

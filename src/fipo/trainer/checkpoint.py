@@ -153,6 +153,13 @@ class ExactResume(GRPOTrainer):
             logs = {**logs, "train_loss": total / losses[-1][0]}
         super().log(logs, start_time)
 
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """Not beyond the last update: transformers looks for the end only after an update."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**kwargs)
+
     def _get_train_sampler(self, dataset: Any = None) -> Sampler:
         plain = super()._get_train_sampler(dataset)
         names = ("data_source", "mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed")

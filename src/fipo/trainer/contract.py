@@ -14,6 +14,7 @@ OVERRIDDEN = {  # method → its parameters
     "_get_train_sampler": "self dataset",
     "_load_optimizer_and_scheduler": "self checkpoint",
     "_push_from_checkpoint": "self checkpoint_folder",
+    "_run_epoch": "self",
     "_save_checkpoint": "self model trial",
     "log": "self logs start_time",
     "train": "self resume_from_checkpoint",
@@ -31,21 +32,14 @@ CALLED = {
     "save_model": "self output_dir",
 }
 ATTRIBUTES = (
-    *(
-        "_buffered_inputs",
-        "_entropy_bonus_enabled",
-        "_entropy_window_stats",
-        "_last_world_entropy",
-        "_logs",
-        "_metrics",
-    ),
-    *("_name", "_paper", "_step", "_tag_names", "_tokenizer", "accelerator", "args", "aux_loss_enabled", "beta"),
-    *("control", "current_gradient_accumulation_steps", "entropy_coef", "eos_token_ids", "epsilon_high", "epsilon_low"),
-    *("generation_config", "is_deepspeed_enabled", "is_fsdp_enabled", "loss_type", "max_completion_length", "model"),
-    *("num_generations", "num_iterations", "off_policy_mask_threshold", "processing_class", "ref_model"),
-    *("reward_func_names", "reward_funcs", "reward_weights", "router_aux_loss_coef", "state", "temperature"),
-    *("top_entropy_quantile", "train_dataset", "use_adaptive_entropy", "use_vllm", "vllm_generation"),
-    "vllm_importance_sampling_correction",
+    *("_buffered_inputs", "_entropy_bonus_enabled", "_entropy_window_stats", "_last_world_entropy", "_logs"),
+    *("_metrics", "_name", "_paper", "_step", "_tag_names", "_tokenizer", "accelerator", "args", "aux_loss_enabled"),
+    *("beta", "callback_handler", "control", "current_gradient_accumulation_steps", "entropy_coef", "eos_token_ids"),
+    *("epsilon_high", "epsilon_low", "generation_config", "is_deepspeed_enabled", "is_fsdp_enabled", "loss_type"),
+    *("max_completion_length", "model", "num_generations", "num_iterations", "off_policy_mask_threshold"),
+    *("processing_class", "ref_model", "reward_func_names", "reward_funcs", "reward_weights", "router_aux_loss_coef"),
+    *("state", "temperature", "top_entropy_quantile", "train_dataset", "use_adaptive_entropy", "use_vllm"),
+    *("vllm_generation", "vllm_importance_sampling_correction"),
 )
 HOMES = {  # what is imported → where from
     "FusedCausalLMOutput": "trl.trainer.utils",

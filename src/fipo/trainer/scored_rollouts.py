@@ -30,13 +30,18 @@ class ScoredRollouts(ExactResume):
         """For what replaces a part of a rollout; it may call `_scored_rollout` again."""
         return rollout
 
-    def _require_scores(self) -> None:
-        if self._scoreless == HOPELESS:
+    def require_some_score(self) -> None:
+        """For the end of a run: raises a DataError if its last rollouts, or all, had no score."""
+        if self._scoreless:
+            self._require_scores(at_most=self._scoreless)
+
+    def _require_scores(self, at_most: int = HOPELESS) -> None:
+        if self._scoreless == at_most:
             cause = (
                 "Scoring raised for every sample" if self._raised_for_all else "No reward gave a score to any sample"
             )
             raise DataError(
-                f"{cause} of {HOPELESS} rollouts in a row, so there is nothing to learn from; the first traceback or "
+                f"{cause} of {at_most} rollouts in a row, so there is nothing to learn from; the first traceback or "
                 "warning is above: repair the reward, or bring back what it calls."
             )
 

@@ -6,17 +6,16 @@ from typing import Any
 
 from fipo.errors import DataError
 from fipo.params import FIPOParams
-from fipo.traces.importers.completions import import_trl, import_verl
-from fipo.traces.importers.jsonl import import_fork, import_prime_rl
-from fipo.traces.importers.slime import import_slime
+from fipo.traces.importers import fipo_fork, prime_rl, slime, trl, verl
+from fipo.traces.importers.common import ImportOptions
 from fipo.traces.store import TraceSet, mixed_tokenizers
 
-IMPORTERS: dict[str, Callable[..., None]] = {
-    "slime": import_slime,
-    "trl": import_trl,
-    "verl": import_verl,
-    "fipo-fork": import_fork,
-    "prime-rl": import_prime_rl,
+IMPORTERS: dict[str, Callable[[Path, ImportOptions], TraceSet]] = {
+    "slime": slime.read,
+    "trl": trl.read,
+    "verl": verl.read,
+    "fipo-fork": fipo_fork.read,
+    "prime-rl": prime_rl.read,
 }
 
 
@@ -46,9 +45,8 @@ def import_dump(
         raise DataError(f"The kind of dump is {kind!r}, but must be one of {', '.join(IMPORTERS)}; choose one.")
     if not source.exists():
         raise DataError(f"{source} does not exist; check the path.")
-    found = TraceSet(params=params)
-    options = {"current": current_logprobs} if kind == "slime" else {}
-    IMPORTERS[kind](source, found, tokenizer, **options)
+    options = ImportOptions(tokenizer=tokenizer, params=params, current_logprobs=current_logprobs)
+    found = IMPORTERS[kind](source, options)
     if not found.traces:
         why = "; ".join(found.problems) or "it has no file of that kind"
         raise DataError(f"{source} holds no {kind} dump that could be read: {why}.")

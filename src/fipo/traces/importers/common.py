@@ -1,7 +1,10 @@
 """What several importers need."""
 
-import json
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,50 +13,72 @@ import torch
 
 from fipo.core import fipo_loss
 from fipo.params import FIPOParams
-from fipo.traces.schema import flags_of
-from fipo.traces.store import TraceSet
+from fipo.traces.schema import Trace, flags_of
 from fipo.traces.tokens import byte_decoder
 
 UNUSABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)  # of hostile input
+TEXT_ONLY = "The dump holds text without log-probs, so log-ratios and weights cannot be recovered."
+
+
+Splitter = Callable[[str], tuple[list[int], list[bytes]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """What the user knows of a dump; `import_dump` describes each."""
+
+    tokenizer: Any = None
+    params: FIPOParams | None = None
+    current_logprobs: bool = False
+
+    @cached_property
+    def bytes_of(self) -> Callable[[int], bytes]:
+        """The bytes of a token; without a tokenizer its id in brackets."""
+        return byte_decoder(self.tokenizer) if self.tokenizer else lambda index: f"⟨{index}⟩".encode()
 
 
 def files_of(source: Path, pattern: str) -> Iterator[Path]:
     yield from [source] if source.is_file() else sorted(source.glob(f"**/{pattern}"))
 
 
-def records_of(file: Path, found: TraceSet, read: Callable[[dict[str, Any]], None]) -> None:
-    """Calls `read` with the JSON object of every line, as `each_of` does."""
+def lines_of(file: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of every line."""
     with file.open(encoding="utf-8", errors="replace") as lines:
-        each_of(file, "line", enumerate(lines, start=1), found, lambda _, line: read(json.loads(line)))
+        yield from enumerate(lines, start=1)
 
 
-def each_of(
-    file: Path, kind: str, numbered: Iterable[tuple[int, Any]], found: TraceSet, read: Callable[[int, Any], None]
-) -> None:
-    """Calls `read` with every number and record; those that it cannot use are named once, with the first reason."""
-    bad: list[int] = []
-    reason = ""
-    for number, record in numbered:
+@dataclass(slots=True)
+class Skipped:
+    """The records of one file that cannot be used: `with skipped.unless_usable(number): …` around what reads one."""
+
+    file: Path
+    kind: str  # what is numbered: "line", "row", "sample"
+    numbers: list[int] = field(default_factory=list)
+    reason: str = ""  # of the first
+
+    @contextmanager
+    def unless_usable(self, number: int) -> Iterator[None]:
         try:
-            read(number, record)
+            yield
         except UNUSABLE as error:
-            reason = reason or f"{type(error).__name__}: {str(error)[:200]}"
-            bad.append(number)
-    if bad:
-        named = ", ".join(map(str, bad[:5])) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
-        found.problems.append(f"{file}, {kind} {named} was left out; the first because of {reason}.")
+            self.reason = self.reason or f"{type(error).__name__}: {str(error)[:200]}"
+            self.numbers.append(number)
+
+    @property
+    def problems(self) -> list[str]:
+        """One for the file, so that a damaged one does not fill the screen; none if all was usable."""
+        if not self.numbers:
+            return []
+        more = f" and {len(self.numbers) - 5} more" if len(self.numbers) > 5 else ""
+        named = ", ".join(map(str, self.numbers[:5])) + more
+        return [f"{self.file}, {self.kind} {named} was left out; the first because of {self.reason}."]
 
 
-def bytes_by_id(tokenizer: Any) -> Callable[[int], bytes]:
-    """The bytes of a token; without a tokenizer its id in brackets."""
-    return byte_decoder(tokenizer) if tokenizer else lambda index: f"⟨{index}⟩".encode()
-
-
-def credit(logps: Any, old_logps: Any, advantages: Any, trained: Any, params: FIPOParams) -> dict[str, Any]:
+def credit(logps: Any, old_logps: Any, advantages: Any, trained: Any, params: FIPOParams | None) -> dict[str, Any]:
     """The columns that fipo gives one completion's (T,) log-probs; PPO's clip range is DAPO's."""
     logps, old_logps, advantages = (torch.as_tensor(column).float()[None] for column in (logps, old_logps, advantages))
     mask = torch.as_tensor(trained).bool()[None]
-    out = fipo_loss(logps, old_logps, advantages, mask, params)
+    out = fipo_loss(logps, old_logps, advantages, mask, params or FIPOParams())
     names = ("log_ratio", "future_kl", "raw_weight", "weight")
     arrays: dict[str, Any] = {name: getattr(out, name)[0].numpy() for name in names}
     return arrays | {"flags": flags_of(out, mask)[0].numpy(), "dropped": bool(out.dropped[0])}
@@ -69,3 +94,34 @@ def text_of(value: Any) -> str:
     if isinstance(value, str):
         return value
     return "\n".join(str(message.get("content", "")) for message in value or ())
+
+
+def splitter(tokenizer: Any) -> Splitter:
+    """Text as tokens, ids and bytes; without a tokenizer as words, whose id is −1."""
+    if tokenizer is None:
+        return _words
+    decode = byte_decoder(tokenizer)
+
+    def tokens(text: str) -> tuple[list[int], list[bytes]]:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids, [decode(index) for index in ids]
+
+    return tokens
+
+
+def _words(text: str) -> tuple[list[int], list[bytes]]:
+    pieces = [piece.encode(errors="replace") for piece in re.findall(r"\s*\S+|\s+$", text)]
+    return [-1] * len(pieces), pieces
+
+
+def text_trace(prompt: str, text: str, split: Splitter, rewards: dict[str, float], **place: Any) -> Trace:
+    ids, pieces = split(text)
+    return Trace(
+        token_ids=np.array(ids, dtype="int32"),
+        token_bytes=pieces,
+        trained=np.ones(len(ids), dtype=bool),
+        prompt=prompt,
+        reward=next(iter(rewards.values())) if len(rewards) == 1 else None,  # the weights of several are not told
+        rewards=rewards,
+        **place,
+    )

@@ -46,9 +46,11 @@ export function openingTrace(report) {
   return told.find((index) => weightsVary(openTrace(report, index))) ?? told[0] ?? 0;
 }
 
+const VISIBLE = 1e-3; // a smaller difference between weights, such as that of the noise floor, hardly colours a token
+
 /** @type {(trace: Trace) => boolean} */
 function weightsVary(trace) {
   const weight = isMeasured(trace) ? computeCredit(trace, {}).weight : trace.recordedWeight;
   const first = trace.trained.findIndex(Boolean);
-  return weight !== null && trace.trained.some((trained, t) => trained !== 0 && Math.abs(weight[t] - weight[first]) > 1e-3);
+  return weight !== null && trace.trained.some((trained, t) => trained !== 0 && Math.abs(weight[t] - weight[first]) > VISIBLE);
 }

@@ -9,7 +9,7 @@
 export function readKnob(range, text) {
   if (typeof range.default === "boolean") return new Map([["true", true], ["false", false]]).get(text);
   if (typeof range.default === "string") return range.choices.includes(text) ? text : undefined;
-  return text !== "" && inRange(range, Number(text)) ? Number(text) : undefined;
+  return text.trim() !== "" && inRange(range, Number(text)) ? Number(text) : undefined;
 }
 
 /** @type {(range: KnobRange, value: number) => boolean} */

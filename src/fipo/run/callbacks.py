@@ -1,0 +1,90 @@
+"""What happens beside the training: metrics in RUN/metrics.jsonl, signals, and the end of a run."""
+
+import json
+import math
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from fipo.run_folder import METRICS_FILE, whole_file
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every log to RUN/metrics.jsonl, as one JSON object a line; on the main process.
+
+    A resumed run first cuts off what the killed one wrote after its last checkpoint.
+    """
+
+    def __init__(self, run: str) -> None:
+        self.path = Path(run) / METRICS_FILE
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if not self.path.exists():
+            return
+        kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= state.global_step]
+        with whole_file(self.path) as partial:
+            partial.write_text("".join(f"{line}\n" for line in kept))
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **extra: Any) -> None:
+        record = {"step": state.global_step, **{name: _plain(value) for name, value in extra["logs"].items()}}
+        with self.path.open("a") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+
+
+class StopOnSignal(TrainerCallback):
+    """Ctrl-C, SIGTERM or a lost terminal: finish the update, write a checkpoint, leave. A second one ends at once."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        """`tell` shows a line to the user."""
+        self.tell = tell
+        self.began = self.stopped = False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.began = True
+        self.before: dict[int, Any] = {number: signal.signal(number, self._stop) for number in SIGNALS}
+
+    def _stop(self, number: int, frame: Any) -> None:
+        self.stopped = True
+        self.tell("Stopping after this update, with a checkpoint; once more ends at once.")
+        signal.signal(number, self.before[number])
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if args.world_size > 1:  # the signal may reach ranks at different updates
+            flag = torch.tensor([float(self.stopped)], device=args.device)
+            torch.distributed.all_reduce(flag)
+            self.stopped = bool(flag.item())
+        if self.stopped:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+class AtTheEnd(TrainerCallback):
+    """Calls a function when the training has reached its last update, before trackers end; it must come first."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self.action = action
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            self.action()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):  # the half line of a killed run
+        return math.inf
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

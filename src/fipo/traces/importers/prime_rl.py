@@ -1,0 +1,56 @@
+"""prime-rl's token exports: numbers for every token of a sequence."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fipo.traces.importers.common import ImportOptions, Skipped, credit, files_of, floats, lines_of
+from fipo.traces.schema import FLAGS, Trace
+from fipo.traces.store import TraceSet
+
+SAMPLER_IS_OLD = (
+    "prime-rl's π_old is the inference engine's policy, so the log-ratios hold its numerical noise, and the updates "
+    "since, alike; rewards and groups are not in the dump."
+)
+
+
+def read(dump: Path, options: ImportOptions) -> TraceSet:
+    """A whole sequence a line, schema version 1: `token_ids, loss_mask, advantages, inference_logprobs, …`."""
+    found = TraceSet(params=options.params)
+    for file in files_of(dump, "rank_*.jsonl"):
+        skipped = Skipped(file, "line")
+        for number, line in lines_of(file):
+            with skipped.unless_usable(number):
+                found.traces.append(_trace(json.loads(line), len(found.traces), options))
+        found.problems += skipped.problems
+    found.problems.append(SAMPLER_IS_OLD)
+    return found
+
+
+def _trace(row: dict[str, Any], place: int, options: ImportOptions) -> Trace:
+    if row["schema_version"] != 1:
+        raise ValueError(f"schema_version is {row['schema_version']}, but this fipo reads 1")
+    ids, trained = np.array(row["token_ids"], dtype="int32"), np.array(row["loss_mask"], dtype=bool)
+    start = int(trained.argmax())  # prompts are not trained on
+    names = {"old_logps": "inference_logprobs", "logps": "trainer_logprobs"}
+    names |= {"advantages": "advantages", "entropy": "entropy"}
+    columns: dict[str, Any] = {ours: floats(row[theirs])[start:] for ours, theirs in names.items()}
+    trained = trained[start:]
+    weights = credit(columns["logps"], columns["old_logps"], columns["advantages"], trained, options.params)
+    del weights["dropped"]  # prime-rl has no PPO clip and no sequence drop
+    weights["flags"] &= FLAGS["outside"] | FLAGS["safety_capped"]
+    return Trace(
+        token_ids=ids[start:],
+        token_bytes=[options.bytes_of(int(index)) for index in ids[start:]],
+        trained=trained,
+        run="prime-rl",
+        rollout=int(row["step"]),
+        update=-1,
+        group=place,
+        sample=place,
+        prompt=b"".join(options.bytes_of(int(index)) for index in ids[:start]).decode(errors="replace"),
+        **weights,
+        **columns,
+    )

@@ -1,0 +1,175 @@
+"""Seeded mutations of dumps, traces and metrics: whatever is read ends in results, strict JSON, or in a FIPOError.
+
+FIPO_FUZZ sets how many mutations of each kind are tried; the default takes seconds.
+"""
+
+import copy
+import json
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from fipo import FIPOError, FIPOParams
+from fipo.report.curves import draw_curves, read_metrics
+from fipo.report.pack import pack_traces
+from fipo.traces import Trace, read_traces, write_traces
+from fipo.traces.analysis import analyze
+from fipo.traces.importers import import_dump
+
+ROUNDS = int(os.environ.get("FIPO_FUZZ", "40"))
+SLIME = Path(__file__).parents[1] / "data" / "slime" / "use_rollout_logprobs"
+NUMBERS = {"advantages": [-1, -1, -1], "entropy": [None, 1, 1], "inference_logprobs": [-1, -2, -3]}
+EXPORT = {"schema_version": 1, "step": 3, "token_ids": [1, 2, 3], "loss_mask": [False, True, True]}
+LINES = {
+    "verl": ("7.jsonl", {"input": "2+2?", "output": "4 \n", "score": 1.0, "step": 7}),
+    "fipo-fork": (
+        "negative_approx_kl_global_step_12.jsonl",
+        {"responses": [[5, 6, 0], [8, 0, 0]], "negative_approx_kl": [[0.1, -0.2, 0.3], [3.0, 0, 0]]},
+    ),
+    "prime-rl": ("rank_0.jsonl", EXPORT | NUMBERS | {"trainer_logprobs": [-2, -1, -3]}),
+}
+HOSTILE = [
+    None,
+    True,
+    "",
+    "text",
+    "\ud800",
+    -1,
+    2**31,
+    10**400,
+    1.5,
+    1e308,
+    -3e38,
+    float("nan"),
+    float("inf"),
+    [],
+    [[]],
+]
+HOSTILE += [[[]], [None], {}, {"a": 1}, [1e39, 3], [True], [-(2**63)]]
+TENSORS = [torch.ones(2), torch.tensor(3), torch.tensor(float("nan")), torch.zeros(0), torch.ones(2, 2).bool()]
+
+
+def mutated(value, rng, hostile):
+    """A copy of nested dicts and lists in which one entry, at any depth, is hostile or gone."""
+    value = copy.copy(value)
+    places = list(value) if isinstance(value, dict) else list(range(len(value)))
+    if not places:
+        return rng.choice(hostile)
+    place = rng.choice(places)
+    if isinstance(value[place], dict | list) and rng.random() < 0.6:
+        value[place] = mutated(value[place], rng, hostile)
+    elif rng.random() < 0.1:
+        del value[place]
+    else:
+        value[place] = rng.choice(hostile)
+    return value
+
+
+def flipped(raw, rng):
+    """`raw` with a few bytes changed, and now and then its end cut off."""
+    raw = bytearray(raw)
+    for _ in range(rng.randint(1, 4)):
+        raw[rng.randrange(len(raw))] = rng.randrange(256)
+    return bytes(raw[: rng.randrange(len(raw))] if rng.random() < 0.1 else raw)
+
+
+def use(found, folder):
+    """Everything that is done with traces."""
+    pack_traces([("run", found)])
+    write_traces(found, folder / "again.parquet", found.params)
+    assert len(read_traces(folder / "again.parquet")) == len(found)
+    try:
+        result = analyze(found)
+    except FIPOError:
+        return
+    json.dumps(result, allow_nan=False)
+
+
+def imported(kind, source, folder):
+    try:
+        found = import_dump(kind, source, current_logprobs=True)
+    except FIPOError:
+        return
+    use(found, folder)
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_lines(kind, tmp_path):
+    rng = random.Random(kind)
+    name, record = LINES[kind]
+    for number in range(ROUNDS):
+        line = json.dumps(mutated(record, rng, HOSTILE)).encode()
+        (tmp_path / name).write_bytes(flipped(line, rng) if number % 4 == 0 else line)
+        imported(kind, tmp_path, tmp_path)
+
+
+def test_slime_dumps(tmp_path):
+    rng = random.Random("slime")
+    dumps = {name: torch.load(SLIME / name, weights_only=True) for name in ("rollout_0.pt", "train_0.pt")}
+    for dump in dumps.values():
+        dump["samples"] = dump["samples"][:2]
+    for number in range(ROUNDS):
+        for name, dump in dumps.items():
+            torch.save(mutated(dump, rng, HOSTILE + TENSORS), tmp_path / name)
+            if number % 4 == 0:
+                (tmp_path / name).write_bytes(flipped((tmp_path / name).read_bytes(), rng))
+        imported("slime", tmp_path, tmp_path)
+
+
+def test_trl_completions(tmp_path):
+    rng = random.Random("trl")
+    record = {"step": 3, "prompt": "2+2?", "completion": "4", "advantage": 0.5, "accuracy": 1.0}
+    (folder := tmp_path / "dump").mkdir()
+    for number in range(ROUNDS):
+        try:
+            table = pa.Table.from_pylist([mutated(record, rng, HOSTILE)])
+            pq.write_table(table, folder / "a.parquet")
+        except (pa.ArrowException, OverflowError, UnicodeError):
+            continue  # Arrow cannot hold this value, so no file can
+        if number % 4 == 0:
+            (folder / "a.parquet").write_bytes(flipped((folder / "a.parquet").read_bytes(), rng))
+        imported("trl", folder, tmp_path)
+
+
+def trace(rng):
+    special = np.array([0, 0.1, -20, 3e38, -3e38, np.nan, np.inf, -np.inf], "float32")
+    columns = {name: rng.choice(special, 5) for name in ("log_ratio", "weight", "advantages", "entropy", "old_logps")}
+    known = {name: column for name, column in columns.items() if rng.random() < 0.9}
+    trained = rng.random(5) < 0.8
+    return Trace(token_ids=np.arange(5, dtype="int32"), token_bytes=[b"\xff"] * 5, trained=trained, **known)
+
+
+def test_traces(tmp_path):
+    rng, numbers = random.Random("traces"), np.random.default_rng(0)
+    for number in range(2 * ROUNDS):
+        params = FIPOParams(decay_rate=rng.choice([1e-300, 32.0, float("inf")]), clip_ratio_high=rng.choice([0, 1e308]))
+        control = rng.choice([None, "shuffle"])
+        file = write_traces([trace(numbers) for _ in range(2)], tmp_path / "a.parquet", params, control=control)
+        if number % 2:
+            file.write_bytes(flipped(file.read_bytes(), rng))
+        try:
+            found = read_traces(file, max_bytes=rng.choice([None, 1, 1000]))
+        except FIPOError:
+            continue
+        use(found, tmp_path)
+
+
+def test_metrics(tmp_path):
+    rng = random.Random("metrics")
+    record = {"step": 1, "reward": 0.5, "fipo/weight_mean": 1.0, "fipo/weight_min": 0.9, "fipo/weight_max": 1.1}
+    for _ in range(ROUNDS):
+        lines = [json.dumps(mutated(record, rng, HOSTILE)).encode() for _ in range(3)]
+        lines.append(flipped(lines[0], rng))
+        lines.append(b'{"step": ' + rng.choice([b"[", b'{"a": ']) * 100_000)
+        (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
+        try:
+            runs = [read_metrics(tmp_path / "metrics.jsonl", name) for name in ("x_s0", "x_s1", "y")]
+        except FIPOError:
+            continue
+        json.dumps(draw_curves(runs), allow_nan=False)

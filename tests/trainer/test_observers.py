@@ -1,0 +1,50 @@
+"""What the trainer shows: to observers, on the model card, and when it is not what was asked for."""
+
+import pytest
+from support import tiny
+from support.harness import COMMON, first_number_odd_is_random, rollout_trainer
+
+from fipo import InvalidParameterError
+from fipo.trainer import Credit, FIPOConfig, FIPOTrainer
+
+
+def test_an_observer_sees_every_micro_batch(tmp_path):
+    seen = []
+    config = FIPOConfig(str(tmp_path), **{**COMMON, "max_steps": 8, "save_strategy": "no", "learning_rate": 1e-2})
+    trainer = FIPOTrainer(
+        tiny.model(),
+        first_number_odd_is_random,
+        config,
+        train_dataset=tiny.prompts(),
+        processing_class=tiny.tokenizer(),
+    )
+    trainer.observers.append(seen.append)
+    trainer.train()
+    assert [(credit.rollout, credit.micro_batch, credit.update) for credit in seen] == [
+        (rollout, update, update) for rollout in (0, 1) for update in range(4)
+    ]
+    assert all(isinstance(credit, Credit) and credit.training for credit in seen)
+    for credit in seen:
+        assert credit.tokens.weight.shape == credit.mask.shape == credit.advantages.shape
+        assert not any(x.requires_grad for x in (credit.tokens.weight, credit.result.logps, credit.result.entropy))
+    with pytest.raises(AttributeError):
+        seen[0].update = 3
+
+
+def test_the_model_card_says_fipo(tmp_path):
+    trainer = rollout_trainer(tmp_path, first_number_odd_is_random)
+    trainer.create_model_card(model_name="mine")
+    card = (tmp_path / "README.md").read_text()
+    assert "trained with FIPO" in card and "2603.19835" in card and "ma2026fipo" in card
+    assert "GRPO" not in card.replace("GRPOTrainer", "") and "DeepSeekMath" not in card
+
+
+@pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED"])
+def test_an_engine_that_accelerate_leaves_out_is_refused(engine, tmp_path, monkeypatch):
+    """accelerate runs one process here, and says nothing."""
+    trainer = rollout_trainer(tmp_path, first_number_odd_is_random)
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    from fipo.trainer.trainer import _require_the_engine_asked_for
+
+    with pytest.raises(InvalidParameterError, match=f"{engine} is asked for, but accelerate runs NO with 1 process"):
+        _require_the_engine_asked_for(trainer.accelerator)

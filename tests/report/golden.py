@@ -23,7 +23,7 @@ KNOBS_TRIED = [
     {},
     {"decay_rate": 2.0, "clip_ratio_high": 0.5, "safety_thresh": 2.0},
     {"decay_rate": float("inf"), "clip_high_only": True},
-    {"distance": "trained", "clip_ratio_low": 0.6, "dual_clip_c": 1.5},
+    {"distance": "trained", "clip_ratio_low": 0.6, "dual_clip_c": 1.5, "safety_thresh": 1.2},
     {"distance": "trained", "decay_rate": 3.0, "dual_clip_c": float("inf"), "safety_thresh": 1.0},
 ]
 PIECES = [b" So", b"\xe2\x82", b"\xac", b"\n", b"", b" Wait", b"42"]
@@ -45,7 +45,7 @@ def credit(knobs):
     """FIPO's columns for one row; every knob, the safety rule and the limit of log-ratios matter somewhere in it."""
     params = FIPOParams(**knobs)
     log_ratio = torch.tensor([(7 * t * t % 13 - 6) / 20 for t in range(LENGTH)], dtype=torch.float64)[None]
-    log_ratio[0, 5], log_ratio[0, 11], log_ratio[0, 17], log_ratio[0, 20] = 2.5, 0.8, -25.0, 1.5
+    log_ratio[0, 5], log_ratio[0, 12], log_ratio[0, 16], log_ratio[0, 20] = 2.5, 0.8, -25.0, 1.5
     trained = torch.tensor([t % 7 not in (3, 4) for t in range(LENGTH)])[None]
     advantages = torch.tensor([-1.0 if t > 8 else 0.5 for t in range(LENGTH)], dtype=torch.float64)[None]
     out = fipo_loss(log_ratio, 0 * log_ratio, advantages, trained, params)

@@ -25,8 +25,10 @@ test("bytes that are no UTF-8 are named, and what follows is read on", () => {
 
 test("overlong forms and points beyond U+10FFFF are bytes, surrogates are named", () => {
   assert.deepEqual(shown([0xc0, 0xaf]), [["bad:C0", "bad:AF"]]);
-  assert.deepEqual(shown([0xe0, 0x80, 0x80]), [["bad:E0", "bad:80", "bad:80"]]);
+  assert.deepEqual(shown([0xe0, 0x9f, 0xbf]), [["bad:E0", "bad:9F", "bad:BF"]]);
+  assert.deepEqual(shown([0xf0, 0x8f, 0xbf, 0xbf]), [["bad:F0", "bad:8F", "bad:BF", "bad:BF"]]);
   assert.deepEqual(shown([0xf4, 0x90, 0x80, 0x80]), [["bad:F4", "bad:90", "bad:80", "bad:80"]]);
+  assert.deepEqual(shown([0xe0, 0xa0, 0x80], [0xf0, 0x90, 0x80, 0x80]), [["ࠀ"], ["𐀀"]]); // the least that are characters
   assert.deepEqual(shown([0xed, 0xa0, 0x80]), [["code:U+D800"]]);
 });
 

@@ -63,6 +63,7 @@ test("filters", async () => {
   assert.deepEqual(passing({}), [0, 1, 2, 3]);
   assert.deepEqual(passing({ rewardMin: "1" }), [0, 3]);
   assert.deepEqual(passing({ lengthMax: "6" }), [3]);
+  assert.deepEqual(passing({ lengthMin: "7", lengthMax: "7" }), [0, 1, 2]);
   assert.deepEqual(passing({ text: "WAIT42" }), [0, 1, 2]);
   assert.deepEqual(passing({ sign: "-1", flag: "untrained" }), [0, 1, 2]);
   assert.deepEqual(passing({ flag: "outside" }), []);

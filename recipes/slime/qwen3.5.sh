@@ -1,4 +1,4 @@
-# What the FIPO run and its GRPO twin share: Qwen3.5 on dapo-math-17k with slime. Sourced by qwen3.5_fipo.sh and
+# What the FIPO run and its GRPO baseline share: Qwen3.5 on dapo-math-17k with slime. Sourced by qwen3.5_fipo.sh and
 # qwen3.5_grpo.sh, which add the loss and call `submit`. Not run by this project on GPUs: its commands are tested dry.
 
 # Required: these paths mean the same on every node.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# GRPO, the twin of qwen3.5_fipo.sh for a fair comparison: the same everything, dual clip included, without weights.
+# GRPO, the baseline of qwen3.5_fipo.sh: everything is the same, the dual clip included, but there are no weights.
 set -euo pipefail
 ARM=grpo
 source "$(dirname "${BASH_SOURCE[0]}")/qwen3.5.sh"

@@ -1,4 +1,4 @@
-# What the paper's runs share (arXiv:2603.19835), for stock verl 0.9: dapo-math-17k, AIME 2024, FIPO or its twin DAPO.
+# What the paper's runs share (arXiv:2603.19835), for stock verl 0.9: dapo-math-17k, AIME 2024, FIPO or its baseline DAPO.
 # Sourced by fipo_*.sh, which set the model's own figures and call `submit`. Not run by this project on GPUs: every
 # override is composed with verl's own configuration in the tests.
 

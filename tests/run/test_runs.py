@@ -14,6 +14,7 @@ import pytest
 from support import tiny
 
 from fipo import InvalidParameterError
+from fipo.cli import main
 from fipo.run.output_folder import other_runs_files
 from fipo.run.prompts import _require_room
 from fipo.run.train import write_report
@@ -74,6 +75,24 @@ def train(recipe, *flags, expect=0, **env):
     )
     assert done.returncode == expect, done.stdout + done.stderr
     return done
+
+
+@pytest.fixture
+def inside(recipe, monkeypatch, capfd):
+    """`fipo train` in this process, which saves the imports; for what kills nothing."""
+    monkeypatch.chdir(recipe.parent)
+    monkeypatch.syspath_prepend(recipe.parent)
+
+    def run(*flags, expect=0):
+        sys.modules.pop("my_reward", None)
+        capfd.readouterr()
+        code = main(["train", str(recipe), *flags])
+        printed = capfd.readouterr()
+        assert code == expect, printed.out + printed.err
+        assert "Traceback" not in printed.err
+        return printed
+
+    return run
 
 
 def curve(run, *names):
@@ -161,16 +180,16 @@ def full(trainer_state, completions, **_):
     assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-12"]
 
 
-def test_another_runs_checkpoints_are_refused(recipe):
-    train(recipe, "--max_steps", "3")
-    refused = train(recipe, "--max_steps", "3", expect=2)
-    assert "holds checkpoint-3, which this run would not continue; go on from it with --resume" in refused.stderr
-    bad = train(recipe, "--overwrite", "true", "--rewards", "nope", expect=2)
-    assert "unknown" in bad.stderr
+def test_another_runs_checkpoints_are_refused(recipe, inside):
+    inside("--max_steps", "3")
+    refused = inside("--max_steps", "3", expect=2)
+    assert "holds checkpoint-3, which this run would not continue; go on from it with --resume" in refused.err
+    bad = inside("--overwrite", "true", "--rewards", "nope", expect=2)
+    assert "unknown" in bad.err
     assert (recipe.parent / "run" / "checkpoint-3").exists(), "nothing is deleted for a run that cannot start"
-    train(recipe, "--max_steps", "3", "--overwrite", "true")
-    reshaped = train(recipe, "--resume", "true", "--max_steps", "6", "--gradient_accumulation_steps", "2", expect=2)
-    assert "was saved with gradient_accumulation_steps 1, now 2" in reshaped.stderr
+    inside("--max_steps", "3", "--overwrite", "true")
+    reshaped = inside("--resume", "true", "--max_steps", "6", "--gradient_accumulation_steps", "2", expect=2)
+    assert "was saved with gradient_accumulation_steps 1, now 2" in reshaped.err
 
 
 def test_what_a_run_does_not_continue(tmp_path):
@@ -242,8 +261,6 @@ def test_two_ranks_resume_in_the_middle_of_an_epoch(recipe):
     ],
 )
 def test_bad_input_is_one_sentence(recipe, flags, sentence, capsys, monkeypatch):
-    from fipo.cli import main
-
     monkeypatch.chdir(recipe.parent)
     Path("broken.gguf").write_bytes(b"GGUF?")
     assert main(["train", str(recipe), *flags]) == 2
@@ -257,39 +274,40 @@ def test_a_report_that_cannot_be_written_does_not_end_a_run(tmp_path):
     assert re.fullmatch(rf"No report was written: .*; .*, `fipo report {tmp_path}` writes it.", told)
 
 
-def test_a_finished_run_that_is_resumed_trains_nothing_and_writes_what_is_missing(recipe):
+def test_a_finished_run_that_is_resumed_trains_nothing_and_writes_what_is_missing(recipe, inside):
     """As after a kill while the model or the report was written."""
-    train(recipe)
+    flags = ["--max_steps", "4", "--eval_every", "0", "--fipo_dynamic_sampling_rounds", "0"]
+    inside(*flags)
     run = recipe.parent / "run"
     expected = curve(run, *NAMES)
     weights = (run / "model.safetensors").read_bytes()
     for file in ("model.safetensors", "report.html"):
         (run / file).unlink()
-    again = train(recipe, "--resume", "true")
-    assert curve(run, *NAMES) == expected and max(expected) == 12
-    assert [path.name for path in run.glob("checkpoint-1[0-9]")] == ["checkpoint-12"]
+    again = inside(*flags, "--resume", "true")
+    assert curve(run, *NAMES) == expected and max(expected) == 4
+    assert sorted(path.name for path in run.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
     assert (run / "model.safetensors").read_bytes() == weights
     assert (run / "report.html").exists()
-    assert re.search(r"held-out +greedy .* → ", again.stdout), "what was measured before training is in the metrics"
+    assert re.search(r"held-out +greedy .* → ", again.out), "what was measured before training is in the metrics"
 
 
-def test_two_runs_never_share_a_folder(recipe):
+def test_two_runs_never_share_a_folder(recipe, inside):
     first = subprocess.Popen(
         [*FIPO, str(recipe)],
         cwd=recipe.parent,
-        env=environment(SLOW="4"),
+        env=environment(SLOW="0.5"),
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
     run = recipe.parent / "run"
     wait_for(run / "checkpoint-3", first)
-    second = train(recipe, "--overwrite", "true", expect=2)
-    assert "belongs to a run that is under way in another process" in second.stderr
+    second = inside("--overwrite", "true", expect=2)
+    assert "belongs to a run that is under way in another process" in second.err
     first.communicate(timeout=120)
     assert first.returncode == 0 and sorted(curve(run)) == list(range(1, 13))
 
 
-def test_a_base_model_is_trained_on_plain_text(recipe):
+def test_a_base_model_is_trained_on_plain_text(recipe, inside):
     """No chat template: prompts, completions and rewards are text."""
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = None
@@ -302,8 +320,8 @@ def test_a_base_model_is_trained_on_plain_text(recipe):
         "    return [sum(c.isdigit() for c in x) / 8 for x in completions]\n"
     )
     flags = ["--max_steps", "4", "--sample_every", "1", "--eval_every", "0"]
-    done = train(recipe, *flags)
-    assert re.search(r"sample: \d\+\d= →", done.stdout) and re.search(r"Prompt:  \d\+\d=", done.stdout)
+    done = inside(*flags)
+    assert re.search(r"sample: \d\+\d= →", done.out) and re.search(r"Prompt:  \d\+\d=", done.out)
     (trace, *_) = read_traces(recipe.parent / "run")
     assert re.fullmatch(r"\d\+\d=", trace.prompt)
     for more, words in [
@@ -311,47 +329,48 @@ def test_a_base_model_is_trained_on_plain_text(recipe):
         (["--system_prompt", "Be brief."], "system_prompt is set, but the prompts stay text"),
         (["--prompt_format", "prose"], "prompt_format is 'prose', but must be one of auto, chat, text"),
     ]:
-        assert words in train(recipe, *flags, "--overwrite", "true", *more, expect=2).stderr
+        assert words in inside(*flags, "--overwrite", "true", *more, expect=2).err
     (recipe.parent / "chat.jinja").write_text(tiny.CHAT)
     (recipe.parent / "my_reward.py").write_text(REWARD)
-    train(recipe, *flags, "--overwrite", "true", "--prompt_format", "chat", "--chat_template", "chat.jinja")
+    inside(*flags, "--overwrite", "true", "--prompt_format", "chat", "--chat_template", "chat.jinja")
 
 
-def test_a_damaged_checkpoint_points_to_the_one_before(recipe):
-    train(recipe, "--max_steps", "6", "--eval_size", "0")
+def test_a_damaged_checkpoint_points_to_the_one_before(recipe, inside):
+    inside("--max_steps", "6", "--eval_size", "0")
     run = recipe.parent / "run"
     for file, content in [("optimizer.pt", b"no"), ("model.safetensors", b"no"), ("trainer_state.json", b"{")]:
         whole = (run / "checkpoint-6" / file).read_bytes()
         (run / "checkpoint-6" / file).write_bytes(content)
-        failed = train(recipe, "--resume", "true", expect=2)
-        assert "checkpoint-6" in failed.stderr and "Traceback" not in failed.stderr
-        assert f"--resume_from_checkpoint {run / 'checkpoint-3'}" in failed.stderr
+        failed = inside("--resume", "true", expect=2)
+        assert "checkpoint-6" in failed.err
+        assert f"--resume_from_checkpoint {run / 'checkpoint-3'}" in failed.err
         (run / "checkpoint-6" / file).write_bytes(whole)
 
 
-def test_a_run_in_which_nothing_could_be_scored_has_failed(recipe):
+def test_a_run_in_which_nothing_could_be_scored_has_failed(recipe, inside):
     (recipe.parent / "my_reward.py").write_text("def digits(completions, **_): raise OSError('down')\n")
-    failed = train(recipe, "--max_steps", "4", "--eval_size", "0", "--fipo_dynamic_sampling_rounds", "0", expect=2)
-    assert "Scoring raised for every sample of 1 rollouts in a row" in failed.stderr
+    failed = inside("--max_steps", "4", "--eval_size", "0", "--fipo_dynamic_sampling_rounds", "0", expect=2)
+    assert "Scoring raised for every sample of 1 rollouts in a row" in failed.err
 
 
-def test_resuming_from_an_older_checkpoint_removes_the_branch_that_it_leaves(recipe):
-    train(recipe, "--fipo_trace_every", "1", "--eval_size", "0")
+def test_resuming_from_an_older_checkpoint_removes_the_branch_that_it_leaves(recipe, inside):
+    short = ["--eval_size", "0", "--max_steps", "8", "--fipo_dynamic_sampling_rounds", "0"]
+    inside("--fipo_trace_every", "1", *short)
     run = recipe.parent / "run"
-    assert {trace.rollout for trace in read_traces(run)} == {0, 1, 2}
-    flags = ["--resume_from_checkpoint", str(run / "checkpoint-3"), "--fipo_trace_every", "0", "--eval_size", "0"]
-    assert "holds checkpoint-12" in train(recipe, *flags, expect=2).stderr
-    train(recipe, *flags, "--overwrite", "true")
+    assert {trace.rollout for trace in read_traces(run)} == {0, 1}
+    flags = ["--resume_from_checkpoint", str(run / "checkpoint-3"), "--fipo_trace_every", "0", *short]
+    assert "holds checkpoint-8" in inside(*flags, expect=2).err
+    inside(*flags, "--overwrite", "true")
     assert {trace.rollout for trace in read_traces(run)} == {0}
-    assert sorted(curve(run)) == list(range(1, 13))
+    assert sorted(curve(run)) == list(range(1, 9))
 
 
-def test_trackers_are_not_written_to_after_their_end(recipe):
+def test_trackers_are_not_written_to_after_their_end(recipe, inside, monkeypatch):
     """Held-out accuracy after the training is measured before they end."""
     flags = ["--max_steps", "4", "--overwrite", "true", "--report_to"]
-    done = train(recipe, *flags, "trackio", TRACKIO_DIR=str(recipe.parent / "trackio"))
-    assert "Traceback" not in done.stderr
-    train(recipe, *flags, "tensorboard", TENSORBOARD_LOGGING_DIR=str(recipe.parent / "events"))
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(recipe.parent / "events"))
+    train(recipe, *flags, "trackio", TRACKIO_DIR=str(recipe.parent / "trackio"))
+    inside(*flags, "tensorboard")
     assert len([*recipe.parent.glob("**/events.out.tfevents*")]) == 1
 
 

@@ -1,8 +1,12 @@
 """Defaults are the paper's scaffold; what cannot work is refused with a sentence."""
 
+from dataclasses import fields
+from typing import get_type_hints
+
 import pytest
 
 from fipo import FIPOParams, InvalidParameterError
+from fipo.params import KNOBS
 from fipo.trainer import FIPOConfig
 
 BASE = {"use_cpu": True, "bf16": False, "report_to": "none"}
@@ -68,3 +72,14 @@ REFUSED = [
 def test_refusals(tmp_path, options, sentence):
     with pytest.raises(InvalidParameterError, match=sentence):
         config(tmp_path, **options)
+
+
+def test_the_hyper_parameters_are_those_of_the_package(tmp_path):
+    """Names, types and help come from FIPOParams' fields."""
+    own = {entry.name: entry for entry in fields(FIPOConfig)}
+    for name, knob in KNOBS.items():
+        assert own[f"fipo_{name}"].metadata["help"].startswith(knob.help)
+        assert config(tmp_path).fipo_params == FIPOParams()
+        if not isinstance(knob.default, str):
+            assert get_type_hints(FIPOConfig)[f"fipo_{name}"] == type(knob.default) | None
+    assert "fipo_chunk_size" not in own

@@ -32,6 +32,13 @@ def train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) -> 
     Raises:
         FIPOError: Something in the recipe cannot work; raised before the model is loaded wherever possible.
     """
+    if run.dry_run or config.process_index > 0:
+        return _train(run, config, model_args)
+    with locked(Path(config.output_dir)):  # before it is looked at
+        return _train(run, config, model_args)
+
+
+def _train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) -> int:
     started = time.monotonic()
     console = Console(highlight=False)
     checkpoint = checkpoint_to_resume(run, config)
@@ -45,29 +52,29 @@ def train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) -> 
         updates = config.updates_per_rollout
         console.print(f"{len(prompts.train)} prompts; a rollout feeds {updates} updates; nothing was run.")
         return 0
-    if config.process_index > 0:
-        return _train(run, config, model_args, prompts, rewards, checkpoint, console, started)
-    with locked(Path(config.output_dir)):
-        return _train(run, config, model_args, prompts, rewards, checkpoint, console, started)
+    trainer, prompts = build_trainer(run, config, model_args, prompts, rewards)
+    make_room(config, checkpoint)
+    stopped = _run_to_the_end(trainer, run, model_args, prompts, rewards[0], checkpoint, console, started)
+    return 130 if stopped else 0
 
 
-def _train(
+def _run_to_the_end(
+    trainer: FIPOTrainer,
     run: RunArguments,
-    config: FIPOConfig,
     model_args: ModelArguments,
     prompts: Prompts,
-    rewards: list[Reward],
+    reward: Reward,
     checkpoint: str | None,
     console: Console,
     started: float,
-) -> int:
-    trainer, prompts = build_trainer(run, config, model_args, prompts, rewards)
-    make_room(config, checkpoint)
+) -> bool:
+    """Trains, and writes model, summary and report; returns whether the run was stopped before its end."""
+    config: FIPOConfig = trainer.args
     main = trainer.is_world_process_zero()
     stop = StopOnSignal(lambda line: console.print(line) if main else None)
     trainer.remove_callback(PrinterCallback)
     display = view.Display(console, trainer, model_args.model_name_or_path, run.sample_every)
-    accuracy = Accuracy(trainer, prompts.held_out, rewards[0], run)
+    accuracy = Accuracy(trainer, prompts.held_out, reward, run)
     for callback in (stop, *((display, MetricsFile(config.output_dir)) if main else ()), accuracy):
         trainer.add_callback(callback)
 
@@ -86,10 +93,10 @@ def _train(
             console.print(
                 f"Stopped at update {trainer.state.global_step}, with a checkpoint; go on with --resume true."
             )
-        return 130
+        return True
     if main:
         _tell_the_end(console, config, prompts, accuracy, time.monotonic() - started)
-    return 0
+    return False
 
 
 def _run_training(trainer: FIPOTrainer, checkpoint: str | None, stop: StopOnSignal) -> None:
@@ -135,10 +142,13 @@ def _tell_the_end(console: Console, config: FIPOConfig, prompts: Prompts, accura
 
 def _shares_before(output_dir: str) -> dict[str, float]:
     """Held-out accuracy before the first update, which a resumed run finds in its metrics."""
-    file = Path(output_dir) / METRICS_FILE
-    first = json.loads(file.open().readline() or "{}") if file.exists() else {}
-    evaluated = {name.removeprefix("eval_"): value for name, value in first.items() if name.startswith("eval_")}
-    return {name: value for name, value in evaluated.items() if first["step"] == 0 and value is not None}
+    try:
+        with (Path(output_dir) / METRICS_FILE).open() as file:
+            first = json.loads(file.readline())
+        evaluated = {name.removeprefix("eval_"): value for name, value in first.items() if name.startswith("eval_")}
+    except (OSError, ValueError, AttributeError):  # none was written, or somebody wrote into it
+        return {}
+    return {name: value for name, value in evaluated.items() if first.get("step") == 0 and value is not None}
 
 
 def write_report(output_dir: str) -> str:

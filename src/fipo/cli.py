@@ -25,7 +25,7 @@ PACKAGES = {  # extra → what it brings
 }
 OPTIONAL = {  # what a run may ask for → how to install it beside fipo
     "vllm": "pip install '.[vllm]' in a clone of fipo",
-    **{name: f"pip install {name}" for name in ("bitsandbytes", "deepspeed", "trackio", "wandb", "mlflow")},
+    **{name: f"pip install {name}" for name in ("bitsandbytes", "deepspeed", "liger-kernel", "trackio", "wandb")},
 }
 
 
@@ -49,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _require_command(arguments[0], commands)
         options, rest = parser.parse_known_args(arguments)
+        if options.command is None:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
         if options.command == "train":
             return _train(rest)
         if rest:

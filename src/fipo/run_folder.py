@@ -16,8 +16,14 @@ LOCK_FILE = ".lock"  # locked as long as a run is under way, whatever ends its p
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a place beside `path` to write to, and renames it to `path` once the block has ended well."""
+    """Gives a place beside `path` to write to, and renames it to `path` once the block has ended well.
+
+    Raises:
+        DataError: `path` is a folder.
+    """
     path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path} is a folder, but must be a file to write; name one in it.")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:

@@ -1,8 +1,13 @@
 """Ordinary mistakes of a user end in one line that names them, with exit code 2, before a model is loaded."""
 
 import json
+import os
+import shutil
+import sys
 
+import pyarrow.parquet
 import pytest
+from support import tiny
 
 from fipo.cli import main
 
@@ -25,6 +30,7 @@ RECIPE = {
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # transformers tells accelerate of FSDP there
     rows = [{"prompt": f"{i}+{i}=", "answer": str(2 * i)} for i in range(10)]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path
@@ -109,8 +115,70 @@ KEYS = [
     ({"answer_column": "solution"}, "has no column 'solution'"),
     ({"per_device_train_batch_size": 64}, "a rollout takes"),
     ({"model_name_or_path": ""}, "model_name_or_path is empty"),
-    ({"resume": True}, "holds no checkpoint to resume"),
-    ({"resume_from_checkpoint": "nowhere"}, "resume_from_checkpoint is nowhere, which is no folder"),
+    ({"resume": True, "dry_run": False}, "holds no checkpoint to resume"),
+    ({"resume_from_checkpoint": "nowhere", "dry_run": False}, "resume_from_checkpoint is nowhere, which is no folder"),
+    ({"resume_from_checkpoint": ".", "dry_run": False}, "which holds no trainer_state.json"),
+    ({"output_dir": None}, "output_dir is trainer_output, which TRL takes where none is given"),
+    ({"output_dir": "data.jsonl", "dry_run": False}, "output_dir is data.jsonl, which is a file"),
+    (
+        {"output_dir": "data.jsonl/run", "dry_run": False},
+        "output_dir is data.jsonl/run…, which cannot be a folder (Not a directory)",
+    ),
+    ({"output_dir": "x" * 300, "dry_run": False}, "which cannot be a folder (File name too long)"),
+    ({"output_dir": "a\0b", "dry_run": False}, "which cannot be a folder (embedded null byte)"),
+    ({"steps-per-generation": 4}, "holds steps_per_generation and steps-per-generation, which are one key"),
+    ({"preset": "7b", "fipo_preset": "7b"}, "holds preset and fipo_preset, which are one key"),
+    ({"config": "recipe.yaml"}, "config is no flag of fipo; write the recipe first"),
+    ({"env": {"A": "1"}}, "env is no key of a recipe"),
+    ({"max_completion_length": None}, "max_completion_length is None, but a rollout needs a limit"),
+    ({"model_init_kwargs": {"a": 1}}, "model_init_kwargs is {'a': 1}, but fipo loads the model itself"),
+    ({"chat_template_kwargs": "x"}, "chat_template_kwargs is 'x', but must be a mapping"),
+    ({"lr_scheduler_kwargs": "x"}, "lr_scheduler_kwargs is 'x', but must be a mapping"),
+    ({"accelerator_config": "nowhere.json"}, "No such file or directory: 'nowhere.json'"),
+    ({"learning_rate": "inf"}, "learning_rate is inf, but must be a finite number"),
+    ({"learning_rate": "-.inf"}, "learning_rate is '-.inf', but must be a number"),
+    ({"top_p": 2}, "top_p is 2, but must be at most 1"),
+    ({"top_k": -5}, "top_k is -5, but must be at least 0"),
+    ({"min_p": 5}, "min_p is 5, but must be at most 1"),
+    ({"repetition_penalty": 0}, "repetition_penalty is 0"),
+    ({"top_entropy_quantile": 3}, "top_entropy_quantile is 3, but must be at most 1"),
+    ({"num_train_epochs": -1}, "num_train_epochs is -1"),
+    ({"max_steps": -5}, "max_steps is -5, but must be at least -1"),
+    ({"data_seed": -3}, "data_seed is -3"),
+    ({"save_total_limit": -1}, "save_total_limit is -1, but must be at least 1"),
+    ({"dataloader_num_workers": -1}, "dataloader_num_workers is -1"),
+    ({"neftune_noise_alpha": -1}, "neftune_noise_alpha is -1"),
+    ({"lora_r": 0}, "lora_r is 0"),
+    ({"lora_alpha": 0}, "lora_alpha is 0"),
+    ({"lora_dropout": 3}, "lora_dropout is 3, but must be at most 1"),
+    ({"scale_rewards": "foo"}, "scale_rewards is 'foo', but must be one of group, batch, none"),
+    ({"multi_objective_aggregation": "sum"}, "multi_objective_aggregation is 'sum', but must be one of"),
+    ({"vllm_mode": "zz"}, "vllm_mode is 'zz', but must be one of colocate, server"),
+    ({"prompt_format": "prose"}, "prompt_format is 'prose', but must be one of auto, chat, text"),
+    ({"optim": "adamm"}, "adamm is not a valid OptimizerNames"),
+    ({"save_strategy": "often"}, "often is not a valid SaveStrategy"),
+    ({"deepspeed": "nowhere.json"}, "deepspeed is not installed … pip install deepspeed"),
+    ({"fsdp": "nonsense"}, "Unknown `fsdp` option: nonsense"),
+    ({"auto_find_batch_size": True}, "auto_find_batch_size is not supported"),
+    ({"system_prompt": ["a", "b"]}, "system_prompt is ['a', 'b'], but must be a text"),
+    ({"rewards": [None]}, "rewards is [None], but must be a list of texts"),
+    ({"rewards": {"a": 1}}, "rewards is {'a': 1}, but must be a list of texts"),
+    ({"rewards": [""]}, "The reward '' is unknown"),
+    ({"rewards": ["python:builtins:int?x=1"]}, "The parameters of the reward 'python:builtins:int' cannot be read"),
+    ({"rewards": ["python:.x:f"]}, "python:.x:f"),
+    ({"prompt_column": "answer"}, "prompt_column and answer_column are both answer"),
+    ({"answer_column": "prompt"}, "prompt_column and answer_column are both prompt"),
+    ({"dataset": "d.CSV"}, "d.CSV does not exist"),
+    ({"dataset": "/nowhere/data"}, "/nowhere/data does not exist"),
+    ({"dataset": "~/d.parquet"}, "~/d.parquet does not exist"),
+    ({"dataset": "d.jsnl"}, "'d.jsnl' with split 'train' cannot be loaded"),
+    ({"dataset": "rg:"}, "reasoning-gym has no task ''"),
+    ({"dataset": "rg:chain_sum?size=0"}, "size must be positive"),
+    ({"dataset": "rg:chain_sum?size=1e3"}, "size of reasoning-gym's chain_sum is '1e3', but must be a whole number"),
+    ({"dataset": "rg:chain_sum?min_terms=5&max_terms=2"}, "max_terms must be >= min_terms"),
+    ({"dataset": "rg:chain_sum?max_term=2"}, "has no option 'max_term'; did you mean max_terms?"),
+    ({"dataset": "rg:chain_sum?size=3&size=4"}, "has the option size twice"),
+    ({"dataset": "rg:chain_sum?allow_negation=perhaps"}, "is 'perhaps', but must be true or false"),
 ]
 
 
@@ -128,7 +196,17 @@ def test_keys_of_a_recipe(changes, words, folder, capsys):
         (["--num_generations"], "num_generations … expected one argument"),
         (["--learning_rate", "-1"], "learning_rate"),
         (["--fipo_clip_high_only", "perhaps"], "Truthy value expected"),
-        (["stray"], "stray"),
+        (["--num_generations=0"], "num_generations is 0, but must be at least 2"),
+        (["--learning_rate=-1"], "learning_rate is -1, but must be at least 0"),
+        (["--learning_rate", "inf"], "learning_rate is inf, but must be a finite number"),
+        (["--max-steps", "0"], "max_steps is 0, so nothing would be trained"),
+        (["--max_steps", "1e3"], "invalid int value: '1e3'"),
+        (["--chat_template_kwargs", "x"], "chat_template_kwargs is 'x', but must be a mapping"),
+        (["--config", "recipe.yaml"], "write the recipe first: fipo train recipe.yaml"),
+        (["--num_gen", "8"], "num_gen is no key of a recipe and no flag; did you mean num_generations?"),
+        (["stray"], "stray is no flag and no value of one; remove it"),
+        (["-x"], "-x is no flag and no value of one"),
+        (["--seed="], "--seed: invalid int value: ''"),
         (["--preset", "8b"], "preset is '8b'"),
     ],
 )
@@ -181,8 +259,210 @@ def test_files_that_are_no_recipe(text, words, folder, capsys):
         (["test-reward"], "recipe"),
         (["test-reward", "nowhere.yaml", "data.jsonl"], "nowhere.yaml does not exist"),
         (["trian"], "did you mean train?"),
+        (["-x"], "unrecognized arguments: -x"),
+        (["report", "data.jsonl", "-o", ""], "data.jsonl"),
+        (["import", "--from", "trl", "data.jsonl", "--tokenizer", "nowhere"], "--tokenizer is nowhere"),
+        (["test-reward", "data.jsonl", "data.jsonl"], "is not YAML"),
         (["zzz"], "zzz is no command of fipo; the commands are train"),
     ],
 )
 def test_commands(arguments, words, folder, capsys):
     refused(arguments, words, capsys)
+
+
+def lines_of(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+PLAIN = [{"prompt": f"{i}+{i}=", "answer": str(2 * i)} for i in range(10)]
+CHAT = [{"prompt": [{"role": "user", "content": f"{i}"}], "answer": "1"} for i in range(10)]
+DATA = [
+    ("a.jsonl", "".join('{"prompt": "é", "answer": "1"}\n' * 10).encode("latin-1"), "codec can't decode"),
+    ("a.jsonl", lines_of(PLAIN).decode().encode("utf-16"), "cannot be read as jsonl"),
+    ("a.jsonl", lines_of(PLAIN[:2]) + b'{"prompt": "x\n' + lines_of(PLAIN), "cannot be read as jsonl … in row 2"),
+    ("a.jsonl", b"[1, 2]\n[3, 4]\n", "cannot be read as jsonl"),
+    ("a.jsonl", b"", "a.jsonl is empty"),
+    ("a.jsonl.gz", lines_of(PLAIN), "cannot be read as jsonl (Not a gzipped file"),
+    ("a.json", b'{"a": 1}', "has no column 'prompt', only ['a']"),
+    ("a.csv", b"prompt,answer\n1,2\n3,4\n", "has the prompt 1, but prompts are text … make numbers"),
+    ("a.csv", b"prompt,answer\na,b\na,b,c,d\n", "cannot be read as csv"),
+    ("a.txt", b"line\n" * 10, "has no column 'prompt', only ['text']"),
+    ("a.xlsx", b"PK", "is a file of an unknown kind; name a file that ends in .jsonl"),
+    ("a", lines_of(PLAIN), "is a file of an unknown kind"),
+    ("a.parquet", b"PAR1", "cannot be read as parquet"),
+    ("a.jsonl", lines_of([*CHAT, *PLAIN]), "that are text and prompts that are chat messages"),
+    ("a.jsonl", lines_of([{**row, "images": ["x"]} for row in PLAIN]), "has the column images, but fipo train reads"),
+    *(
+        ("a.jsonl", lines_of([{**row, name: "x"} for row in PLAIN]), f"has the column {name}, but rewards get")
+        for name in ("completions", "completion_ids", "prompts", "trainer_state", "log_metric", "environments")
+    ),
+    *(
+        ("a.jsonl", lines_of([{"prompt": prompt, "answer": "1"}] * 10), "but prompts are text or a list of chat")
+        for prompt in (
+            None,
+            3,
+            [],
+            [{"role": "user", "content": None}],
+            [{"content": "x"}],
+            [{"role": 3, "content": ""}],
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "words"), DATA, ids=[f"{row[0]}-{row[2][:40]}" for row in DATA])
+def test_data(name, content, words, folder, capsys):
+    (folder / name).write_bytes(content)
+    write(folder, dataset=name)
+    refused(["train", "recipe.yaml"], words, capsys)
+
+
+def test_a_parquet_file_without_rows(folder, capsys):
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": pyarrow.array([], pyarrow.string())}), folder / "a.parquet")
+    write(folder, dataset="a.parquet")
+    refused(["train", "recipe.yaml"], "a.parquet has no rows", capsys)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"completion": "3", "completion_ids": 3}, "completion_ids that are no list of numbers"),
+        ({"completion": "3", "prompts": "x"}, "has the key prompts, but rewards get something else"),
+        (b'{"completion": "3", "answer": ' + b"[" * 100000, "is not JSON"),
+        (b'{"completion": "\xe9"}', "is not text in UTF-8"),
+        ([1], "has no text in `completion`"),
+    ],
+)
+def test_completions(content, words, folder, capsys):
+    (folder / "completions.jsonl").write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    write(folder)
+    refused(["test-reward", "recipe.yaml", "completions.jsonl"], words, capsys)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folders: a model that works, one without a chat template, and broken ones."""
+    folder = tmp_path_factory.mktemp("models")
+    tiny.save(folder / "works")
+    for name in ("base", "cut", "reshaped", "no_tokenizer"):
+        shutil.copytree(folder / "works", folder / name)
+    (folder / "base" / "chat_template.jinja").unlink()
+    (folder / "cut" / "model.safetensors").write_bytes(b"no")
+    config = json.loads((folder / "works" / "config.json").read_text())
+    (folder / "reshaped" / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
+    for file in (folder / "no_tokenizer").glob("tokenizer*"):
+        file.unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": "nowhere"}, "cannot be loaded"),
+        ({"model": "cut"}, "cannot be loaded (Error while deserializing header"),
+        ({"model": "reshaped"}, "cannot be loaded"),
+        ({"model": "no_tokenizer"}, "cannot be loaded"),
+        ({"model_name_or_path": "package:a.b"}, "No installed package 'a.b' holds a GGUF file"),
+        ({"model_name_or_path": "x.gguf"}, "The model file x.gguf does not exist"),
+        ({"attn_implementation": "flash_attention_9"}, "cannot be loaded"),
+        ({"dtype": "float7"}, "dtype is 'float7'"),
+        ({"load_in_4bit": True}, "needs a package that is not installed … bitsandbytes"),
+        ({"use_vllm": True}, "vllm is not installed, but the run asks for it; pip install '.[vllm]'"),
+        ({"use_liger_kernel": True}, "liger-kernel is not installed, but the run asks for it"),
+        ({"report_to": "wandbb"}, "wandbb is not supported"),
+        ({"report_to": "mlflow"}, "pip install mlflow"),
+        ({"fsdp": "full_shard"}, "fsdp only works in distributed training"),
+        ({"push_to_hub": True}, "offline mode is enabled"),
+        ({"use_peft": True, "lora_target_modules": ["nothing"]}, "Target modules {'nothing'} not found"),
+        ({"use_peft": True, "lora_target_modules": ["(", "a"]}, "Target modules"),
+        ({"use_peft": True, "lora_target_modules": ["(a"]}, "The run cannot be set up: missing )"),
+        ({"use_peft": True, "lora_task_type": "ZZZ"}, "Invalid task type: 'ZZZ'"),
+        ({"adam_beta1": 2}, "Invalid beta parameter at index 0: 2"),
+        ({"adam_epsilon": -1}, "Invalid epsilon value: -1"),
+        ({"optim_args": "zzz"}, "The run cannot be set up"),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "num_decay_steps"),
+        ({"lr_scheduler_kwargs": {"x": 1}}, "unexpected keyword argument 'x'"),
+        ({"max_prompt_length": 0}, "max_prompt_length (0 tokens) leaves 0 training prompts"),
+        ({"max_completion_length": 100000}, "tokens together, but the model's config.json allows"),
+        ({"chat_template": "binary.jinja"}, "is no text in UTF-8"),
+        ({"chat_template": "syntax.jinja"}, "The chat template cannot be applied"),
+        ({"chat_template": "zero.jinja"}, "The chat template cannot be applied to the prompts (division by zero)"),
+        ({"chat_template": "empty.jinja"}, "of the training prompts has no tokens"),
+        ({"model": "base", "dataset": "blank.jsonl"}, "of the training prompts has no tokens"),
+        ({"model": "base", "dataset": "chat.jsonl"}, "The prompts are chat messages, but the model's tokenizer has no"),
+        ({"model": "base", "prompt_format": "chat"}, "The prompts are to become chat messages, but"),
+        ({"model": "base", "system_prompt": "Be brief."}, "system_prompt is set, but the prompts stay text"),
+        ({"prompt_format": "text", "system_prompt": "Be brief."}, "system_prompt is set, but the prompts stay text"),
+        ({"prompt_format": "text", "dataset": "chat.jsonl"}, "prompt_format is text, but the dataset holds chat"),
+        ({"rewards": ["python:mine:one"]}, "returned 1 scores for 8 completions, but must return one for each"),
+        ({"rewards": ["python:mine:mapping"]}, "Scoring raised for every sample of the last rollout"),
+        ({"rewards": ["python:mine:leaves"]}, "Scoring raised for every sample of the last rollout"),
+        ({"rewards": ["python:mine:deletes"]}, "run was deleted while the run was under way"),
+        ({"rewards": ["reasoning_gym"]}, "The reward reasoning_gym scores datasets named rg:task alone"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_with_a_model(changes, words, folder, models, capsys):
+    for name, content in [("binary", b"\xff"), ("syntax", b"{% for"), ("zero", b"{{ 1 / 0 }}"), ("empty", b"")]:
+        (folder / f"{name}.jinja").write_bytes(content)
+    (folder / "chat.jsonl").write_bytes(lines_of(CHAT))
+    (folder / "blank.jsonl").write_bytes(lines_of([{"prompt": "", "answer": "1"}] * 10))
+    (folder / "mine.py").write_text(
+        "import shutil\n"
+        "def one(completions, **_): return [1.0]\n"
+        "def mapping(completions, **_): return {i: 1.0 for i in range(len(completions))}\n"
+        "def leaves(completions, **_): exit()\n"
+        "def deletes(completions, **_): shutil.rmtree('run'); return [float(i % 2) for i in range(len(completions))]\n"
+    )
+    sys.modules.pop("mine", None)
+    changes = {"model_name_or_path": str(models / changes.pop("model", "works")), **changes}
+    write(folder, **TRAINED | changes)
+    refused(["train", "recipe.yaml"], words, capsys)
+
+
+TRAINED = {"dry_run": False, "max_steps": 2, "max_completion_length": 8, "dtype": "float32", "eval_size": 0}
+TRAINED |= {"gradient_checkpointing": False, "save_strategy": "no", "sample_every": 0}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dataset": "lines.txt", "prompt_column": "text", "answer_column": "", "rewards": ["regex?pattern=1"]},
+        {"dataset": "Train.JSONL"},
+        {"dataset": "folder"},
+        {"use_peft": True, "lora_target_modules": ["q_proj"]},
+        {"use_peft": True, "lora_target_modules": [".*q_proj"]},
+        {"rewards": ["python:fine:instance?scale=2"]},
+    ],
+    ids=str,
+)
+def test_what_looks_wrong_and_is_right(changes, folder, models, capsys):
+    (folder / "lines.txt").write_text("".join(f"line {i}\n" for i in range(10)))
+    (folder / "Train.JSONL").write_bytes(lines_of(PLAIN))
+    (folder / "folder").mkdir()
+    (folder / "folder" / "train.jsonl").write_bytes(lines_of(PLAIN))
+    (folder / "fine.py").write_text(
+        "class Reward:\n"
+        "    def __call__(self, completions, scale: int, **_): return [1.0 * scale] * len(completions)\n"
+        "instance = Reward()\n"
+    )
+    write(folder, **TRAINED, model_name_or_path=str(models / "works"), **changes)
+    assert main(["train", "recipe.yaml"]) == 0, capsys.readouterr().err
+
+
+def test_a_checkpoint_that_lacks_a_file_is_not_resumed_from(folder, models, capsys):
+    """transformers would go on with a fresh optimizer, and with other random numbers."""
+    write(folder, **TRAINED | {"save_strategy": "steps", "save_steps": 1}, model_name_or_path=str(models / "works"))
+    assert main(["train", "recipe.yaml"]) == 0
+    checkpoint = folder / "run" / "checkpoint-2"
+    for file in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "rollout_0.pt", "model.safetensors"):
+        content = (checkpoint / file).read_bytes()
+        (checkpoint / file).unlink()
+        refused(["train", "recipe.yaml", "--resume", "true", "--max_steps", "4"], "checkpoint-2", capsys)
+        (checkpoint / file).write_bytes(b"no")
+        words = "checkpoint-2 cannot be loaded … --resume_from_checkpoint run/checkpoint-1"
+        refused(["train", "recipe.yaml", "--resume", "true", "--max_steps", "4"], words, capsys)
+        if file == "model.safetensors":  # nothing is left to train
+            refused(["train", "recipe.yaml", "--resume", "true"], words, capsys)
+        (checkpoint / file).write_bytes(content)
+    assert not (folder / "run" / "checkpoint-3").exists()

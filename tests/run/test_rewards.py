@@ -220,7 +220,8 @@ def test_safe_tasks_call_nothing_that_runs_text(task):
         ("return [float('nan')] * len(completions)", "returned [nan], but scores must be finite"),
         ("return 'good'", "returned 'good', but must return a list of numbers"),
         ("return None", "returned None, but must return a list of numbers"),
-        ("return [1.0, 2.0, 3.0]", "returned 3 scores for 1 completions"),
+        ("return {0: 1.0}", "returned {0: 1.0}, but must return a list of numbers"),
+        ("return [10**400]", "but must return a list of numbers"),
         ("exit()", "raised; the first traceback"),
     ],
 )
@@ -238,3 +239,27 @@ def test_hostile_text_is_only_text():
     hostile = "\x00\u202e" + "9" * 5000 + "</script>{{7*7}}"
     for name in ("last_number", "exact", "math"):
         assert score(name, hostile) in (0, 0.0, None)
+
+
+@pytest.mark.parametrize("body", ["[1.0]", "[]", "[1.0] * 3"])
+def test_a_wrong_number_of_scores_is_the_functions_fault_and_ends_the_run(body, tmp_path, monkeypatch):
+    name = f"count_{len(body)}"
+    (tmp_path / f"{name}.py").write_text(f"def f(completions, **_): return {body}\n")
+    monkeypatch.chdir(tmp_path)
+    (reward,) = load_rewards([f"python:{name}:f"], max_completion_length=1)
+    with pytest.raises(InvalidParameterError, match=r"returned \d scores for 2 completions, but must return one for"):
+        reward(["a", "b"], [[1]] * 2)
+
+
+def test_a_reward_may_be_an_object_and_change_its_arguments(tmp_path, monkeypatch):
+    (tmp_path / "judge.py").write_text(
+        "class Judge:\n"
+        "    def __call__(self, completions, scale: int, **_):\n"
+        "        scores = [scale * len(c) for c in completions]\n"
+        "        completions.clear()\n"
+        "        return scores\n"
+        "judge = Judge()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    (reward,) = load_rewards(["python:judge:judge?scale=2"], max_completion_length=1)
+    assert reward(["a", "bb"], [[1]] * 2) == [2, 4]

@@ -350,7 +350,7 @@ def test_a_damaged_checkpoint_points_to_the_one_before(recipe, inside):
 def test_a_run_in_which_nothing_could_be_scored_has_failed(recipe, inside):
     (recipe.parent / "my_reward.py").write_text("def digits(completions, **_): raise OSError('down')\n")
     failed = inside("--max_steps", "4", "--eval_size", "0", "--fipo_dynamic_sampling_rounds", "0", expect=2)
-    assert "Scoring raised for every sample of 1 rollouts in a row" in failed.err
+    assert "Scoring raised for every sample of the last rollout" in failed.err
 
 
 def test_resuming_from_an_older_checkpoint_removes_the_branch_that_it_leaves(recipe, inside):

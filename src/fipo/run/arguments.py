@@ -1,7 +1,9 @@
 """What `fipo train` takes beside FIPOConfig and TRL's ModelConfig."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from trl import ModelConfig
 
@@ -67,3 +69,10 @@ class ModelArguments(ModelConfig):
         default="auto",
         metadata={"help": "float32, bfloat16 …; auto: bfloat16 under adapters where it is fast, else float32."},
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        only: Any = self.lora_target_modules  # type: ignore[has-type]
+        # TRL makes a text of a list of one, and to PEFT a text is a pattern of whole names.
+        if isinstance(only, str) and re.fullmatch(r"\w+", only):
+            self.lora_target_modules = [only]

@@ -1,11 +1,12 @@
 """Prompts from the hub, from a local file, or from a procedural task of reasoning-gym."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, load_dataset
-from datasets.exceptions import DatasetNotFoundError
+from pyarrow import parquet
 
 from fipo.errors import DataError
 from fipo.run.specs import Spec, typed
@@ -19,6 +20,8 @@ FORMATS = {  # ending → reader and its options; .gz may follow
     ".parquet": ("parquet", {}),
 }
 PROCEDURAL = "rg:"
+TAKEN = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
+CHUNK = 2**20  # characters
 
 
 def load_prompts(
@@ -57,22 +60,36 @@ def load_prompts(
             f"{source} has no column {answer_column!r}, only {dataset.column_names}; name the answer's column with "
             "answer_column, or set it to an empty text if no reward needs one."
         )
-    if answer_column and answer_column != "answer":
-        dataset = dataset.remove_columns(list({"answer"} & set(dataset.column_names)))
-        dataset = dataset.rename_column(answer_column, "answer")
+    if prompt_column == answer_column:
+        raise DataError(f"prompt_column and answer_column are both {prompt_column}, but must differ; change one.")
     if pictures := {"image", "images"} & set(dataset.column_names):
         raise DataError(f"{source} has the column {pictures.pop()}, but fipo train reads text alone; remove it.")
-    prompts = list(dataset[prompt_column])
+    if taken := TAKEN & set(dataset.column_names) - {prompt_column, answer_column}:
+        raise DataError(
+            f"{source} has the column {taken.pop()}, but rewards get something else under that name; rename it."
+        )
+    named = {prompt_column: "prompt", **({answer_column: "answer"} if answer_column else {})}
+    replaced = {"prompt", *named.values()} & set(dataset.column_names) - named.keys()
+    dataset = dataset.remove_columns(list(replaced)).rename_columns(named)
+    _require_prompts(dataset, source)
+    return dataset
+
+
+def _require_prompts(dataset: Dataset, source: str) -> None:
+    try:
+        prompts = list(dataset["prompt"])
+    except UnicodeDecodeError as error:
+        raise DataError(f"{source} is not text in UTF-8 ({error}); convert it.") from error
     for prompt in prompts:
         _require_prompt(prompt, source)
-    dataset = dataset.remove_columns(list({prompt_column, "prompt"} & set(dataset.column_names)))
-    return dataset.add_column("prompt", prompts)
+    if len({isinstance(prompt, str) for prompt in prompts}) > 1:
+        raise DataError(f"{source} has prompts that are text and prompts that are chat messages; choose one of both.")
 
 
 def _require_prompt(prompt: Any, source: str) -> None:
     if isinstance(prompt, str) or _is_chat(prompt):
         return
-    hint = ", for readers of CSV make numbers of what looks like one" if isinstance(prompt, int | float) else ""
+    hint = " (readers of CSV make numbers of what looks like one)" if isinstance(prompt, int | float) else ""
     raise DataError(
         f"{source} has the prompt {str(prompt)[:80]}, but prompts are text or a list of chat messages with role and "
         f"content, both text; convert it{hint}."
@@ -97,20 +114,34 @@ def _stored(source: str, config: str | None, split: str) -> Dataset:
             raise DataError(f"{source} is empty, but training needs prompts; write at least one row.")
         reader, options = FORMATS[ending]
         try:
+            if reader == "parquet" and not parquet.read_metadata(path).num_rows:
+                raise DataError(f"{source} has no rows, but training needs prompts; write at least one.")
+            if reader != "parquet":
+                _require_utf8(path)
             return load_dataset(reader, data_files=str(path), split="train", **options)
+        except DataError:
+            raise
         except Exception as error:  # the readers raise many kinds, and tell the cause in another
             reason = " ".join(str(error.__cause__ or error).split())
             raise DataError(f"{source} cannot be read as {ending[1:]} ({reason}); repair the file.") from error
-    if path.is_file() or source.startswith((".", "/", "~")) or source.count("/") > 1:
+    if path.is_file() or (not path.is_dir() and (source.startswith((".", "/", "~")) or source.count("/") > 1)):
         found = "is a file of an unknown kind" if path.is_file() else "does not exist"
         raise DataError(f"The dataset {source} {found}; name a file that ends in {', '.join(FORMATS)}.")
     try:
         return load_dataset(source, config, split=split)
-    except (DatasetNotFoundError, ConnectionError, FileNotFoundError, ValueError) as error:
+    except Exception as error:  # as above
+        reason = " ".join(str(error.__cause__ or error).split())
         raise DataError(
-            f"The dataset {source!r} with split {split!r} cannot be loaded ({error}); name a hub dataset, a "
+            f"The dataset {source!r} with split {split!r} cannot be loaded ({reason}); name a hub dataset, a "
             f"{', '.join(FORMATS)} file, or {PROCEDURAL}task."
         ) from error
+
+
+def _require_utf8(path: Path) -> None:
+    """The reader of JSON lets other encodings pass, and the first look at a text fails."""
+    with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rt", encoding="utf-8") as file:
+        while file.read(CHUNK):
+            pass
 
 
 def _procedural(source: str, seed: int) -> Dataset:

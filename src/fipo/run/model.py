@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fipo.errors import DataError, InvalidParameterError
@@ -49,7 +50,9 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", **common)
     except DataError:
         raise
-    except (OSError, ValueError, ImportError, struct.error) as error:
+    except ImportError as error:
+        raise DataError(f"The model {name!r} needs a package that is not installed ({error}); install it.") from error
+    except (OSError, ValueError, RuntimeError, KeyError, struct.error, SafetensorError) as error:
         raise DataError(
             f"The model {name!r} cannot be loaded ({(str(error).splitlines() or [''])[0]}); give a hub name, a folder "
             f"with a model, a .gguf file, or {PACKAGE}NAME."
@@ -79,7 +82,10 @@ def _gguf_file(name: str) -> Path:
             raise DataError(f"The model file {name} does not exist; check the path.")
         return path
     package = name.removeprefix(PACKAGE)
-    found = importlib.util.find_spec(package)
+    try:
+        found = importlib.util.find_spec(package)
+    except (ImportError, ValueError):  # of a package's parent, or of an empty name
+        found = None
     files = sorted(Path(found.origin).parent.glob("*.gguf")) if found and found.origin else []
     if not files:
         raise DataError(

@@ -1,11 +1,13 @@
 """A run's folder when the run begins: the checkpoint to go on from, and files of other runs."""
 
 import shutil
+import stat
 from pathlib import Path
 
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
-from fipo.errors import DataError
+from fipo.errors import DataError, InvalidParameterError
 from fipo.run.arguments import RunArguments
 from fipo.run_folder import METRICS_FILE, REPORT_FILE, TRACES_FOLDER
 from fipo.trainer.config import FIPOConfig
@@ -28,6 +30,11 @@ def checkpoint_to_resume(run: RunArguments, config: FIPOConfig) -> str | None:
             f"resume_from_checkpoint is {checkpoint}, which is no folder; check the path, or use --resume true for the "
             "last checkpoint."
         )
+    if checkpoint and not (Path(checkpoint) / TRAINER_STATE_NAME).is_file():
+        raise DataError(
+            f"resume_from_checkpoint is {checkpoint}, which holds no {TRAINER_STATE_NAME}; name a folder checkpoint-… "
+            "of a run."
+        )
     in_the_way = other_runs_files(folder, checkpoint)
     if in_the_way and not run.overwrite and not run.dry_run:
         go_on = "go on from it with --resume true, " if in_the_way[0].name.startswith(PREFIX_CHECKPOINT_DIR) else ""
@@ -36,6 +43,25 @@ def checkpoint_to_resume(run: RunArguments, config: FIPOConfig) -> str | None:
             "--overwrite true, or choose another output_dir."
         )
     return checkpoint
+
+
+def require_usable(folder: Path) -> None:
+    """Raises a FIPOError where output_dir was not given, is a file, or is no path at all."""
+    if str(folder) == "trainer_output":
+        raise InvalidParameterError(
+            "output_dir is trainer_output, which TRL takes where none is given; name a folder of the run's own."
+        )
+    try:
+        is_file = not stat.S_ISDIR(folder.stat().st_mode)
+    except FileNotFoundError:
+        is_file = False
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", error)
+        raise DataError(
+            f"output_dir is {str(folder)[:40]}…, which cannot be a folder ({reason}); change it."
+        ) from error
+    if is_file:
+        raise DataError(f"output_dir is {folder}, which is a file, but must be a folder; choose another.")
 
 
 def other_runs_files(folder: Path, checkpoint: str | None) -> list[Path]:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
-from jinja2 import TemplateError
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -14,6 +13,8 @@ from fipo.run.data import load_prompts
 from fipo.trainer.config import FIPOConfig
 
 logger = logging.get_logger(__name__)
+
+AS_READ = "fipo: prompts as they were read"  # a column for a moment
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def prompts_of(run: RunArguments, config: FIPOConfig) -> Prompts:
         parts = train.train_test_split(test_size=min(run.eval_size, -(-len(train) // 5)), seed=0)
         held_out = parts["test"]
         train = _without(parts["train"], held_out)
-    _require_a_rollout(train, config, f"{run.dataset} leaves", "give more prompts, or lower eval_size")
+    _require_a_rollout(train, config, f"{run.dataset} leaves", "give more prompts, or lower eval_size,")
     return Prompts(train, held_out)
 
 
@@ -61,7 +62,7 @@ def _require_a_rollout(prompts: Dataset, config: FIPOConfig, which: str, remedy:
     needed = config.generation_batch_size // config.num_generations
     if len(prompts) < needed:
         raise DataError(
-            f"{which} {len(prompts)} training prompts, but a rollout takes {needed}; {remedy}, "
+            f"{which} {len(prompts)} training prompts, but a rollout takes {needed}; {remedy} "
             "per_device_train_batch_size or steps_per_generation."
         )
 
@@ -86,6 +87,11 @@ def ready_for(
             continue
         formatted = _formatted(dataset, run, has_template=tokenizer.chat_template is not None)
         lengths = _lengths(formatted, tokenizer, config)
+        if not min(lengths):
+            raise DataError(
+                f"Row {lengths.index(0)} of the {name} prompts has no tokens, so there is nothing to begin from; "
+                "remove what is empty, or repair the chat template."
+            )
         fitting = [i for i, tokens in enumerate(lengths) if tokens <= run.max_prompt_length]
         if len(fitting) < len(formatted):
             logger.warning(
@@ -107,7 +113,7 @@ def _formatted(prompts: Dataset, run: RunArguments, *, has_template: bool) -> Da
     chat = not is_text or run.prompt_format == "chat" or (run.prompt_format == "auto" and has_template)
     if chat and not has_template:
         raise InvalidParameterError(
-            f"The prompts are {'to become' if is_text else ''} chat messages, but the model's tokenizer has no chat "
+            f"The prompts {'are to become' if is_text else 'are'} chat messages, but the model's tokenizer has no chat "
             "template; name a Jinja file with chat_template, or a text dataset with prompt_format: text."
         )
     if not is_text and run.prompt_format == "text":
@@ -122,7 +128,8 @@ def _formatted(prompts: Dataset, run: RunArguments, *, has_template: bool) -> Da
     if not chat:
         return prompts
     messages = [_messages(prompt, run.system_prompt) for prompt in prompts["prompt"]]
-    return prompts.remove_columns("prompt").add_column("prompt", messages)
+    rest = prompts.rename_column("prompt", AS_READ)
+    return rest.add_column("prompt", messages).remove_columns(AS_READ)  # last: without columns a dataset has no rows
 
 
 def _messages(prompt: Any, system_prompt: str | None) -> list[dict[str, str]]:
@@ -140,7 +147,7 @@ def _lengths(prompts: Dataset, tokenizer: PreTrainedTokenizerBase, config: FIPOC
     options = {"add_generation_prompt": True, "return_dict": True, **(config.chat_template_kwargs or {})}
     try:
         return [len(tokenizer.apply_chat_template(p, **options)["input_ids"]) for p in prompts["prompt"]]
-    except (TemplateError, TypeError, ValueError) as error:
+    except Exception as error:  # templates are programs, and raise what programs raise
         raise DataError(
             f"The chat template cannot be applied to the prompts ({' '.join(str(error).split())}); repair it, or name "
             "another with chat_template."

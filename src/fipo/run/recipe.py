@@ -3,11 +3,10 @@
 TRL is imported when a recipe is parsed and not before: a mistyped path is answered at once.
 """
 
-import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import fields
 from difflib import get_close_matches
-from itertools import pairwise
+from math import inf, isfinite
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
@@ -24,13 +23,24 @@ if TYPE_CHECKING:
 ALIASES = {"preset": "fipo_preset"}  # of keys; --preset is FIPOConfig's own
 SIMPLE = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", NoneType: "nothing"}
 WITHOUT_EFFECT = tuple(f"fipo_{name}" for name in FORMER_KNOBS)
-LEAST = {  # of numbers that TRL and transformers take below it, and then fail on
-    **dict.fromkeys(("per_device_train_batch_size", "max_completion_length", "gradient_accumulation_steps"), 1),
-    **dict.fromkeys(("per_device_eval_batch_size", "num_iterations", "logging_steps", "save_steps", "lora_r"), 1),
-    **dict.fromkeys(("learning_rate", "seed", "beta", "warmup_steps", "weight_decay", "max_grad_norm"), 0),
-    "num_generations": 2,
-    "temperature": 1e-6,
+LIMITS = {  # least and most of numbers that TRL and transformers take beyond them, to fail or do nothing later
+    **dict.fromkeys(("per_device_train_batch_size", "max_completion_length", "gradient_accumulation_steps"), (1, inf)),
+    **dict.fromkeys(("per_device_eval_batch_size", "num_iterations", "logging_steps", "save_steps"), (1, inf)),
+    **dict.fromkeys(("lora_r", "lora_alpha", "save_total_limit"), (1, inf)),
+    **dict.fromkeys(("learning_rate", "seed", "data_seed", "beta", "warmup_steps", "weight_decay"), (0, inf)),
+    **dict.fromkeys(("max_grad_norm", "top_k", "neftune_noise_alpha", "dataloader_num_workers"), (0, inf)),
+    **dict.fromkeys(("repetition_penalty", "temperature", "num_train_epochs"), (1e-6, inf)),
+    **dict.fromkeys(("min_p", "top_entropy_quantile", "lora_dropout"), (0, 1)),
+    "top_p": (1e-6, 1),
+    "num_generations": (2, inf),
+    "max_steps": (-1, inf),
 }
+CHOICES = {  # of texts that TRL looks at when the first rollout is scored
+    "scale_rewards": ("group", "batch", "none"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "vllm_mode": ("colocate", "server"),
+}
+MERGE = "tag:yaml.org,2002:merge"  # the key <<
 
 
 def read_recipe(path: str) -> dict[str, Any]:
@@ -59,7 +69,7 @@ class _UniqueKeys(yaml.SafeLoader):
     """YAML's safe loader, to which a repeated key is an error: the last one would win without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value if key.tag != MERGE]
         twice = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
         if twice is not None:
             raise ValueError(f"the key {twice} stands there twice")
@@ -84,25 +94,45 @@ def parse_recipe(arguments: list[str]) -> "tuple[RunArguments, FIPOConfig, Model
 
     classes = (RunArguments, FIPOConfig, ModelArguments)
     hints = {entry.name: get_type_hints(kind)[entry.name] for kind in classes for entry in fields(kind)}
-    recipe = {ALIASES.get(key, key): value for key, value in recipe.items()}
+    recipe = _canonical(recipe)
     for name in _without_effect(recipe, flags):
         logging.get_logger(__name__).warning(f"{name} has no effect: fipo chooses it itself.")
-    for key in [*recipe, *(flag.split("=")[0][2:] for flag in flags if flag.startswith("--"))]:
-        _require_known(key.replace("-", "_"), hints)
+    for key in [*recipe, *(key for key, _ in _given(flags))]:
+        _require_known(key, hints)
     recipe = {key: _checked(key, value, hints[key]) for key, value in recipe.items()}
-    for key, value in [*recipe.items(), *((flag[2:], value) for flag, value in pairwise(flags) if flag[:2] == "--")]:
-        _require_range(key.replace("-", "_"), value)
+    for key, value in [*recipe.items(), *_given(flags)]:
+        _require_possible(key, value)
     parser = TrlParser(classes, prog="fipo train", allow_abbrev=False)
     parser.error = _refuse
     parser.set_defaults_with_config(**recipe)
     try:
-        run, config, model = parser.parse_args_into_dataclasses(args=flags)
+        run, config, model, stray = parser.parse_args_into_dataclasses(args=flags, return_remaining_strings=True)
     except InvalidParameterError:
         raise
-    except (ValueError, TypeError, ImportError) as error:  # of TRL's and transformers' own checks
+    except (ValueError, TypeError, OSError) as error:  # of TRL's and transformers' own checks
         reason = " ".join(str(error).split()).rstrip(".")
         raise InvalidParameterError(f"The recipe or the flags cannot be used: {reason}; change that.") from error
+    if stray:
+        raise InvalidParameterError(f"{' '.join(stray)} is no flag and no value of one; remove it.")
     return run, config, model
+
+
+def _canonical(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Under the fields' own names: a recipe may write hyphens, and `preset`."""
+    names = {key: ALIASES.get(key, key.replace("-", "_")) for key in recipe}
+    twice = next((name for name in names.values() if list(names.values()).count(name) > 1), None)
+    if twice is not None:
+        both = " and ".join(key for key, name in names.items() if name == twice)
+        raise InvalidParameterError(f"The recipe holds {both}, which are one key; drop one.")
+    return {names[key]: value for key, value in recipe.items()}
+
+
+def _given(flags: list[str]) -> Iterator[tuple[str, str | None]]:
+    """The keys of `--key value` and `--key=value`, with the text of their first value."""
+    for place, flag in enumerate(flags):
+        if flag.startswith("--"):
+            key, equals, value = flag[2:].partition("=")
+            yield key.replace("-", "_"), value if equals else next(iter(flags[place + 1 :]), None)
 
 
 def _without_effect(recipe: dict[str, Any], flags: list[str]) -> list[str]:
@@ -124,6 +154,8 @@ def _refuse(message: str) -> None:
 def _require_known(key: str, hints: dict[str, Any]) -> None:
     if key in (*hints, *ALIASES) or (key.startswith("no_") and hints.get(key[3:]) is bool):
         return
+    if key == "config":  # of TRL's own commands
+        raise InvalidParameterError("config is no flag of fipo; write the recipe first: fipo train recipe.yaml.")
     near = get_close_matches(key, [*hints, *ALIASES], n=1)
     remedy = f"did you mean {near[0]}?" if near else "`fipo train --help` lists fipo's keys, --help-all all of them."
     raise InvalidParameterError(f"{key} is no key of a recipe and no flag; {remedy}")
@@ -165,14 +197,21 @@ def _as(kind: Any, value: Any) -> tuple[bool, Any]:
     return isinstance(value, kind) and not (kind is int and isinstance(value, bool)), value
 
 
-def _require_range(key: str, value: Any) -> None:
+def _require_possible(key: str, value: Any) -> None:
+    """Refuses values that fit the field's type, but which TRL or transformers would fail on in the middle of a run."""
+    if key in CHOICES and value not in CHOICES[key]:
+        raise InvalidParameterError(f"{key} is {value!r}, but must be one of {', '.join(CHOICES[key])}; change it.")
+    if key.endswith("_kwargs") and isinstance(value, str) and not value.startswith("{"):
+        raise InvalidParameterError(f"{key} is {value!r}, but must be a mapping, as in {{name: value}}; change it.")
     try:
         number = float(value)
     except (TypeError, ValueError):  # argparse or the field refuses it
         return
-    if math.isnan(number) and not key.startswith("fipo_"):
-        raise InvalidParameterError(f"{key} is nan, but must be a number; change it.")
-    if number < LEAST.get(key, -math.inf):
-        raise InvalidParameterError(f"{key} is {value}, but must be at least {LEAST[key]}; change it.")
+    if not isfinite(number) and not key.startswith("fipo_"):
+        raise InvalidParameterError(f"{key} is {value}, but must be a finite number; change it.")
+    least, most = LIMITS.get(key, (-inf, inf))
+    if not least <= number <= most:
+        bound = f"at least {least}" if number < least else f"at most {most}"
+        raise InvalidParameterError(f"{key} is {value}, but must be {bound}; change it.")
     if key == "max_steps" and number == 0:
         raise InvalidParameterError("max_steps is 0, so nothing would be trained; set it, or -1 for whole epochs.")

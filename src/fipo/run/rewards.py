@@ -50,7 +50,7 @@ class Reward:
         self.failures = 0
 
     def __call__(self, completions: list[Any], completion_ids: list[list[int]], **columns: Any) -> list[float | None]:
-        batch = {"completions": completions, "completion_ids": completion_ids, **columns}
+        batch = {"completions": list(completions), "completion_ids": completion_ids, **columns}
         self.failed = [False] * len(completions)
         try:
             return self._checked(self._batch(**batch), len(completions))
@@ -94,14 +94,18 @@ class Reward:
             self.failed[index] = True
             return None
 
-    @staticmethod
-    def _checked(scores: Any, expected: int) -> list[float | None]:
+    def _checked(self, scores: Any, expected: int) -> list[float | None]:
         try:
+            if isinstance(scores, str | dict):
+                raise TypeError
             scores = [None if score is None else float(score) for score in scores]
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise UnusableScoresError(f"returned {reprlib.repr(scores)}, but must return a list of numbers.") from None
-        if len(scores) != expected:
-            raise UnusableScoresError(f"returned {len(scores)} scores for {expected} completions.")
+        if len(scores) != expected:  # never the data's fault, so not to be tried sample by sample
+            raise InvalidParameterError(
+                f"The reward {self.__name__} returned {len(scores)} scores for {expected} completions, but must return "
+                "one for each; repair it."
+            )
         if not all(score is None or math.isfinite(score) for score in scores):
             raise UnusableScoresError(f"returned {reprlib.repr(scores)}, but scores must be finite.")
         return scores

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fipo.errors import DataError
+from fipo.run.data import TAKEN
 from fipo.run.recipe import parse_recipe
 from fipo.run.rewards import as_completion, load_rewards
 from fipo.terminal import printable
@@ -23,6 +24,8 @@ def score_file(recipe: str, completions: Path) -> int:
     rewards = load_rewards(run.rewards, max_completion_length=config.max_completion_length)
     rows = _read(completions)
     names = {name for row in rows for name in row} - {"prompt", "completion", "completion_ids"}
+    if taken := TAKEN & names:
+        raise DataError(f"{completions} has the key {taken.pop()}, but rewards get something else under it; rename it.")
     columns = {name: [row.get(name) for row in rows] for name in names}
     prompts = [row.get("prompt", []) for row in rows]
     texts = [as_completion(row["completion"], prompt) for row, prompt in zip(rows, prompts, strict=True)]
@@ -52,7 +55,7 @@ def _read(path: Path) -> list[dict]:
         raise DataError(f"The file {path} does not exist; check the path.")
     rows = []
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"The file {path} is not text in UTF-8 ({error}); convert it.") from error
     for number, line in enumerate(text.split("\n"), 1):
@@ -60,10 +63,12 @@ def _read(path: Path) -> list[dict]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"Line {number} of {path} is not JSON ({error}); repair it.") from error
         if not isinstance(row, dict) or not isinstance(row.get("completion"), str):
             raise DataError(f"Line {number} of {path} has no text in `completion`; add it.")
+        if not isinstance(row.get("completion_ids", []), list):
+            raise DataError(f"Line {number} of {path} has completion_ids that are no list of numbers; repair it.")
         rows.append(row)
     if not rows:
         raise DataError(f"{path} has no lines, but test-reward needs completions; write some.")

@@ -54,11 +54,19 @@ def typed(options: dict[str, str], takes: Callable[..., Any], what: str) -> dict
         what: How the error messages call it.
 
     Raises:
-        InvalidParameterError: No such option, one is missing, or one has another type.
+        InvalidParameterError: No such option, or one has another type.
     """
-    parameters = inspect.signature(takes).parameters
+    if not options:
+        return {}
+    called = takes if inspect.isroutine(takes) else getattr(takes, "__init__" if inspect.isclass(takes) else "__call__")
+    try:
+        parameters = inspect.signature(takes).parameters
+        hints = get_type_hints(called)
+    except (TypeError, ValueError, NameError) as error:
+        raise InvalidParameterError(
+            f"The parameters of {what} cannot be read ({error}); name a plain function with annotations that exist."
+        ) from error
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    hints = get_type_hints(takes.__init__ if inspect.isclass(takes) else takes)
     for name in options.keys() - parameters.keys():
         if not anything:
             near = get_close_matches(name, parameters, n=1)

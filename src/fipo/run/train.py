@@ -1,6 +1,7 @@
 """A whole run of `fipo train`, top to bottom."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from fipo.run.arguments import ModelArguments, RunArguments
 from fipo.run.callbacks import AtTheEnd, MetricsFile, StopOnSignal
 from fipo.run.evaluate import Accuracy
 from fipo.run.model import load_model
-from fipo.run.output_folder import checkpoint_before, checkpoint_to_resume, make_room
+from fipo.run.output_folder import checkpoint_before, checkpoint_to_resume, make_room, require_usable
 from fipo.run.prompts import Prompts, prompts_of, ready_for
 from fipo.run.rewards import Reward, load_rewards
 from fipo.run_folder import LOCK_FILE, METRICS_FILE, REPORT_FILE, locked
@@ -32,6 +33,7 @@ def train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) -> 
     Raises:
         FIPOError: Something in the recipe cannot work; raised before the model is loaded wherever possible.
     """
+    require_usable(Path(config.output_dir))
     if run.dry_run or config.process_index > 0:
         return _train(run, config, model_args)
     with locked(Path(config.output_dir)):  # before it is looked at
@@ -42,8 +44,8 @@ def _train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) ->
     started = time.monotonic()
     console = Console(highlight=False)
     checkpoint = checkpoint_to_resume(run, config)
-    rewards = load_rewards(run.rewards, max_completion_length=config.max_completion_length)
     _refuse_what_recipes_replace(config)
+    rewards = load_rewards(run.rewards, max_completion_length=config.max_completion_length)
     config.reward_weights = [reward.weight for reward in rewards]
     prompts = prompts_of(run, config)
     if not model_args.model_name_or_path:
@@ -102,9 +104,10 @@ def _run_to_the_end(
 def _run_training(trainer: FIPOTrainer, checkpoint: str | None, stop: StopOnSignal) -> None:
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
-    except FIPOError:
+    except (FIPOError, ImportError):
         raise
     except Exception as error:
+        _require_folder(trainer)
         reason = " ".join(str(error).split())
         if DIVERGED in reason:
             raise DataError(
@@ -115,16 +118,21 @@ def _run_training(trainer: FIPOTrainer, checkpoint: str | None, stop: StopOnSign
             raise DataError(
                 f"{checkpoint} cannot be loaded ({type(error).__name__}: {reason}); {checkpoint_before(checkpoint)}."
             ) from error
+        if isinstance(error, ValueError | TypeError) and not stop.began:  # of optimizers, schedulers and loaders
+            raise InvalidParameterError(f"The run cannot be set up: {reason}; change what it names.") from error
         raise
     trainer.require_some_score()
 
 
+def _require_folder(trainer: FIPOTrainer) -> None:
+    folder = Path(trainer.args.output_dir)
+    if trainer.is_world_process_zero() and not (folder / LOCK_FILE).exists():
+        raise DataError(f"{folder} was deleted while the run was under way, so its model is lost; start it again.")
+
+
 def _save(trainer: FIPOTrainer, config: FIPOConfig) -> None:
     """The model, in output_dir."""
-    if trainer.is_world_process_zero() and not (Path(config.output_dir) / LOCK_FILE).exists():
-        raise DataError(
-            f"{config.output_dir} was deleted while the run was under way, so its model is lost; start it again."
-        )
+    _require_folder(trainer)
     if trainer.is_fsdp_enabled:  # else nothing is saved where the state is sharded
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(config.output_dir)
@@ -166,6 +174,13 @@ def _refuse_what_recipes_replace(config: FIPOConfig) -> None:
             f"reward_weights is {config.reward_weights}, but a recipe's rewards carry their own; write weight=… behind "
             "each, as in overlong?weight=0.5."
         )
+    if config.model_init_kwargs is not None:
+        raise InvalidParameterError(
+            f"model_init_kwargs is {config.model_init_kwargs}, but fipo loads the model itself; set dtype, "
+            "attn_implementation, model_revision and the like as keys of their own."
+        )
+    if config.max_completion_length is None:
+        raise InvalidParameterError("max_completion_length is None, but a rollout needs a limit; set it.")
     if config.eval_strategy != "no":
         raise InvalidParameterError(
             f"eval_strategy is {config.eval_strategy.value!r}, but fipo evaluates accuracy itself; set eval_every to "
@@ -192,10 +207,10 @@ def build_trainer(
         tokenizer.chat_template = _read_template(run.chat_template)
     if config.beta and model_args.model_revision != "main":  # TRL loads the reference by the model's name
         config.model_init_kwargs = {**(config.model_init_kwargs or {}), "revision": model_args.model_revision}
-    peft_config: PeftConfig | None = get_peft_config(model_args)
     config.disable_tqdm = True
     prompts = ready_for(tokenizer, prompts, run, config, model.config)
     try:
+        peft_config: PeftConfig | None = get_peft_config(model_args)
         trainer = FIPOTrainer(
             model,
             rewards,
@@ -206,7 +221,7 @@ def build_trainer(
         )
     except FIPOError:
         raise
-    except (ValueError, RuntimeError, OSError) as error:  # of TRL, PEFT, accelerate and the trackers
+    except (ValueError, RuntimeError, OSError, re.error) as error:  # of TRL, PEFT, accelerate and the trackers
         reason = " ".join(str(error).split()).rstrip(".")
         raise InvalidParameterError(f"The run cannot be set up: {reason}; change what it names.") from error
     return trainer, prompts

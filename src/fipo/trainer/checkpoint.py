@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import Sampler
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, rotate_checkpoints
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
@@ -119,16 +120,27 @@ class ExactResume(GRPOTrainer):
         shape = {name: getattr(self.args, name) for name in (*names, "num_generations")}
         return {"processes": self.accelerator.num_processes, **shape}
 
+    def _require_whole(self, checkpoint: Path) -> None:
+        """transformers goes on without what is missing, and so with a fresh optimizer or other random numbers."""
+        rank = f"_{self.accelerator.process_index}" if self.accelerator.num_processes > 1 else ""
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # their optimizers lie in folders
+        needed = [self._rollout_file(checkpoint).name, f"rng_state{rank}.pth"]
+        needed += [] if sharded else [OPTIMIZER_NAME, SCHEDULER_NAME]
+        missing = next((name for name in needed if not (checkpoint / name).exists()), None)
+        if missing:
+            raise DataError(
+                f"{checkpoint / missing} is missing, but resuming needs it; resume with as many processes as saved the "
+                "checkpoint, or from another one that FIPOTrainer wrote."
+            )
+        self._load_rng_state(str(checkpoint))  # to fail here, if it does: the training loads it again
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self._require_whole(Path(checkpoint))
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
         file = self._rollout_file(Path(checkpoint))
-        if not file.exists():
-            raise DataError(
-                f"{file} is missing, but resuming needs the rollout that the checkpoint was taken in; resume with as "
-                "many processes as saved it, or from a checkpoint that FIPOTrainer wrote."
-            )
         device = self.accelerator.device
         place = "cpu" if device.type == "cpu" else device  # gloo calls it "cpu:0", which torch.load does not know
         state = torch.load(file, map_location=place, weights_only=True)

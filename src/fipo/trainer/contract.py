@@ -22,6 +22,7 @@ OVERRIDDEN = {  # method → its parameters
 CALLED = {
     "_generate_single_turn": "self prompt_ids images multimodal_fields num_generations has_tool_images",
     "_get_per_token_logps_and_entropies": "self model input_ids attention_mask logits_to_keep",
+    "_load_rng_state": "self checkpoint",
     "_tokenize_prompts": "self prompts",
     "add_callback": "self callback",
     "end": "self",

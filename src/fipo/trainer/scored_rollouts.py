@@ -40,9 +40,10 @@ class ScoredRollouts(ExactResume):
             cause = (
                 "Scoring raised for every sample" if self._raised_for_all else "No reward gave a score to any sample"
             )
+            rollouts = "the last rollout" if at_most == 1 else f"{at_most} rollouts in a row"
             raise DataError(
-                f"{cause} of {at_most} rollouts in a row, so there is nothing to learn from; the first traceback or "
-                "warning is above: repair the reward, or bring back what it calls."
+                f"{cause} of {rollouts}, so there is nothing to learn from; the first traceback or warning is above: "
+                "repair the reward, or bring back what it calls."
             )
 
     @property

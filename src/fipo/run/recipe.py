@@ -207,7 +207,9 @@ def _require_possible(key: str, value: Any) -> None:
         number = float(value)
     except (TypeError, ValueError):  # argparse or the field refuses it
         return
-    if not isfinite(number) and not key.startswith("fipo_"):
+    if key.startswith("fipo_"):  # FIPOConfig knows their ranges
+        return
+    if not isfinite(number):
         raise InvalidParameterError(f"{key} is {value}, but must be a finite number; change it.")
     least, most = LIMITS.get(key, (-inf, inf))
     if not least <= number <= most:

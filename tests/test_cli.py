@@ -115,6 +115,18 @@ def test_a_missing_package_that_no_extra_brings_has_its_own_remedy(missing, reme
     assert f"{missing} is not installed" in error and remedy in error
 
 
+def test_a_package_that_is_installed_and_does_not_fit_is_not_called_missing(recipe, tmp_path, monkeypatch, capsys):
+    def raises(*_):
+        raise ImportError("cannot import name 'x' from 'vllm'")
+
+    (tmp_path / "vllm.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("fipo.run.train.train", raises)
+    assert main(["train", recipe]) == 2
+    error = capsys.readouterr().err
+    assert "vllm is installed, but cannot be used (cannot import name 'x'" in error and "pip install '.[vllm]'" in error
+
+
 def test_an_import_error_of_the_users_own_is_not_blamed_on_extras(recipe, monkeypatch):
     def raises(*_):
         raise ImportError("No module named 'my_judge'", name="my_judge")

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
@@ -149,7 +150,9 @@ def _train(arguments: list[str]) -> int:
         name = next((name for name in OPTIONAL if name in str(error).lower()), None)
         if name is None:
             raise
-        raise DataError(f"{name} is not installed, but the run asks for it; {OPTIONAL[name]}.") from error
+        installed = find_spec(name.replace("-", "_")) is not None
+        state = f"installed, but cannot be used ({' '.join(str(error).split())})" if installed else "not installed"
+        raise DataError(f"{name} is {state}, but the run asks for it; {OPTIONAL[name]}.") from error
     except Exception as error:  # torch and safetensors tell a full disk in words of their own
         told = isinstance(error, OSError) and error.errno in DISK_ERRORS
         if not told and not any(words in str(error).lower() for words in FULL_DISK):

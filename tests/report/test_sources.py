@@ -1,5 +1,7 @@
 """What a report is made of: several runs, metrics alone, nothing at all, damaged files."""
 
+import json
+
 import pytest
 from synthetic_traces import write_metrics
 
@@ -85,3 +87,11 @@ def test_the_command_names_page_and_problems(run, tmp_path, capsys, open_page):
     assert said.out.strip() == str(output)
     assert "line 9 is no JSON object" in said.err and "bad.parquet was left out" in said.err
     assert open_page(output).locator("#problems li").count() == 2
+
+
+def test_names_with_other_digits_are_drawn(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    names = ["eval_accuracy", "eval_1²accuracy", "eval_10accuracy", "eval_9accuracy", "eval_" + "1" * 5000 + "accuracy"]
+    file.write_text(json.dumps(dict.fromkeys(names, 1.0) | {"step": 1}))
+    lines = draw_curves([read_metrics(file, "run")])[0]["figure"]["data"]
+    assert [line["name"][:4] for line in lines] == ["1²ac", "9acc", "10ac", "1111", "accu"]

@@ -197,3 +197,20 @@ def test_slime_dumps_that_a_killed_run_left_or_that_hold_chats(tmp_path):
     found = import_dump("slime", tmp_path, tokenizer=tiny.tokenizer())
     assert {trace.prompt for trace in found} == {"2+2?"}
     assert any("train_9.pt was left out" in problem for problem in found.problems)
+
+
+def test_files_that_cannot_be_opened_are_named(tmp_path):
+    (tmp_path / "6.jsonl").mkdir()
+    (tmp_path / "7.jsonl").write_text(json.dumps({"input": "?", "output": "4", "score": 1.0}))
+    found = import_dump("verl", tmp_path)
+    assert len(found) == 1 and "6.jsonl was left out: [Errno 21] Is a directory" in found.problems[0]
+
+
+def test_a_status_that_is_no_utf8_can_be_written(tmp_path):
+    dump = torch.load(SLIME / "recomputed" / "rollout_0.pt", weights_only=True)
+    for sample in dump["samples"]:
+        sample["status"] = "\ud800"
+    torch.save(dump, tmp_path / "rollout_0.pt")
+    (tmp_path / "train_0.pt").write_bytes((SLIME / "recomputed" / "train_0.pt").read_bytes())
+    file = write_traces(import_dump("slime", tmp_path), tmp_path / "x.parquet")
+    assert read_traces(file)[0].stop_reason == "?"

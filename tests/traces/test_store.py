@@ -12,6 +12,7 @@ import pytest
 from fipo import DataError, FIPOParams, InvalidInputError
 from fipo.traces import SCHEMA_VERSION, Trace, read_traces, write_traces
 from fipo.traces.schema import PER_TOKEN, SCHEMA
+from fipo.traces.store import ROW_GROUP_TOKENS
 
 
 def make(sample=0, length=7, **changes):
@@ -212,3 +213,27 @@ def test_a_place_is_an_integer(wrong):
 
 def with_metadata(table, name, value):
     return table.replace_schema_metadata({**table.schema.metadata, name.encode(): value})
+
+
+def test_a_stop_reason_may_be_null_and_a_link_may_dangle(tmp_path):
+    table = pq.read_table(write_traces([make(), make(1)], tmp_path / "a.parquet"))
+    table = table.set_column(table.column_names.index("stop_reason"), "stop_reason", pa.nulls(2, pa.string()))
+    pq.write_table(table, tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").symlink_to(tmp_path / "nowhere")
+    found = read_traces(tmp_path, max_bytes=10**9)
+    assert [trace.stop_reason for trace in found] == ["", ""]
+    assert "b.parquet was left out" in found.problems[0]
+
+
+def test_columns_of_two_dimensions_are_refused():
+    with pytest.raises(InvalidInputError, match="weight has 2 dimensions, but must have one"):
+        make(weight=np.ones((7, 1)))
+
+
+def test_row_groups_cost_no_space(tmp_path):
+    """A dictionary of floats for every row group made files of many groups half as large again."""
+    rows = [make(sample, length=ROW_GROUP_TOKENS // 4) for sample in range(8)]
+    file = write_traces(rows, tmp_path / "a.parquet")
+    assert pq.read_metadata(file).num_row_groups == 2
+    pq.write_table(pq.read_table(file), tmp_path / "one.parquet", compression="zstd")
+    assert file.stat().st_size < (tmp_path / "one.parquet").stat().st_size

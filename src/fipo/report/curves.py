@@ -210,4 +210,6 @@ def _translucent(colour: str) -> str:
 
 
 def _by_number(name: str) -> list[Any]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    """Numbers in a name in their order, however long: text and digits take turns."""
+    parts = re.split(r"(\d+)", name)
+    return [(len(part.lstrip("0")), part) if place % 2 else part for place, part in enumerate(parts)]

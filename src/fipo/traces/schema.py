@@ -85,7 +85,7 @@ class Trace:
         for name in ("run", "prompt", "stop_reason"):
             if not isinstance(value := getattr(self, name), str):
                 raise InvalidInputError(f"{name} is a {type(value).__name__}, but must be text; give text.")
-        self.prompt = self.prompt.encode(errors="replace").decode()  # a lone surrogate is no UTF-8
+            setattr(self, name, value.encode(errors="replace").decode())  # a lone surrogate is no UTF-8
         for name, bits in {"rollout": 31, "update": 15, "group": 31, "sample": 31}.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Integral):
@@ -97,6 +97,10 @@ class Trace:
             if value is not None and len(value) != len(self.token_ids):
                 raise InvalidInputError(
                     f"{name} has {len(value)} entries, but token_ids has {len(self.token_ids)}; give one a token."
+                )
+            if getattr(value, "ndim", 1) != 1:
+                raise InvalidInputError(
+                    f"{name} has {value.ndim} dimensions, but must have one; give one entry a token."
                 )
 
     @property

@@ -19,6 +19,9 @@ from fipo.traces.schema import PER_SAMPLE, PER_TOKEN, SCHEMA, SCHEMA_VERSION, Tr
 VERSION_KEY, PARAMS_KEY, CONTROL_KEY = b"fipo.schema_version", b"fipo.params", b"fipo.control"
 REQUIRED = ("token_ids", "token_bytes", "trained")
 ROW_GROUP_TOKENS = 2**17  # about 5 MB on disk: the least that can be read of a file
+FLOATS = [f"{name}.list.element" for name, kind in PER_TOKEN.items() if kind == pa.float32()]  # paths inside Parquet
+REPEATED = ["run", "prompt", "stop_reason", "token_ids.list.element", "token_bytes.list.element"]
+ENCODING = {"use_byte_stream_split": FLOATS, "use_dictionary": REPEATED}  # a dictionary of floats only adds to them
 BATCH_ROWS = 64  # decoded at once, so that a file of one large row group needs little more than its traces do
 UNREADABLE = (pa.ArrowException, OSError, DataError, ValueError, TypeError)  # what a damaged file raises
 
@@ -66,7 +69,7 @@ def write_traces(
     if control is not None:
         metadata[CONTROL_KEY] = control
     schema = SCHEMA.with_metadata(metadata)
-    with whole_file(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+    with whole_file(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd", **ENCODING) as writer:
         for rows in _row_groups(traces):
             columns = [pa.array([_cell(getattr(row, field.name)) for row in rows], field.type) for field in schema]
             writer.write_table(pa.table(columns, schema=schema))
@@ -130,7 +133,7 @@ def _last(files: list[Path], max_bytes: int, found: TraceSet) -> list[tuple[Path
     room = max_bytes
     kept: list[tuple[Path, int]] = []
     for file in reversed(files):
-        size = file.stat().st_size
+        size = file.stat().st_size if file.exists() else 0  # a dangling link is named where it is read
         if size <= room:
             room -= size
             kept.insert(0, (file, 0))
@@ -212,7 +215,7 @@ def _traces_of(batch: pa.RecordBatch) -> Iterator[Trace]:
     table = pa.Table.from_batches([batch]).select(SCHEMA.names).cast(SCHEMA)
     columns = {name: _per_token(name, table.column(name).combine_chunks()) for name in PER_TOKEN}
     for number, row in enumerate(table.select(list(PER_SAMPLE)).to_pylist()):
-        row["rewards"] = dict(row["rewards"] or ())
+        row |= {"rewards": dict(row["rewards"] or ()), "stop_reason": row["stop_reason"] or ""}
         found = {name: cells[number] for name, cells in columns.items()}
         yield Trace(**row | found | {"token_bytes": found["token_bytes"].tolist()})
 

@@ -41,10 +41,13 @@ def files_of(source: Path, pattern: str) -> Iterator[Path]:
     yield from [source] if source.is_file() else sorted(source.glob(f"**/{pattern}"))
 
 
-def lines_of(file: Path) -> Iterator[tuple[int, str]]:
-    """Number and text of every line."""
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        yield from enumerate(lines, start=1)
+def lines_of(file: Path, problems: list[str]) -> Iterator[tuple[int, str]]:
+    """Number and text of every line; a file that cannot be read adds to the problems."""
+    try:
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            yield from enumerate(lines, start=1)
+    except OSError as error:
+        problems.append(f"{file} was left out: {error}.")
 
 
 @dataclass(slots=True)

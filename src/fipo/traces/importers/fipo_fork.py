@@ -26,7 +26,7 @@ def read(dump: Path, options: ImportOptions, **place: Any) -> TraceSet:
     for file in files_of(dump, FORK_FILES):
         step, skipped = re.search(r"(\d+)\.jsonl$", file.name), Skipped(file, "line")
         group = sample = 0
-        for number, line in lines_of(file):
+        for number, line in lines_of(file, found.problems):
             with skipped.unless_usable(number):
                 place = {"rollout": int(step[1]) if step else 0, "group": group}
                 responses = enumerate(_responses(json.loads(line)), start=sample)

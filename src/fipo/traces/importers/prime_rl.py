@@ -21,7 +21,7 @@ def read(dump: Path, options: ImportOptions) -> TraceSet:
     found = TraceSet(params=options.params)
     for file in files_of(dump, "rank_*.jsonl"):
         skipped = Skipped(file, "line")
-        for number, line in lines_of(file):
+        for number, line in lines_of(file, found.problems):
             with skipped.unless_usable(number):
                 found.traces.append(_trace(json.loads(line), len(found.traces), options))
         found.problems += skipped.problems

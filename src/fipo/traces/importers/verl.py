@@ -14,7 +14,7 @@ def read(dump: Path, options: ImportOptions) -> TraceSet:
     groups: dict[tuple[int, str], int] = {}  # the completions of one prompt in one step
     for file in files_of(dump, "[0-9]*.jsonl"):
         skipped = Skipped(file, "line")
-        for number, line in lines_of(file):
+        for number, line in lines_of(file, found.problems):
             with skipped.unless_usable(number):
                 row = json.loads(line)
                 place: dict[str, Any] = {"run": "verl", "rollout": int(row.get("step", 0)), "sample": len(found.traces)}

@@ -24,19 +24,8 @@ class Walk:
     entropy: Tensor
 
 
-@torch.no_grad()
-def reverse_pass(
-    head: ChunkedHead,
-    hidden: Tensor,
-    targets: Tensor,
-    batch: TokenBatch,
-    objective: Objective,
-    *,
-    boundaries: list[int],
-    chunk_tokens: int,
-    wanted: list[bool],
-) -> Walk:
-    """The objective of one batch and its gradients.
+class ReversePass:
+    """The objective of one batch, seen as a row of N positions with sequence boundaries, and its gradients.
 
     Args:
         head: Scores the chunks.
@@ -45,14 +34,9 @@ def reverse_pass(
         objective: What is minimised.
         boundaries: Where sequences begin in the row of all positions, and where the last one ends.
         chunk_tokens: Trained tokens in a chunk at most.
-        wanted: Whether the gradients of hidden states, weight and bias are.
     """
-    return _ReversePass(head, hidden, targets, batch, objective, boundaries, chunk_tokens).run(wanted)
 
-
-class _ReversePass:
-    """One batch, seen as a row of N positions with sequence boundaries. `run` may be called once."""
-
+    @torch.no_grad()
     def __init__(
         self,
         head: ChunkedHead,
@@ -60,6 +44,7 @@ class _ReversePass:
         targets: Tensor,
         batch: TokenBatch,
         objective: Objective,
+        *,
         boundaries: list[int],
         chunk_tokens: int,
     ) -> None:
@@ -73,7 +58,9 @@ class _ReversePass:
             3, targets.numel(), dtype=head.dtype, device=hidden.device
         )
 
+    @torch.no_grad()
     def run(self, wanted: list[bool]) -> Walk:
+        """May be called once; `wanted` says whether the gradients of hidden states, weight and bias are."""
         inputs = (self.hidden, self.head.weight, self.head.bias)
         self.gradients = [
             torch.zeros_like(x, dtype=self.head.dtype) if x is not None and wants else None

@@ -19,7 +19,7 @@ from fipo.core.layout import check_layout
 from fipo.core.lm_head import ChunkedHead, LMHead
 from fipo.core.loss import FIPOOutput
 from fipo.core.objective import Objective, TokenBatch
-from fipo.core.reverse_pass import reverse_pass
+from fipo.core.reverse_pass import ReversePass
 from fipo.errors import InvalidInputError, InvalidParameterError
 from fipo.params import FIPOParams
 
@@ -124,7 +124,7 @@ def streaming_loss(
     check_layout({"old_logps": batch.old_logps, "loss_mask": batch.loss_mask}, cu_seqlens)
     chunked = ChunkedHead(head, hidden.dtype)
     inputs = (hidden, head.weight, head.bias)
-    walk = reverse_pass(
+    reverse_pass = ReversePass(
         chunked,
         hidden.detach(),
         targets,
@@ -132,8 +132,8 @@ def streaming_loss(
         objective,
         boundaries=_boundaries(batch.loss_mask, cu_seqlens),
         chunk_tokens=_chunk_tokens(chunked, chunk_tokens, memory_budget),
-        wanted=[torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs],
     )
+    walk = reverse_pass.run([torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs])
     loss = _WithGradients.apply(*inputs, walk.loss, walk.gradients)
     shape = batch.loss_mask.shape
     per_position = {f.name: getattr(walk.out, f.name).view(shape) for f in fields(FIPOOutput) if f.name != "dropped"}

@@ -7,8 +7,10 @@ from trl import TrlParser
 from fipo.run.arguments import ModelArguments, RunArguments
 from fipo.trainer.config import FIPOConfig
 
-OFTEN = ("output_dir", "learning_rate", "max_steps", "num_generations", "per_device_train_batch_size", "beta")
-OFTEN_WIDE = ("steps_per_generation", "max_completion_length", "temperature", "use_vllm", "report_to", "save_steps")
+OFTEN = (
+    "output_dir, learning_rate, max_steps, num_generations, per_device_train_batch_size, beta, "
+    "steps_per_generation, max_completion_length, temperature, use_vllm, report_to, save_steps, use_peft"
+)
 
 
 def print_help(everything: bool) -> int:
@@ -21,12 +23,12 @@ def print_help(everything: bool) -> int:
     print("Every key of a recipe is a flag. fipo's own:\n")
     for entry in (*fields(RunArguments), *own):
         print(f"  {_line(entry)}")
-    print(f"\nOf TRL's GRPOConfig and ModelConfig, among others: {', '.join((*OFTEN, *OFTEN_WIDE))}, use_peft.")
+    print(f"\nOf TRL's GRPOConfig and ModelConfig, among others: {OFTEN}.")
     print("`fipo train --help-all` lists all of them; docs/training.md explains.")
     return 0
 
 
 def _line(entry: Field) -> str:
     default = entry.default if entry.default is not MISSING else []
-    shown = "" if default in (None, "", []) or (entry.name.startswith("fipo_") and default is None) else f" [{default}]"
+    shown = "" if default in (None, "", []) else f" [{default}]"
     return f"{entry.name:<30} {entry.metadata.get('help', '')}{shown}"

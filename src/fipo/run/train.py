@@ -206,7 +206,7 @@ def build_trainer(
     if run.chat_template:
         tokenizer.chat_template = _read_template(run.chat_template)
     if config.beta and model_args.model_revision != "main":  # TRL loads the reference by the model's name
-        config.model_init_kwargs = {**(config.model_init_kwargs or {}), "revision": model_args.model_revision}
+        config.model_init_kwargs = {"revision": model_args.model_revision}
     config.disable_tqdm = True
     prompts = ready_for(tokenizer, prompts, run, config, model.config)
     try:

@@ -7,14 +7,13 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
 from fipo import __version__
 from fipo.errors import DataError, FIPOError, InvalidParameterError
-from fipo.terminal import printable
+from fipo.terminal import did_you_mean, one_line, printable
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 FULL_DISK = ("no space left", "file too large", "file write failed", "disk quota", "i/o error")  # of other libraries
@@ -108,8 +107,7 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
 def _require_command(word: str, commands: dict[str, Parser]) -> None:
     if word.startswith("-") or word in commands:
         return
-    near = get_close_matches(word, commands, n=1)
-    remedy = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(commands)}."
+    remedy = did_you_mean(word, commands, f"the commands are {', '.join(commands)}.")
     raise InvalidParameterError(f"{word} is no command of fipo; {remedy}")
 
 
@@ -151,15 +149,14 @@ def _train(arguments: list[str]) -> int:
         if name is None:
             raise
         installed = find_spec(name.replace("-", "_")) is not None
-        state = f"installed, but cannot be used ({' '.join(str(error).split())})" if installed else "not installed"
+        state = f"installed, but cannot be used ({one_line(error)})" if installed else "not installed"
         raise DataError(f"{name} is {state}, but the run asks for it; {OPTIONAL[name]}.") from error
     except Exception as error:  # torch and safetensors tell a full disk in words of their own
         told = isinstance(error, OSError) and error.errno in DISK_ERRORS
         if not told and not any(words in str(error).lower() for words in FULL_DISK):
             raise
         raise DataError(
-            f"{' '.join(str(error).split())}; the last whole checkpoint is untouched: make room and go on with "
-            "--resume true."
+            f"{one_line(error)}; the last whole checkpoint is untouched: make room and go on with --resume true."
         ) from error
 
 

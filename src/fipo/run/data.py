@@ -10,6 +10,7 @@ from pyarrow import parquet
 
 from fipo.errors import DataError
 from fipo.run.specs import Spec, typed
+from fipo.terminal import one_line
 
 FORMATS = {  # ending → reader and its options; .gz may follow
     ".jsonl": ("json", {}),
@@ -122,7 +123,7 @@ def _stored(source: str, config: str | None, split: str) -> Dataset:
         except DataError:
             raise
         except Exception as error:  # the readers raise many kinds, and tell the cause in another
-            reason = " ".join(str(error.__cause__ or error).split())
+            reason = one_line(error.__cause__ or error)
             raise DataError(f"{source} cannot be read as {ending[1:]} ({reason}); repair the file.") from error
     if path.is_file() or (not path.is_dir() and (source.startswith((".", "/", "~")) or source.count("/") > 1)):
         found = "is a file of an unknown kind" if path.is_file() else "does not exist"
@@ -130,7 +131,7 @@ def _stored(source: str, config: str | None, split: str) -> Dataset:
     try:
         return load_dataset(source, config, split=split)
     except Exception as error:  # as above
-        reason = " ".join(str(error.__cause__ or error).split())
+        reason = one_line(error.__cause__ or error)
         raise DataError(
             f"The dataset {source!r} with split {split!r} cannot be loaded ({reason}); name a hub dataset, a "
             f"{', '.join(FORMATS)} file, or {PROCEDURAL}task."

@@ -10,6 +10,7 @@ from transformers.utils import logging
 from fipo.errors import DataError, InvalidParameterError
 from fipo.run.arguments import RunArguments
 from fipo.run.data import load_prompts
+from fipo.terminal import one_line
 from fipo.trainer.config import FIPOConfig
 
 logger = logging.get_logger(__name__)
@@ -149,7 +150,7 @@ def _lengths(prompts: Dataset, tokenizer: PreTrainedTokenizerBase, config: FIPOC
         return [len(tokenizer.apply_chat_template(p, **options)["input_ids"]) for p in prompts["prompt"]]
     except Exception as error:  # templates are programs, and raise what programs raise
         raise DataError(
-            f"The chat template cannot be applied to the prompts ({' '.join(str(error).split())}); repair it, or name "
+            f"The chat template cannot be applied to the prompts ({one_line(error)}); repair it, or name "
             "another with chat_template."
         ) from error
 

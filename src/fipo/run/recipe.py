@@ -5,7 +5,6 @@ TRL is imported when a recipe is parsed and not before: a mistyped path is answe
 
 from collections.abc import Hashable, Iterator
 from dataclasses import fields
-from difflib import get_close_matches
 from math import inf, isfinite
 from pathlib import Path
 from types import NoneType, UnionType
@@ -15,6 +14,7 @@ import yaml
 
 from fipo.errors import InvalidParameterError
 from fipo.params import FORMER_KNOBS
+from fipo.terminal import did_you_mean, one_line
 
 if TYPE_CHECKING:
     from fipo.run.arguments import ModelArguments, RunArguments
@@ -58,8 +58,7 @@ def read_recipe(path: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise InvalidParameterError(f"The recipe {recipe} is not text in UTF-8 ({error}); convert it.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise InvalidParameterError(f"The recipe {recipe} is not YAML ({reason}); repair it.") from error
+        raise InvalidParameterError(f"The recipe {recipe} is not YAML ({one_line(error)}); repair it.") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InvalidParameterError(f"The recipe {recipe} holds no keys with values; write key: value, a line each.")
     return content
@@ -110,7 +109,7 @@ def parse_recipe(arguments: list[str]) -> "tuple[RunArguments, FIPOConfig, Model
     except InvalidParameterError:
         raise
     except (ValueError, TypeError, OSError) as error:  # of TRL's and transformers' own checks
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = one_line(error).rstrip(".")
         raise InvalidParameterError(f"The recipe or the flags cannot be used: {reason}; change that.") from error
     if stray:
         raise InvalidParameterError(f"{' '.join(stray)} is no flag and no value of one; remove it.")
@@ -156,8 +155,8 @@ def _require_known(key: str, hints: dict[str, Any]) -> None:
         return
     if key == "config":  # of TRL's own commands
         raise InvalidParameterError("config is no flag of fipo; write the recipe first: fipo train recipe.yaml.")
-    near = get_close_matches(key, [*hints, *ALIASES], n=1)
-    remedy = f"did you mean {near[0]}?" if near else "`fipo train --help` lists fipo's keys, --help-all all of them."
+    where = "`fipo train --help` lists fipo's keys, --help-all all of them."
+    remedy = did_you_mean(key, [*hints, *ALIASES], where)
     raise InvalidParameterError(f"{key} is no key of a recipe and no flag; {remedy}")
 
 

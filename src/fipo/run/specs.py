@@ -5,12 +5,12 @@ import math
 from ast import literal_eval
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 from urllib.parse import unquote
 
 from fipo.errors import InvalidParameterError
+from fipo.terminal import did_you_mean
 
 TRUTHS = {"true": True, "True": True, "false": False, "False": False}
 
@@ -69,8 +69,7 @@ def typed(options: dict[str, str], takes: Callable[..., Any], what: str) -> dict
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for name in options.keys() - parameters.keys():
         if not anything:
-            near = get_close_matches(name, parameters, n=1)
-            choice = f"did you mean {near[0]}?" if near else f"it takes {', '.join(parameters) or 'none'}."
+            choice = did_you_mean(name, parameters, f"it takes {', '.join(parameters) or 'none'}.")
             raise InvalidParameterError(f"{what} has no option {name!r}; {choice}")
     return {name: _converted(value, hints.get(name), f"{name} of {what}") for name, value in options.items()}
 

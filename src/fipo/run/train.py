@@ -21,6 +21,7 @@ from fipo.run.output_folder import checkpoint_before, checkpoint_to_resume, make
 from fipo.run.prompts import Prompts, prompts_of, ready_for
 from fipo.run.rewards import Reward, load_rewards
 from fipo.run_folder import LOCK_FILE, METRICS_FILE, REPORT_FILE, locked
+from fipo.terminal import one_line
 from fipo.trainer.config import FIPOConfig
 from fipo.trainer.trainer import FIPOTrainer
 
@@ -108,7 +109,7 @@ def _run_training(trainer: FIPOTrainer, checkpoint: str | None, stop: StopOnSign
         raise
     except Exception as error:
         _require_folder(trainer)
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         if DIVERGED in reason:
             raise DataError(
                 "The model has diverged: its probabilities are inf or nan; lower learning_rate, or go on from an "
@@ -222,7 +223,7 @@ def build_trainer(
     except FIPOError:
         raise
     except (ValueError, RuntimeError, OSError, re.error) as error:  # of TRL, PEFT, accelerate and the trackers
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = one_line(error).rstrip(".")
         raise InvalidParameterError(f"The run cannot be set up: {reason}; change what it names.") from error
     return trainer, prompts
 

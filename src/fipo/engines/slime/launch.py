@@ -5,7 +5,6 @@ is replaced by one that does, before train.py runs as if it had been started its
 """
 
 import argparse
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -23,6 +22,7 @@ from fipo.engines.slime.contract import check_sources, unsupported
 from fipo.engines.slime.noise import install_hook
 from fipo.errors import FIPOError, InvalidParameterError
 from fipo.params import KNOBS
+from fipo.terminal import did_you_mean
 
 USAGE = """\
 python -m fipo.engines.slime [train.py|train_async.py] <slime's own flags> --loss-type fipo_loss [--fipo-… flags]
@@ -69,7 +69,8 @@ def custom_loss_flags(flags: list[str]) -> list[str]:
         raise InvalidParameterError(f"{error}; correct the flag.") from error
     for flag in rest:
         if flag.startswith("--") and flag[2:].replace("_", "-").startswith(("fipo-", "no-fipo-")):
-            raise InvalidParameterError(f"{flag} is not a flag of fipo's; {_nearest(flag)}")
+            remedy = did_you_mean(flag.split("=")[0], FLAGS, f"they are {', '.join(FLAGS)}.")
+            raise InvalidParameterError(f"{flag} is not a flag of fipo's; {remedy}")
     for flag, value in pairwise(flags):
         if flag in SWITCHES and not value.startswith("-"):
             raise InvalidParameterError(
@@ -152,11 +153,6 @@ def _check_loss(args: Namespace) -> None:
             f"--loss-type is {args.loss_type} with the function {args.custom_loss_function_path}, but this command "
             "trains with FIPO; pass --loss-type fipo_loss, and no other loss in --custom-config-path."
         )
-
-
-def _nearest(flag: str) -> str:
-    found = difflib.get_close_matches(flag.split("=")[0], FLAGS, n=1)
-    return f"did you mean {found[0]}?" if found else f"they are {', '.join(FLAGS)}."
 
 
 def _fail(error: FIPOError) -> int:

@@ -24,11 +24,17 @@ class SummedExtremes:
 
     def start(self) -> None:
         """Forgets the update before."""
-        self.part, self._reached, self._at_bounds = 0.0, torch.full((2,), -torch.inf), False  # −min and max
+        self.part: float | Tensor = 0.0  # of the engine's divisor, so far
+        self._reached, self._at_bounds = torch.full((2,), -torch.inf), False  # −min and max
         self._reported = torch.zeros(2)
 
     def report(
-        self, out: FIPOOutput, trained: Tensor, params: FIPOParams, part: float, group: dist.ProcessGroup | None
+        self,
+        out: FIPOOutput,
+        trained: Tensor,
+        params: FIPOParams,
+        part: float | Tensor,
+        group: dist.ProcessGroup | None,
     ) -> Tensor:
         """(2,) what a micro-batch reports for the least and the greatest weight.
 
@@ -46,8 +52,8 @@ class SummedExtremes:
         if not self._at_bounds:
             if dist.is_initialized():
                 dist.all_reduce(reached, op=dist.ReduceOp.MAX, group=group)
-            least, greatest = (-reached[0]).item(), reached[1].item()
-            self._at_bounds = least <= params.weight_low + ROUNDING and greatest >= params.weight_high - ROUNDING
+            minus_least, greatest = reached.tolist()
+            self._at_bounds = -minus_least <= params.weight_low + ROUNDING and greatest >= params.weight_high - ROUNDING
         self._reached, self.part = reached, self.part + part
         total = torch.where(reached.isinf(), 0, reached * self.part)
         report, self._reported = total - self._reported.to(total), total

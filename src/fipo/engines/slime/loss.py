@@ -66,8 +66,8 @@ def fipo_loss_function(
         loss = loss + 0 * logits.sum()
 
     if batch.get("rollout_log_probs"):
-        trained = torch.cat(log_probs if args.use_rollout_logprobs else old).detach()
-        gap = (trained - torch.cat(batch["rollout_log_probs"])).abs()
+        trainers = torch.cat(log_probs if args.use_rollout_logprobs else old).detach()
+        gap = (trainers - torch.cat(batch["rollout_log_probs"])).abs()
         metrics = {"train_rollout_logprob_abs_diff": reduce(gap)} | metrics
     metrics = {
         "loss": loss,
@@ -76,7 +76,7 @@ def fipo_loss_function(
         "pg_clipfrac": reduce((out.clipped_low | out.clipped_high).to(out.weight.dtype)),
         "ppo_kl": reduce(-out.log_ratio),
         **metrics,
-        **_credit_metrics(args, batch, out, sum_of_sample_mean),
+        **_credit_metrics(args, batch, out, trained, sum_of_sample_mean),
     }
     return loss, {name: value.detach().clone() for name, value in metrics.items()}
 
@@ -221,7 +221,9 @@ def _reference_kl(args: Namespace, batch: Batch, log_probs: Tensor, old: Tensor,
     return torch.where(trained, kl, 0)
 
 
-def _credit_metrics(args: Namespace, batch: Batch, out: FIPOOutput, reduce: Reducer) -> dict[str, Tensor]:
+def _credit_metrics(
+    args: Namespace, batch: Batch, out: FIPOOutput, trained: Tensor, reduce: Reducer
+) -> dict[str, Tensor]:
     """`fipo/…`. With --calculate-per-token-loss slime's reducers weigh a sequence by its tokens, else all alike."""
     values = {name: of(out) for name, of in TOKEN_MEANS.items()}
     values[DROPPED_SEQUENCES] = ~out.kept  # at a trained token nothing else takes `kept` away
@@ -229,24 +231,24 @@ def _credit_metrics(args: Namespace, batch: Batch, out: FIPOOutput, reduce: Redu
         values |= {name: of(out) for name, of in FIRST_UPDATE_MEANS.items()}
         NOISE_WATCH.see(out, args)
     metrics = {name: reduce(value.to(out.weight.dtype)) for name, value in values.items()}
-    return metrics | (_extremes(args, batch, out) if knows_updates(args) else {})
+    return metrics | (_extremes(args, batch, out, trained) if knows_updates(args) else {})
 
 
-def _extremes(args: Namespace, batch: Batch, out: FIPOOutput) -> dict[str, Tensor]:
+def _extremes(args: Namespace, batch: Batch, out: FIPOOutput, trained: Tensor) -> dict[str, Tensor]:
     """See `fipo.core.extremes`; --recompute-loss-function asks twice."""
     if EXTREMES_OF_BATCH not in batch:
         mpu = slime_function("mpu")
         part = _part_of_divisor(args, batch) / mpu.get_context_parallel_world_size()
         group = mpu.get_data_parallel_group(with_context_parallel=True)
-        report = EXTREMES.report(out, _trained(batch), params_of(args), part, group)
+        report = EXTREMES.report(out, trained, params_of(args), part, group)
         batch[EXTREMES_OF_BATCH] = dict(zip((WEIGHT_MIN, WEIGHT_MAX), report, strict=True))
     return batch[EXTREMES_OF_BATCH]
 
 
-def _part_of_divisor(args: Namespace, batch: Batch) -> float:
+def _part_of_divisor(args: Namespace, batch: Batch) -> Tensor:
     """What a micro-batch adds to slime's divisor: tokens with --calculate-per-token-loss, else rollouts."""
-    counts = [float(mask.sum()) for mask in batch["loss_masks"]]
+    counts = [mask.sum().double() for mask in batch["loss_masks"]]
     if args.calculate_per_token_loss:
-        return sum(max(count, 1.0) for count in counts)
-    totals = [float(total) for total in batch["rollout_mask_sums"]]
-    return sum(count / total if total else 1.0 for count, total in zip(counts, totals, strict=True))
+        return torch.stack(counts).clamp(min=1).sum()
+    shares = [count / total for count, total in zip(counts, batch["rollout_mask_sums"], strict=True)]
+    return torch.stack(shares).nan_to_num(nan=1).sum()  # 0 / 0: a rollout without trained tokens counts as one

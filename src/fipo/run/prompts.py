@@ -81,31 +81,41 @@ def ready_for(
         DataError: Too few are left for a rollout, or the chat template cannot be used.
         InvalidParameterError: The format cannot be had, or the longest prompt and a completion exceed the context.
     """
-    parts: dict[str, Dataset | None] = {}
-    for name, dataset in (("training", prompts.train), ("held-out", prompts.held_out)):
-        if dataset is None or not len(dataset):
-            parts[name] = None
-            continue
-        formatted = _formatted(dataset, run, has_template=tokenizer.chat_template is not None)
-        lengths = _lengths(formatted, tokenizer, config)
-        if not min(lengths):
-            raise DataError(
-                f"Row {lengths.index(0)} of the {name} prompts has no tokens, so there is nothing to begin from; "
-                "remove what is empty, or repair the chat template."
-            )
-        fitting = [i for i, tokens in enumerate(lengths) if tokens <= run.max_prompt_length]
-        if len(fitting) < len(formatted):
-            logger.warning(
-                f"{len(formatted) - len(fitting)} of {len(formatted)} {name} prompts are longer than max_prompt_length "
-                f"({run.max_prompt_length} tokens) and left out."
-            )
-        parts[name] = formatted.select(fitting) if fitting else None
-        _require_room(max((lengths[i] for i in fitting), default=0) + (config.max_completion_length or 0), model_config)
-    train = parts["training"] if parts["training"] is not None else prompts.train.select([])
+    train = _fitting(prompts.train, "training", tokenizer, run, config, model_config)
+    held_out = prompts.held_out
+    if held_out is not None:
+        held_out = _fitting(held_out, "held-out", tokenizer, run, config, model_config)
     _require_a_rollout(
         train, config, f"max_prompt_length ({run.max_prompt_length} tokens) leaves", "raise it, or lower"
     )
-    return Prompts(train, parts["held-out"])
+    return Prompts(train, held_out or None)
+
+
+def _fitting(
+    dataset: Dataset,
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    run: RunArguments,
+    config: FIPOConfig,
+    model_config: PretrainedConfig,
+) -> Dataset:
+    if not len(dataset):
+        return dataset
+    formatted = _formatted(dataset, run, has_template=tokenizer.chat_template is not None)
+    lengths = _lengths(formatted, tokenizer, config)
+    if not min(lengths):
+        raise DataError(
+            f"Row {lengths.index(0)} of the {name} prompts has no tokens, so there is nothing to begin from; "
+            "remove what is empty, or repair the chat template."
+        )
+    fitting = [i for i, tokens in enumerate(lengths) if tokens <= run.max_prompt_length]
+    if len(fitting) < len(formatted):
+        logger.warning(
+            f"{len(formatted) - len(fitting)} of {len(formatted)} {name} prompts are longer than max_prompt_length "
+            f"({run.max_prompt_length} tokens) and left out."
+        )
+    _require_room(max((lengths[i] for i in fitting), default=0) + (config.max_completion_length or 0), model_config)
+    return formatted.select(fitting)
 
 
 def _formatted(prompts: Dataset, run: RunArguments, *, has_template: bool) -> Dataset:

@@ -77,6 +77,17 @@ def train(recipe, *flags, expect=0, **env):
     return done
 
 
+def start_slowly(recipe, *flags):
+    """Half a second for every scoring, so that there is time to interrupt it."""
+    return subprocess.Popen(
+        [*FIPO, str(recipe), *flags],
+        cwd=recipe.parent,
+        env=environment(SLOW="0.5"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
 @pytest.fixture
 def inside(recipe, monkeypatch, capfd):
     """`fipo train` in this process, which saves the imports; for what kills nothing."""
@@ -118,13 +129,7 @@ def test_killed_between_checkpoints_and_resumed_equals_uninterrupted(recipe):
     assert "held-out" in whole.stdout
 
     run = recipe.parent / "killed"
-    process = subprocess.Popen(
-        [*FIPO, str(recipe), "--output_dir", "killed"],
-        cwd=recipe.parent,
-        env=environment(SLOW="0.5"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+    process = start_slowly(recipe, "--output_dir", "killed")
     wait_for(run / "checkpoint-6", process)  # update 6 is the second of four in its rollout
     while len(curve(run)) < 8:
         assert process.poll() is None
@@ -139,13 +144,7 @@ def test_killed_between_checkpoints_and_resumed_equals_uninterrupted(recipe):
 
 
 def test_ctrl_c_checkpoints_and_leaves(recipe):
-    process = subprocess.Popen(
-        [*FIPO, str(recipe), "--save_steps", "1000"],
-        cwd=recipe.parent,
-        env=environment(SLOW="0.5"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    process = start_slowly(recipe, "--save_steps", "1000")
     run = recipe.parent / "run"
     while not (run / "metrics.jsonl").exists() or not curve(run):
         assert process.poll() is None, process.stderr.read().decode()
@@ -292,13 +291,7 @@ def test_a_finished_run_that_is_resumed_trains_nothing_and_writes_what_is_missin
 
 
 def test_two_runs_never_share_a_folder(recipe, inside):
-    first = subprocess.Popen(
-        [*FIPO, str(recipe)],
-        cwd=recipe.parent,
-        env=environment(SLOW="0.5"),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
+    first = start_slowly(recipe)
     run = recipe.parent / "run"
     wait_for(run / "checkpoint-3", first)
     second = inside("--overwrite", "true", expect=2)

@@ -6,7 +6,7 @@ class FIPOError(Exception):
 
 
 class InvalidParameterError(FIPOError, ValueError):
-    """A knob has a value outside its range, or two knobs contradict each other."""
+    """A setting has a value outside its range, or two settings contradict each other."""
 
 
 class InvalidInputError(FIPOError, ValueError):

@@ -14,6 +14,7 @@ from fipo.errors import InvalidParameterError
 
 Distance = Literal["position", "trained"]
 FORMER_KNOBS = ("chunk_size",)  # the scan chooses its block itself; files and command lines may still name it
+NO_EFFECT = "has no effect, because fipo chooses it itself; remove it."  # said of these
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

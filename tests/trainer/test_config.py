@@ -55,7 +55,7 @@ REFUSED = [
     ({"gradient_accumulation_steps": 3, "steps_per_generation": 8}, "is 8, but must be a multiple of"),
     ({"loss_type": "cispo"}, "loss_type is 'cispo', but with FIPO it chooses only the normaliser; set one of dapo"),
     ({"importance_sampling_level": "sequence"}, "importance_sampling_level is 'sequence', but .* set it to 'token'"),
-    ({"fipo_dual_clip_c": 5.0, "delta": 4.0}, r"fipo_dual_clip_c is 5\.0 and delta is 4\.0, but they are one knob"),
+    ({"fipo_dual_clip_c": 5.0, "delta": 4.0}, r"fipo_dual_clip_c is 5\.0 and delta is 4\.0, but they are one bound"),
     ({"delta": 1.2}, r"fipo_dual_clip_c is 1\.2, but must exceed 1 \+ epsilon_high"),
     ({"fipo_decay_rate": 0.0}, r"decay_rate is 0\.0"),
     ({"fipo_clip_ratio_low": 1.0}, r"clip_ratio_low is 1\.0"),

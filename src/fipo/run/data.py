@@ -2,6 +2,8 @@
 
 import gzip
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,31 +113,35 @@ def _stored(source: str, config: str | None, split: str) -> Dataset:
     if ending in FORMATS:
         if not path.is_file():
             raise DataError(f"The dataset file {source} does not exist; check the path.")
-        if path.stat().st_size == 0:
-            raise DataError(f"{source} is empty, but training needs prompts; write at least one row.")
-        reader, options = FORMATS[ending]
-        try:
-            if reader == "parquet" and not parquet.read_metadata(path).num_rows:
-                raise DataError(f"{source} has no rows, but training needs prompts; write at least one.")
-            if reader != "parquet":
-                _require_utf8(path)
-            return load_dataset(reader, data_files=str(path), split="train", **options)
-        except DataError:
-            raise
-        except Exception as error:  # the readers raise many kinds, and tell the cause in another
-            reason = one_line(error.__cause__ or error)
-            raise DataError(f"{source} cannot be read as {ending[1:]} ({reason}); repair the file.") from error
+        with _failing_as(f"{source} cannot be read as {ending[1:]}", "repair the file"):
+            return _read(path, *FORMATS[ending])
     if path.is_file() or (not path.is_dir() and (source.startswith((".", "/", "~")) or source.count("/") > 1)):
         found = "is a file of an unknown kind" if path.is_file() else "does not exist"
         raise DataError(f"The dataset {source} {found}; name a file that ends in {', '.join(FORMATS)}.")
-    try:
+    remedy = f"name a hub dataset, a {', '.join(FORMATS)} file, or {PROCEDURAL}task"
+    with _failing_as(f"The dataset {source!r} with split {split!r} cannot be loaded", remedy):
         return load_dataset(source, config, split=split)
-    except Exception as error:  # as above
-        reason = one_line(error.__cause__ or error)
-        raise DataError(
-            f"The dataset {source!r} with split {split!r} cannot be loaded ({reason}); name a hub dataset, a "
-            f"{', '.join(FORMATS)} file, or {PROCEDURAL}task."
-        ) from error
+
+
+@contextmanager
+def _failing_as(what: str, remedy: str) -> Iterator[None]:
+    """Around the readers, which raise many kinds, and tell the cause in another."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{what} ({one_line(error.__cause__ or error)}); {remedy}.") from error
+
+
+def _read(path: Path, reader: str, options: dict[str, Any]) -> Dataset:
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty, but training needs prompts; write at least one row.")
+    if reader == "parquet" and not parquet.read_metadata(path).num_rows:  # load_dataset fails without naming it
+        raise DataError(f"{path} has no rows, but training needs prompts; write at least one.")
+    if reader != "parquet":
+        _require_utf8(path)
+    return load_dataset(reader, data_files=str(path), split="train", **options)
 
 
 def _require_utf8(path: Path) -> None:

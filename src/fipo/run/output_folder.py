@@ -66,12 +66,8 @@ def require_usable(folder: Path) -> None:
 
 def other_runs_files(folder: Path, checkpoint: str | None) -> list[Path]:
     """What a run that starts at `checkpoint` does not continue: later checkpoints, or all where that lies elsewhere."""
-    checkpoints = sorted(
-        (path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir() and _step_of(path) >= 0),
-        key=_step_of,
-        reverse=True,
-    )
-    if checkpoint and Path(checkpoint).resolve().parent == folder.resolve():
+    checkpoints = _checkpoints(folder)
+    if checkpoint and _lies_in(checkpoint, folder):
         return [path for path in checkpoints if _step_of(path) > _step_of(Path(checkpoint))]
     traces = [folder / TRACES_FOLDER] if any(folder.glob(f"{TRACES_FOLDER}/*.parquet")) else []
     metrics = [folder / METRICS_FILE] if (folder / METRICS_FILE).exists() else []
@@ -81,11 +77,20 @@ def other_runs_files(folder: Path, checkpoint: str | None) -> list[Path]:
 def checkpoint_before(checkpoint: str) -> str:
     """What to do instead of resuming from a damaged checkpoint."""
     path = Path(checkpoint)
-    every = path.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-    others = [other for other in every if 0 <= _step_of(other) < _step_of(path)]
-    if not others:
+    before = next((other for other in _checkpoints(path.parent) if _step_of(other) < _step_of(path)), None)
+    if before is None:
         return "there is none before it: start again with --overwrite true"
-    return f"go on from the one before with --resume_from_checkpoint {max(others, key=_step_of)}"
+    return f"go on from the one before with --resume_from_checkpoint {before}"
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The last one first."""
+    found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir() and _step_of(path) >= 0]
+    return sorted(found, key=_step_of, reverse=True)
+
+
+def _lies_in(checkpoint: str, folder: Path) -> bool:
+    return Path(checkpoint).resolve().parent == folder.resolve()
 
 
 def _step_of(checkpoint: Path) -> int:
@@ -108,7 +113,7 @@ def make_room(config: FIPOConfig, checkpoint: str | None) -> None:
 
 def _later_traces(folder: Path, checkpoint: str | None, config: FIPOConfig) -> list[Path]:
     """Traces of rollouts that begin after the checkpoint: of a branch that this run abandons, or writes again."""
-    if checkpoint is None or Path(checkpoint).resolve().parent != folder.resolve():
+    if checkpoint is None or not _lies_in(checkpoint, folder):
         return []
     first = -(-_step_of(Path(checkpoint)) // config.updates_per_rollout)
     names = [(path, path.name.split("_")) for path in (folder / TRACES_FOLDER).glob("rollout_*.parquet")]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hin
 import yaml
 
 from fipo.errors import InvalidParameterError
-from fipo.params import FORMER_KNOBS
+from fipo.params import FORMER_KNOBS, NO_EFFECT
 from fipo.terminal import did_you_mean, one_line
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def parse_recipe(arguments: list[str]) -> "tuple[RunArguments, FIPOConfig, Model
     hints = {entry.name: get_type_hints(kind)[entry.name] for kind in classes for entry in fields(kind)}
     recipe = _canonical(recipe)
     for name in _without_effect(recipe, flags):
-        logging.get_logger(__name__).warning(f"{name} has no effect: fipo chooses it itself.")
+        logging.get_logger(__name__).warning(f"{name} {NO_EFFECT}")
     for key in [*recipe, *(key for key, _ in _given(flags))]:
         _require_known(key, hints)
     recipe = {key: _checked(key, value, hints[key]) for key, value in recipe.items()}

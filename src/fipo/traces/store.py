@@ -1,4 +1,4 @@
-"""Traces on disk: Parquet files that are whole or absent, with the knobs that made them in their metadata."""
+"""Traces on disk: Parquet files that are whole or absent, with their hyper-parameters in the metadata."""
 
 import json
 import os
@@ -28,7 +28,7 @@ UNREADABLE = (pa.ArrowException, OSError, DataError, ValueError, TypeError)  # w
 
 @dataclass(slots=True)
 class TraceSet(Sequence[Trace]):
-    """Traces, the knobs they were made with where known, and a sentence for every file that could not be read.
+    """Traces, their hyper-parameters where known, and a sentence for every file that could not be read.
 
     `control` is the fipo_control that replaced FIPO's weights in the loss, if one did: `weight` then holds its weights.
     """
@@ -57,7 +57,7 @@ def write_traces(
     Args:
         traces: Any number of Trace; a generator is consumed one row group at a time.
         path: The file; its folder is made. An existing file is replaced.
-        params: The knobs that made the weights; kept in the file's metadata for what-if analysis.
+        params: The hyper-parameters of the weights; kept in the file's metadata for what-if analysis.
         control: The `fipo_control` that replaced these weights in the loss, if any.
 
     Returns:
@@ -190,7 +190,7 @@ def _read_file(file: Path, first: int, found: TraceSet) -> None:
         _tell(
             found,
             f"The run was trained with fipo_control {found.control}: its weights are those that this gave the loss; "
-            "under other knobs they are what FIPO would have given.",
+            "under other hyper-parameters they are what FIPO would have given.",
         )
     if params and found.params and params != found.params:
         _tell(found, f"The traces were made with several settings; what is recomputed takes {params}.")

@@ -1,4 +1,4 @@
-"""FIPOConfig: TRL's GRPOConfig with FIPO's knobs and the paper's scaffold as defaults."""
+"""FIPOConfig: TRL's GRPOConfig with FIPO's hyper-parameters and the paper's scaffold as defaults."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,26 +27,26 @@ def _knob(name: str) -> Any:
 class FIPOConfig(GRPOConfig):
     """Every argument of TRL's GRPOConfig, and FIPO's.
 
-    A knob left at None takes its value from `fipo_preset`, or else from FIPOParams. `loss_type` chooses only the
+    What is left at None takes its value from `fipo_preset`, or else from FIPOParams. `loss_type` chooses only the
     normaliser. Defaults that differ from GRPO's: `epsilon_high` is 0.28 (DAPO), dropout is off, CPUs do not autocast,
     and a rollout feeds 8 updates where none of `steps_per_generation`, `generation_batch_size` and `num_iterations` is
     set.
 
     Raises:
-        InvalidParameterError: A knob is out of range, contradicts another, or cannot be combined with FIPO.
+        InvalidParameterError: A setting is out of range, contradicts another, or cannot be combined with FIPO.
     """
 
     epsilon_high: float | None = _option("Upper clip of the ratio, 1 + epsilon_high.", 0.28)
     disable_dropout: bool = _option("Dropout would be noise in every log-ratio.", True)
     logging_nan_inf_filter: bool = _option("Hide NaN losses. Off: they are shown.", False)
 
-    fipo_preset: str | None = _option("The paper's settings: 7b or 32b. Knobs set by hand win.", aliases=["--preset"])
+    fipo_preset: str | None = _option("The paper's settings: 7b or 32b. Other flags override.", aliases=["--preset"])
     fipo_decay_rate: float | None = _knob("decay_rate")
     fipo_clip_ratio_low: float | None = _knob("clip_ratio_low")
     fipo_clip_ratio_high: float | None = _knob("clip_ratio_high")
     fipo_clip_high_only: bool | None = _knob("clip_high_only")
     fipo_safety_thresh: float | None = _knob("safety_thresh")
-    fipo_dual_clip_c: float | None = _knob("dual_clip_c")  # the same knob as TRL's delta
+    fipo_dual_clip_c: float | None = _knob("dual_clip_c")  # TRL's delta
     fipo_max_dual_clipped: int | None = _knob("max_dual_clipped")
     fipo_distance: str | None = _knob("distance")
     fipo_streaming: bool = _option(
@@ -89,7 +89,7 @@ class FIPOConfig(GRPOConfig):
         delta: float | None = self.delta  # type: ignore[has-type]
         if delta is not None and given.setdefault("dual_clip_c", delta) != delta:
             raise InvalidParameterError(
-                f"fipo_dual_clip_c is {self.fipo_dual_clip_c} and delta is {delta}, but they are one knob; "
+                f"fipo_dual_clip_c is {self.fipo_dual_clip_c} and delta is {delta}, but they are one bound; "
                 "set one of them."
             )
         params = FIPOParams.preset(self.fipo_preset, **given) if self.fipo_preset else FIPOParams(**given)

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from fipo.errors import InvalidParameterError
-from fipo.params import FORMER_KNOBS, KNOBS, PRESETS, FIPOParams
+from fipo.params import FORMER_KNOBS, KNOBS, NO_EFFECT, PRESETS, FIPOParams
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def params_of(args: argparse.Namespace) -> FIPOParams:
-    """The knobs in slime's namespace, where the launcher or --custom-config-path put them.
+    """The hyper-parameters in slime's namespace, where the launcher or --custom-config-path put them.
 
     Raises:
         InvalidParameterError: They are not there at all, one is misspelled, or one has a value out of range.
@@ -61,10 +61,10 @@ def params_of(args: argparse.Namespace) -> FIPOParams:
 
 
 def check_arguments(args: argparse.Namespace) -> FIPOParams:
-    """Refuses what cannot work, as far as `args` tell; returns the knobs.
+    """Refuses what cannot work, as far as `args` tell; returns the hyper-parameters.
 
     Raises:
-        InvalidParameterError: The knobs are not right (`params_of`), or slime's flags do not go with them.
+        InvalidParameterError: They are not right (`params_of`), or slime's flags do not go with them.
     """
     params = params_of(args)
     if args.use_tis and args.use_rollout_logprobs:
@@ -94,7 +94,7 @@ def _warn_of_former_knobs(args: argparse.Namespace) -> None:
     for name in FORMER_KNOBS:
         if getattr(args, f"fipo_{name}", None) is not None and name not in _told:
             _told.add(name)
-            logger.warning(f"{flag_of(name)} has no effect: fipo chooses it itself.")
+            logger.warning(f"{flag_of(name)} {NO_EFFECT}")
 
 
 def _check_updates(args: argparse.Namespace) -> None:
@@ -116,7 +116,7 @@ def _check_updates(args: argparse.Namespace) -> None:
 
 
 def _checked(name: str, value: Any) -> Any:
-    """YAML reads `1e3` as a string; everything else must have the knob's type."""
+    """YAML reads `1e3` as a string; everything else must have the field's type."""
     if isinstance(value, str) and isinstance(KNOBS[name].default, float):
         with suppress(ValueError):  # what is no number is named by the check
             value = float(value)

@@ -33,7 +33,7 @@ def fipo_loss_function(
     """For slime's --custom-loss-function-path, with --loss-type custom_loss.
 
     Args:
-        args: slime's namespace with the knobs as `fipo_…`; see `fipo.engines.slime.arguments`.
+        args: slime's namespace with the hyper-parameters as `fipo_…`; see `fipo.engines.slime.arguments`.
         batch: A micro-batch as slime's `get_batch` makes it.
         logits: (1, T, V) float32, this rank's part of them. Differentiable.
         sum_of_sample_mean: slime's reducer of packed (N,) values on this rank.
@@ -43,7 +43,7 @@ def fipo_loss_function(
         over micro-batches and ranks are exact, and the names are the same on every rank.
 
     Raises:
-        InvalidParameterError: Knobs are missing or flags contradict each other.
+        InvalidParameterError: Hyper-parameters are missing or flags contradict each other.
         InvalidInputError: The batch does not hold what the loss needs.
         FIPOError: slime lacks a function of the contract.
     """

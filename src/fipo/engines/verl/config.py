@@ -1,4 +1,4 @@
-"""FIPO's knobs in verl's configuration: `actor_rollout_ref.actor.policy_loss`."""
+"""FIPO's hyper-parameters in verl's configuration: `actor_rollout_ref.actor.policy_loss`."""
 
 import warnings
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from verl.workers.config import PolicyLossConfig
 
 from fipo.engines.verl import guard, registry
 from fipo.errors import InvalidParameterError
-from fipo.params import FORMER_KNOBS, KNOBS, FIPOParams
+from fipo.params import FORMER_KNOBS, KNOBS, NO_EFFECT, FIPOParams
 
 FORK_ALIASES = {
     "future_kl_clip_ratio": ("clip_ratio_low", "clip_ratio_high"),
@@ -22,8 +22,8 @@ FORK_LOSS_MODE = "future_kl"
 class FIPOPolicyLossConfig(PolicyLossConfig):
     """`FIPOParams` as fields of verl's policy-loss configuration.
 
-    Where nothing is given, a knob has the preset's value, or FIPOParams' default without a preset; afterwards the field
-    holds what the loss uses. Two knobs differ from FIPOParams:
+    What is not given has the preset's value, or FIPOParams' default without a preset; afterwards the field holds what
+    the loss uses. Two fields differ from FIPOParams:
 
     - `dual_clip_c` is verl's own `actor.clip_ratio_c`. It need not be given; given, or with a preset (the paper: 10),
       it must agree.
@@ -34,7 +34,7 @@ class FIPOPolicyLossConfig(PolicyLossConfig):
     `clip_high_only`, and `loss_mode=future_kl` is `fipo`. Its other settings have no effect; they warn.
 
     Raises:
-        InvalidParameterError: A value is out of range, two names of one knob disagree, `loss_mode` names another loss,
+        InvalidParameterError: A value is out of range, two names of one field disagree, `loss_mode` names another loss,
             or the driver's configuration makes one update a rollout.
         FIPOError: Somebody else owns the policy loss `fipo`.
     """
@@ -66,7 +66,7 @@ class FIPOPolicyLossConfig(PolicyLossConfig):
         given = self._given() | self._given_as_in_the_fork()
         params = FIPOParams.preset(self.preset, **given) if self.preset is not None else FIPOParams(**given)
         for name in KNOBS:
-            # Without a preset, what is not given about the dual clip follows verl's own knob.
+            # Without a preset, what is not given about the dual clip follows verl's own setting.
             if name != "dual_clip_c" or name in given or self.preset is not None:
                 self._set(name, getattr(params, name))
         config = guard.driver_config()
@@ -76,7 +76,7 @@ class FIPOPolicyLossConfig(PolicyLossConfig):
             self.params(config.actor_rollout_ref.actor.clip_ratio_c)
 
     def params(self, clip_ratio_c: float) -> FIPOParams:
-        """The knobs with verl's `actor.clip_ratio_c` as the dual clip."""
+        """The hyper-parameters with verl's `actor.clip_ratio_c` as the dual clip."""
         if self.dual_clip_c is not None and self.dual_clip_c != clip_ratio_c:
             source = f"of preset {self.preset}" if self.preset is not None else "of policy_loss"
             raise InvalidParameterError(
@@ -124,7 +124,7 @@ class FIPOPolicyLossConfig(PolicyLossConfig):
             )
         for name in FORMER_KNOBS:
             if getattr(self, name) is not None:
-                warnings.warn(f"{name} has no effect: fipo chooses it itself; remove it.", stacklevel=2)
+                warnings.warn(f"{name} {NO_EFFECT}", stacklevel=2)
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)  # verl freezes the fields of its configurations

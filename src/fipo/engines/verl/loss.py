@@ -46,7 +46,7 @@ def fipo_policy_loss(
         The loss, a scalar that carries the gradient, and the metrics, the same keys at every call.
 
     Raises:
-        InvalidParameterError: `config` is not FIPO's, or its knobs contradict each other.
+        InvalidParameterError: `config` is not FIPO's, or its fields contradict each other.
     """
     params = _settings(config).params(config.clip_ratio_c)
     out = fipo_loss(
@@ -73,7 +73,7 @@ def _settings(config: Any) -> FIPOPolicyLossConfig:
     settings = getattr(config, "policy_loss", None)
     if not isinstance(settings, FIPOPolicyLossConfig):
         raise InvalidParameterError(
-            f"policy_loss is a {type(settings).__name__}, but loss_mode=fipo needs FIPO's knobs; add "
+            f"policy_loss is a {type(settings).__name__}, but loss_mode=fipo needs FIPO's hyper-parameters; add "
             "actor_rollout_ref.actor.policy_loss._target_=fipo.engines.verl.FIPOPolicyLossConfig."
         )
     return settings

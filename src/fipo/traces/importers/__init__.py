@@ -32,7 +32,7 @@ def import_dump(
         source: Where it is.
         tokenizer: A fast Hugging Face tokenizer, for token bytes; without it, tokens show as their ids, and texts are
             split into words.
-        params: The knobs for the weights; without them fipo's defaults, and a sentence that says so.
+        params: The hyper-parameters of the weights; without them fipo's defaults, and a sentence that says so.
         current_logprobs: slime only: `log_probs` are the current policy's, and `rollout_log_probs` π_old's.
 
     Returns:
@@ -52,7 +52,7 @@ def import_dump(
         raise DataError(f"{source} holds no {kind} dump that could be read: {why}.")
     if params is None and any(trace.weight is not None for trace in found):
         found.problems.append(
-            "The dump does not tell its knobs, so the weights are with fipo's defaults; give a preset."
+            "The dump does not tell its hyper-parameters, so the weights are with fipo's defaults; give a preset."
         )
     found.problems += mixed_tokenizers(found.traces)
     return found

@@ -17,6 +17,9 @@ from fipo import FIPOParams, fipo_loss, future_kl, influence_weights, token_mean
 from fipo.core import scan
 
 EPSILON = {"epsilon_low": 0.2, "epsilon_high": 0.28}
+settings.register_profile("fipo", deadline=None, derandomize=True, max_examples=60)  # read where a test is decorated
+settings.load_profile("fipo")
+
 DECAYS = st.sampled_from([0.01, 0.5, 4.0, 32.0, 1000.0, math.inf])
 
 
@@ -278,7 +281,3 @@ def test_import_fipo_needs_torch_alone():
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "set()"
-
-
-settings.register_profile("fipo", deadline=None, derandomize=True, max_examples=60)
-settings.load_profile("fipo")

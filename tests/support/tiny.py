@@ -30,8 +30,8 @@ def model(seed=0, **changes):
     return LlamaForCausalLM(config)
 
 
-def save(folder):
-    model().save_pretrained(folder)
+def save(folder, **changes):
+    model(**changes).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return str(folder)
 

@@ -56,7 +56,7 @@ def test_the_scans_block_is_accepted_with_one_word(caplog, monkeypatch):
     for _ in range(2):
         assert check_arguments(args) == FIPOParams()
     (record,) = caplog.records
-    assert record.message == "--fipo-chunk-size has no effect: fipo chooses it itself."
+    assert record.message == "--fipo-chunk-size has no effect, because fipo chooses it itself; remove it."
 
 
 def test_raw_flags_on_stock_train_py_fail_at_the_first_loss():

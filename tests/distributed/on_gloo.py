@@ -1,0 +1,99 @@
+"""`fipo` on two CPU cores as it runs on GPUs, for tests alone: `accelerate launch … on_gloo.py train …`.
+
+Without a GPU accelerate starts plain data parallelism where FSDP is configured; here it takes gloo for the backend of
+a GPU. Sampling and mini-batches do not depend on the number of processes, so that runs can be compared step by step.
+"""
+
+import hashlib
+import os
+import sys
+
+os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+
+import torch
+import torch.distributed as dist
+import trl.trainer.grpo_trainer as grpo
+from accelerate import state
+from accelerate.utils import DistributedType
+
+from fipo.cli import main
+from fipo.trainer import FIPOTrainer
+
+PROCESSES = 2  # of the runs that are compared with one process
+
+
+def take_gloo_for_a_gpu_backend():
+    def prepare(self, cpu=False, sagemaker_dp=False, backend=None):
+        if not dist.is_initialized():
+            dist.init_process_group("gloo")
+        return "gloo", DistributedType.MULTI_GPU
+
+    state.PartialState._prepare_backend = prepare
+
+
+class Sampling:
+    """Draws a token by noise that depends on rollout, prompt, copy of the prompt and position alone."""
+
+    def __init__(self):
+        self.multinomial, self.generate = torch.multinomial, FIPOTrainer._generate_single_turn
+        self.keys = None
+
+    def install(self):
+        sampling = self
+        torch.multinomial = self._draw
+
+        def generate(trainer, prompt_ids, *args, **kwargs):
+            copies, keys = {}, []
+            for ids in map(tuple, prompt_ids):
+                copies[ids] = copies.get(ids, -1) + 1
+                keys.append((trainer._step, ids, copies[ids], trainer.model.training))
+            sampling.keys, sampling.position = keys, 0
+            try:
+                return sampling.generate(trainer, prompt_ids, *args, **kwargs)
+            finally:
+                sampling.keys = None
+
+        FIPOTrainer._generate_single_turn = generate
+
+    def _draw(self, probs, num_samples=1, **options):
+        if self.keys is None:
+            return self.multinomial(probs, num_samples, **options)
+        noise = torch.stack([self._noise(key, probs.shape[1]) for key in self.keys])
+        self.position += 1
+        return (probs.double() / noise).argmax(-1, keepdim=True)
+
+    def _noise(self, key, size):
+        digest = hashlib.sha256(f"{key} {self.position}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+        return torch.empty(size, dtype=torch.float64).exponential_(generator=generator)
+
+
+def keep_mini_batches():
+    """Instead of TRL's shuffle: what two processes take of a rollout for an update, one process takes too."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+
+    def order(rows):
+        updates = int(os.environ["UPDATES_PER_ROLLOUT"])
+        return torch.arange(rows).view(PROCESSES // world, updates, -1).transpose(0, 1).reshape(-1)
+
+    def shuffle(batch):
+        rows = next(value.shape[0] for value in batch.values() if isinstance(value, torch.Tensor) and value.dim())
+        places = order(rows)
+
+        def pick(value):
+            if isinstance(value, torch.Tensor):
+                return value[places] if value.dim() else value
+            return [value[place] for place in places.tolist()] if isinstance(value, list) else value
+
+        return {name: pick(value) for name, value in batch.items()}
+
+    grpo.shuffle_sequence_dict  # noqa: B018 - fails here if TRL calls it something else
+    grpo.shuffle_sequence_dict = shuffle
+
+
+if __name__ == "__main__":
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        take_gloo_for_a_gpu_backend()
+    Sampling().install()
+    keep_mini_batches()
+    sys.exit(main())

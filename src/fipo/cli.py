@@ -39,7 +39,8 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code.
 
-    0: it did what was asked. 2: an expected error, told in one line on standard error. 130: Ctrl-C.
+    0: it did what was asked. 1: the doctor found what would make a run fail. 2: an expected error, told in one line on
+    standard error. 130: Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     parser, commands = _parser()
@@ -98,8 +99,9 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     importer.add_argument("--tokenizer", help="a folder or hub name, for token bytes")
     importer.add_argument("--preset", help="the hyper-parameters of the weights: 7b or 32b")
     importer.add_argument("--current-logprobs", action="store_true", help="slime: log_probs are the current policy's")
-    doctor = add("doctor", _doctor, "what this node and a running Ray cluster lack for FIPO in slime")
-    doctor.add_argument("engine", choices=["slime"], help="the trainer")
+    doctor = add("doctor", _doctor, "what this machine has for training, and what would make a run fail")
+    about = "trainer (the default: `fipo train`), slime or verl"
+    doctor.add_argument("engine", nargs="?", choices=["trainer", "slime", "verl"], default="trainer", help=about)
     doctor.add_argument("--json", action="store_true", help="print the checks as JSON")
     return parser, added
 
@@ -233,9 +235,13 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    from fipo.checks import tell
+    from fipo.engines.doctor import diagnose_verl
     from fipo.engines.slime.doctor import diagnose_slime
+    from fipo.run.doctor import diagnose_trainer
 
-    return diagnose_slime(options.json)
+    diagnose = {"trainer": diagnose_trainer, "slime": diagnose_slime, "verl": diagnose_verl}[options.engine]
+    return tell(diagnose(), options.json)
 
 
 if __name__ == "__main__":

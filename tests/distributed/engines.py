@@ -42,9 +42,12 @@ ENGINES = {  # engine → accelerate's configuration
     "zero2": deepspeed(2),
     "zero3": deepspeed(3, **SMALL),
 }
+VLLM = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}  # GiB; and no calls home
 REWARD = """
 def digits(completions, **_):
     return [sum(c.isdigit() for c in x[0]["content"]) / 8 for x in completions]
+def begins_with_a_digit(completions, **_):
+    return [float(x[0]["content"][:1].isdigit()) for x in completions]
 """
 
 
@@ -55,6 +58,7 @@ class Workshop:
         self.folder = folder
         tiny.save(folder / "model")
         tiny.save(folder / "tied", tie_word_embeddings=True)
+        tiny.save(folder / "wide", hidden_size=64, intermediate_size=128, num_attention_heads=2)  # vLLM's least head
         (folder / "reward.py").write_text(REWARD)
         rows = [{"prompt": f"{i}+{i}=", "answer": str(2 * i)} for i in range(24)]
         (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -82,7 +86,7 @@ class Workshop:
         }
         (folder / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
 
-    def start(self, name, engine, **options):
+    def start(self, name, engine=None, **options):
         """The process of a run: one process without an engine, else accelerate's launcher of two."""
         program, rows = [sys.executable], SEQUENCES
         if engine is not None:
@@ -94,13 +98,14 @@ class Workshop:
             rows //= COMMON["num_processes"]
         settings = {"model_name_or_path": "model", "per_device_train_batch_size": rows, "output_dir": name, **options}
         flags = [f"--{key}={value}" for key, value in settings.items()]
-        command = [*program, str(HERE / "on_gloo.py"), "train", "recipe.yaml", *flags]
+        command = [*program, str(HERE / "on_cpu.py"), "train", "recipe.yaml", *flags]
         environment = {
             **os.environ,
             "UPDATES_PER_ROLLOUT": str(UPDATES_PER_ROLLOUT),
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(self.folder),
+            "PYTHONPATH": f"{self.folder}{os.pathsep}{HERE.parent}",
             "TORCH_EXTENSIONS_DIR": str(self.folder / "extensions"),
+            **VLLM,
         }
         with (self.folder / f"{name}.log").open("a") as log:
             return subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log)

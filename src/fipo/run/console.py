@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from accelerate import Accelerator, DistributedType
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -27,9 +28,18 @@ def header(trainer: FIPOTrainer, model_name: str, updates: int) -> str:
         f"{args.generation_batch_size // args.num_generations} prompts × {args.num_generations} samples and feeds "
         f"{args.updates_per_rollout} updates of {sequences} sequences, at most "
         f"{sequences * args.max_completion_length:,} completion tokens · {updates} updates · "
-        f"{trainer.accelerator.device} × {trainer.accelerator.num_processes}, "
+        f"{trainer.accelerator.device} × {trainer.accelerator.num_processes}{_engine(trainer.accelerator)}, "
         f"{str(parameters[0].dtype).removeprefix('torch.')}"
     )
+
+
+def _engine(accelerator: Accelerator) -> str:
+    """How processes share the work: accelerate may have chosen another way than its configuration says."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return f" by DeepSpeed ZeRO-{accelerator.state.deepspeed_plugin.zero_stage}"
+    if accelerator.distributed_type == DistributedType.FSDP:
+        return f" by FSDP{accelerator.state.fsdp_plugin.fsdp_version}"
+    return " by DDP" if accelerator.num_processes > 1 else ""
 
 
 def summary(before: dict[str, float], after: Evaluation | None, seconds: float, run: str) -> str:

@@ -1,6 +1,6 @@
 """Run by test_engine.py on every rank: verl's own worker, engine and ppo_loss take one update of a fixed batch.
 
-torchrun engine_run.py MODEL OUT           (OUT: what rank 0 saves, {case: {"gradients", "metrics"}})
+torchrun engine_run.py MODEL OUT [fused]   (OUT: what rank 0 saves, {case: {"gradients", "metrics"}})
 """
 
 import sys
@@ -25,9 +25,10 @@ CASES = {  # name: how the engine splits a rank's share of the batch
     "no padding": {"micro_batch_size_per_gpu": 2, "use_remove_padding": True},
     "dynamic, no padding": {"use_dynamic_bsz": True, "max_token_len_per_gpu": 64, "use_remove_padding": True},
 }
+FUSED = {"use_remove_padding": True, "use_fused_kernels": True}
 
 
-def main(model, out):
+def main(model, out, fused=""):
     torch.distributed.init_process_group("gloo")
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     worker = make_worker(model)
@@ -36,12 +37,14 @@ def main(model, out):
     results = {}
     for name, split in CASES.items():
         results[name] = update(worker, data.clone(), split)
+    if fused:  # at the end: verl changes the model's class for good
+        results["fused kernels"] = update(make_worker(model, fused=True), data.clone(), FUSED)
     if rank == 0:
         torch.save(results, out)
     torch.distributed.destroy_process_group()
 
 
-def make_worker(model):
+def make_worker(model, fused=False):
     actor = actor_config(
         *FIPO,
         *ON_CPU,
@@ -57,6 +60,8 @@ def make_worker(model):
         path=model,
         load_tokenizer=False,
         use_remove_padding=False,
+        use_fused_kernels=fused,  # log-probs out of the model's forward; its kernel in torch
+        fused_kernel_options={"impl_backend": "torch"},
         enable_gradient_checkpointing=False,
         override_config={"attn_implementation": "sdpa"},
     )

@@ -13,7 +13,7 @@ from verl.workers.config import FSDPActorConfig
 
 from fipo import FIPOParams, InvalidParameterError, fipo_loss
 from fipo.core.logged import TOKEN_MEANS
-from fipo.engines.verl import FIPOPolicyLossConfig, version
+from fipo.engines.verl import FIPOPolicyLossConfig, guard, version
 from fipo.engines.verl.guard import WATCHED_UPDATES, OneUpdateWatch
 
 pytestmark = pytest.mark.verl
@@ -240,3 +240,16 @@ def test_the_watch_is_silent_once_the_weights_have_moved():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         looks(watch, config, rollout(drift=0.0), 2 * WATCHED_UPDATES)
+
+
+def test_a_fused_head_that_loses_gradients_is_refused():
+    """verl #7235: repaired in 0.9. Without use_fused_kernels nobody asks."""
+    batch = rollout()
+    assert guard.fused_head_loses_gradients() == (version.release() < (0, 9))
+    for fused in (False, True):
+        config = counted(actor(use_fused_kernels=fused), batch["response_mask"])
+        if fused and version.release() < (0, 9):
+            with pytest.raises(InvalidParameterError, match=r"verl #7235.*use_fused_kernels=False"):
+                call("fipo", config, batch)
+        else:
+            call("fipo", config, batch)

@@ -5,6 +5,7 @@ configuration does: the guard reads it there. Where it cannot, a watch looks at 
 """
 
 import warnings
+from functools import cache
 from typing import Any
 
 import torch
@@ -59,6 +60,32 @@ def warn_of_foreign_old_policy(config: DictConfig) -> None:
             "between engines counts as drift in every weight; set it to False, so that the trainer recomputes π_old.",
             stacklevel=2,
         )
+
+
+def refuse_lost_gradients(config: Any) -> None:
+    """Raises an InvalidParameterError where `config`, verl's ActorConfig, asks for a head that loses gradients."""
+    if config.get("use_fused_kernels", False) and fused_head_loses_gradients():
+        raise InvalidParameterError(
+            "use_fused_kernels is True, but the fused head of this verl silently gives hidden states that are not "
+            "contiguous no gradient (verl #7235), so only the head would learn; set "
+            "actor_rollout_ref.model.use_fused_kernels=False, or take verl 0.9.1."
+        )
+
+
+@cache
+def fused_head_loses_gradients() -> bool:
+    """Tried on a few tokens. So it is in verl 0.7.1 and 0.8.0, and not in 0.9.1."""
+    from verl.utils.experimental.torch_functional import FusedLinearForPPO
+
+    hidden = torch.ones(2, 4, 3, requires_grad=True)
+    logps, _ = FusedLinearForPPO().forward(
+        hidden_states=hidden.transpose(1, 2),
+        vocab_weights=torch.ones(5, 4, requires_grad=True),
+        input_ids=torch.zeros(2, 3, dtype=torch.long),
+        temperature=1.0,
+    )
+    (gradient,) = torch.autograd.grad(logps.sum(), hidden, allow_unused=True)
+    return gradient is None
 
 
 class OneUpdateWatch:

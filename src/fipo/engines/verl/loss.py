@@ -9,7 +9,7 @@ from verl.trainer.ppo.core_algos import agg_loss
 from fipo.core import fipo_loss
 from fipo.engines.verl import registry
 from fipo.engines.verl.config import FIPOPolicyLossConfig
-from fipo.engines.verl.guard import OneUpdateWatch
+from fipo.engines.verl.guard import OneUpdateWatch, refuse_lost_gradients
 from fipo.engines.verl.metrics import Metrics
 from fipo.errors import InvalidParameterError
 
@@ -29,8 +29,8 @@ def fipo_policy_loss(
     """One micro-batch's share of FIPO's policy loss, reduced by verl's `agg_loss`.
 
     A dropped sequence gives no policy loss; verl adds its KL and entropy bonus all the same. It stays in the
-    denominator, which verl counts before anybody knows what will be
-    dropped: so the loss does not depend on micro-batches and ranks, and neutral weights are verl's `vanilla`.
+    denominator, which verl counts before anybody knows what will be dropped: so the loss does not depend on
+    micro-batches and ranks, and neutral weights are verl's `vanilla`.
 
     Args:
         old_log_prob: (B, T) log π_old.
@@ -46,9 +46,11 @@ def fipo_policy_loss(
         The loss, a scalar that carries the gradient, and the metrics, the same keys at every call.
 
     Raises:
-        InvalidParameterError: `config` is not FIPO's, or its fields contradict each other.
+        InvalidParameterError: `config` is not FIPO's, its fields contradict each other, or verl's fused head would lose
+            gradients.
     """
     params = _settings(config).params(config.clip_ratio_c)
+    refuse_lost_gradients(config)
     out = fipo_loss(
         log_prob,
         old_log_prob,

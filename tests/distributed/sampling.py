@@ -1,34 +1,19 @@
-"""`fipo` on two CPU cores as it runs on GPUs, for tests alone: `accelerate launch … on_gloo.py train …`.
-
-Without a GPU accelerate starts plain data parallelism where FSDP is configured; here it takes gloo for the backend of
-a GPU. Sampling and mini-batches do not depend on the number of processes, so that runs can be compared step by step.
-"""
+"""Sampling and mini-batches that do not depend on the number of processes, so that runs can be compared by step."""
 
 import hashlib
 import os
-import sys
-
-os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
 
 import torch
-import torch.distributed as dist
 import trl.trainer.grpo_trainer as grpo
-from accelerate import state
-from accelerate.utils import DistributedType
 
-from fipo.cli import main
 from fipo.trainer import FIPOTrainer
 
 PROCESSES = 2  # of the runs that are compared with one process
 
 
-def take_gloo_for_a_gpu_backend():
-    def prepare(self, cpu=False, sagemaker_dp=False, backend=None):
-        if not dist.is_initialized():
-            dist.init_process_group("gloo")
-        return "gloo", DistributedType.MULTI_GPU
-
-    state.PartialState._prepare_backend = prepare
+def make_independent_of_processes():
+    Sampling().install()
+    keep_mini_batches()
 
 
 class Sampling:
@@ -89,11 +74,3 @@ def keep_mini_batches():
 
     grpo.shuffle_sequence_dict  # noqa: B018 - fails here if TRL calls it something else
     grpo.shuffle_sequence_dict = shuffle
-
-
-if __name__ == "__main__":
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        take_gloo_for_a_gpu_backend()
-    Sampling().install()
-    keep_mini_batches()
-    sys.exit(main())

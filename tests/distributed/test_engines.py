@@ -66,3 +66,11 @@ def test_a_killed_run_resumes_to_the_same_curve(curves, workshop, engine):
     assert max(workshop.metrics(name)) < UPDATES
     resumed = workshop.run(name, engine, resume="true")
     assert_same_curve(resumed, whole, rel=0)
+
+
+def test_fsdp_that_accelerate_would_replace_is_refused(workshop):
+    """As a user starts it on a machine without GPUs: one sentence, and no plain data parallelism instead."""
+    assert workshop.start("replaced", "fsdp2", fipo=("-m", "fipo.cli")).wait(timeout=280) != 0
+    log = (workshop.folder / "replaced.log").read_text()
+    assert "fipo: FSDP is asked for, but accelerate runs MULTI_CPU with 2 process(es) on cpu" in log
+    assert not workshop.metrics("replaced")

@@ -47,10 +47,27 @@ def test_versions_that_do_not_fit(capsys, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     found = checks(capsys)
     assert found["trl"]["found"] == "1.15.0 (fipo needs <1.17,>=1.16)"
-    assert found["vllm"]["found"] == "0.31.0 (rollouts with use_vllm), but fipo needs <0.31,>=0.28"
+    assert found["vllm"]["found"] == "is 0.31.0, but fipo needs <0.31,>=0.28"
     assert found["versions"]["found"].startswith("vllm 0.31.0 needs transformers<5.18.0,>=5.10.4, but 5.")
     assert [name for name, check in found.items() if not check["ok"]] == ["trl", "versions", "vllm"]
     assert "fipo.trainer" not in found  # it would not be the cause
+
+
+@pytest.mark.parametrize(
+    ("version", "found"),
+    [
+        (None, "vllm is not installed, but the run asks for it; pip install '.[vllm]'"),
+        ("0.31.0", "vLLM cannot be used: vllm is 0.31.0, but fipo needs <0.31,>=0.28; pip install '.[vllm]'"),
+        ("0.30.0", "vLLM cannot be used: versions vllm 0.30.0 needs transformers<5.18.0, but 5.23.0 is installed"),
+    ],
+)
+def test_a_vllm_that_does_not_fit_is_refused_before_data_are_read(version, found, capsys, monkeypatch, tmp_path):
+    if version:
+        install(tmp_path, "vllm", version, "transformers<5.18.0")
+        monkeypatch.syspath_prepend(tmp_path)
+    flags = ["--use_vllm", "true", "--dataset", "nowhere.jsonl", "--rewards", "exact", "--use_cpu", "true"]
+    assert main(["train", "--output_dir", str(tmp_path / "run"), *flags]) == 2
+    assert found in capsys.readouterr().err
 
 
 def test_a_sharded_configuration_without_gpus(capsys, monkeypatch, tmp_path):

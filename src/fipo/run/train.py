@@ -15,6 +15,7 @@ from fipo.report import render_report
 from fipo.run import console as view
 from fipo.run.arguments import ModelArguments, RunArguments
 from fipo.run.callbacks import AtTheEnd, MetricsFile, StopOnSignal
+from fipo.run.doctor import require_vllm
 from fipo.run.evaluate import Accuracy
 from fipo.run.model import load_model
 from fipo.run.output_folder import checkpoint_before, checkpoint_to_resume, make_room, require_usable
@@ -45,6 +46,8 @@ def _train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) ->
     started = time.monotonic()
     console = Console(highlight=False)
     checkpoint = checkpoint_to_resume(run, config)
+    if config.use_vllm:
+        require_vllm()
     _refuse_what_recipes_replace(config)
     rewards = load_rewards(run.rewards, max_completion_length=config.max_completion_length)
     config.reward_weights = [reward.weight for reward in rewards]

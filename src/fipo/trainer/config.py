@@ -1,9 +1,11 @@
 """FIPOConfig: TRL's GRPOConfig with FIPO's hyper-parameters and the paper's scaffold as defaults."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate import DistributedType
 from trl import GRPOConfig
 
 from fipo.core.control import CONTROLS
@@ -70,6 +72,9 @@ class FIPOConfig(GRPOConfig):
         if steps is None and self.generation_batch_size is None and self.num_iterations == 1:
             self.steps_per_generation = UPDATES_PER_ROLLOUT * self.gradient_accumulation_steps
         super().__post_init__()
+        state = self.distributed_state
+        replaced = state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU)
+        refuse_another_engine("FSDP", state, replaced=replaced)
         self._resolve_knobs()
         self._refuse_what_does_not_combine()
         self._refuse_a_no_op()
@@ -167,3 +172,22 @@ class FIPOConfig(GRPOConfig):
                 f"gradient_accumulation_steps {self.gradient_accumulation_steps}), so π_θ = π_old, every weight is 1 "
                 "and FIPO would silently be GRPO; raise steps_per_generation or num_iterations to get at least 2."
             )
+
+
+def refuse_another_engine(engine: str, state: Any, *, replaced: bool) -> None:
+    """Without GPUs accelerate takes plain data parallelism, or one process, instead of what it was asked for.
+
+    Args:
+        engine: FSDP or DEEPSPEED.
+        state: accelerate's.
+        replaced: Whether it is not what runs.
+
+    Raises:
+        InvalidParameterError: The engine was asked for and is replaced.
+    """
+    asked = os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() in ("true", "1", "yes")
+    if asked and replaced:
+        raise InvalidParameterError(
+            f"{engine} is asked for, but accelerate runs {state.distributed_type.value} with {state.num_processes} "
+            f"process(es) on {state.device.type}; start two or more on GPUs, or leave it out."
+        )

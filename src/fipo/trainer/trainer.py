@@ -1,12 +1,10 @@
 """FIPOTrainer: TRL's GRPOTrainer with the FIPO loss."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedType
 from accelerate.utils import is_peft_model
 from torch import Tensor
 from transformers.utils import logging
@@ -15,8 +13,7 @@ from fipo.core import LMHead, Objective, StreamingOutput, TokenBatch, streaming_
 from fipo.core.control import control_weights
 from fipo.core.logged import NOISE_LIMIT, noise_warning
 from fipo.core.objective import reference_kl
-from fipo.errors import InvalidParameterError
-from fipo.trainer.config import FIPOConfig
+from fipo.trainer.config import FIPOConfig, refuse_another_engine
 from fipo.trainer.contract import MODEL_INPUTS
 from fipo.trainer.credit import Credit, Observer
 from fipo.trainer.credit_metrics import CreditMetrics
@@ -69,7 +66,7 @@ class FIPOTrainer(DynamicSampling):
         if not isinstance(args, FIPOConfig):
             raise TypeError(f"args is a {type(args).__name__}, but FIPOTrainer needs a FIPOConfig; pass one.")
         super().__init__(model, reward_funcs, args=args, **kwargs)
-        _require_the_engine_asked_for(self.accelerator)
+        refuse_another_engine("DEEPSPEED", self.accelerator.state, replaced=not self.is_deepspeed_enabled)
         self.params = args.fipo_params
         extra = ("entropy", "fipo/length_weighted_advantage") + (("kl",) if self.beta else ())
         self.credit_metrics = {mode: CreditMetrics(args.updates_per_rollout, extra) for mode in ("train", "eval")}
@@ -278,15 +275,3 @@ class FIPOTrainer(DynamicSampling):
         if shift > NOISE_LIMIT and not self._warned_of_noise:
             self._warned_of_noise = True
             logger.warning(noise_warning(shift, NOISE_CAUSES))
-
-
-def _require_the_engine_asked_for(accelerator: Accelerator) -> None:
-    """accelerate falls back to DDP, or to one process, without a word."""
-    for engine in ("FSDP", "DEEPSPEED"):
-        asked = os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() in ("true", "1", "yes")
-        if asked and accelerator.distributed_type != DistributedType[engine]:
-            raise InvalidParameterError(
-                f"{engine} is asked for, but accelerate runs {accelerator.distributed_type.value} with "
-                f"{accelerator.num_processes} process(es) on {accelerator.device.type}; start two or more on GPUs, or "
-                "leave it out."
-            )

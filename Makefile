@@ -3,9 +3,10 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 VERL := .venv-verl
 ENGINES := .venv-engines
+SLIME := .venv-slime
 OLDER_VERL := 0.7.1 0.8.0
 
-.PHONY: demo test test-slow test-browser test-web test-verl test-engines lint bench evidence clean
+.PHONY: demo test test-slow test-browser test-web test-verl test-engines test-slime lint bench evidence clean
 
 demo: .venv/installed
 	$(BIN)/fipo train recipes/trl/demo.yaml --overwrite true
@@ -32,6 +33,12 @@ test-verl: $(VERL)/installed
 
 test-engines: $(ENGINES)/installed
 	$(ENGINES)/bin/pytest -m engines tests/distributed
+
+# Needs sources that no index has: SLIME_SRC and MEGATRON_SRC name them, docs/engines.md says at which commits. Ray listens
+# on every interface, whatever address it is told, so it gets a network namespace that has lo alone.
+test-slime: $(SLIME)/installed
+	unshare --map-root-user --net sh -c 'ip link set lo up && exec "$$@"' sh \
+		$(SLIME)/bin/pytest -m slime tests/engines/slime_train
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -78,5 +85,12 @@ $(ENGINES)/installed: pyproject.toml constraints-engines.txt
 	$(ENGINES)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
+# What slime and SGLang import on a CPU, and no more: SGLang's own requirements are CUDA's.
+$(SLIME)/installed: pyproject.toml constraints-slime.txt
+	$(PYTHON) -m venv $(SLIME)
+	$(SLIME)/bin/pip install --quiet --no-deps --requirement constraints-slime.txt
+	$(SLIME)/bin/pip install --quiet --no-deps --editable .
+	touch $@
+
 clean:
-	rm -rf .venv $(VERL) $(ENGINES) node_modules build dist runs
+	rm -rf .venv $(VERL) $(ENGINES) $(SLIME) node_modules build dist runs

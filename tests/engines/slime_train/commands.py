@@ -1,0 +1,105 @@
+"""The command lines: what all runs share, and each scenario's own part."""
+
+from dataclasses import dataclass
+
+from debug_dumps import GROUP_SIZE, GROUPS, ROLLOUTS
+from tiny_qwen3 import MEGATRON_FLAGS
+
+# docs/engines.md, "Start": the flags of slime's pull request 1801.
+FIPO = """
+    --loss-type fipo_loss --fipo-decay-rate 32.0 --fipo-chunk-size 128
+    --fipo-clip-ratio-low 0.2 --fipo-clip-ratio-high 0.28 --fipo-clip-high-only
+    --fipo-safety-thresh 3.0 --fipo-dual-clip-c 10.0
+"""
+NEUTRAL = "--loss-type fipo_loss --fipo-clip-ratio-low 0 --fipo-clip-ratio-high 0 --fipo-max-dual-clipped 1000"
+GRPO = "--loss-type policy_loss --eps-clip-c 10.0"
+
+SHARED = f"""
+    {MEGATRON_FLAGS} --make-vocab-size-divisible-by 128
+    --spec cpu_layers spec --transformer-impl local --cp-comm-type all_gather --no-persist-layer-norm
+    --no-rope-fusion --no-masked-softmax-fusion --no-gradient-accumulation-fusion --no-bias-swiglu-fusion
+    --attention-dropout 0.0 --hidden-dropout 0.0 --accumulate-allreduce-grads-in-fp32 --attention-softmax-in-fp32
+    --debug-train-only --disable-rollout-global-dataset --actor-num-nodes 1
+    --num-rollout {ROLLOUTS} --rollout-batch-size {GROUPS} --n-samples-per-prompt {GROUP_SIZE}
+    --global-batch-size {GROUP_SIZE} --rollout-max-response-len 64
+    --use-dynamic-batch-size --calculate-per-token-loss
+    --advantage-estimator grpo --eps-clip 0.2 --eps-clip-high 0.28
+    --optimizer adam --lr 1e-3 --lr-decay-style constant --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.98
+"""
+
+# docs/engines.md, "Start", without the launcher; the hyper-parameters are those of FIPO.
+FIPO_CONFIG = """
+loss_type: custom_loss
+custom_loss_function_path: fipo.engines.slime.fipo_loss_function
+custom_megatron_before_train_step_hook_path: fipo.engines.slime.before_train_step
+fipo_decay_rate: 32.0
+fipo_clip_ratio_low: 0.2
+fipo_clip_ratio_high: 0.28
+fipo_clip_high_only: true
+fipo_safety_thresh: 3.0
+fipo_dual_clip_c: 10.0
+"""
+WITHOUT_CARRY = FIPO_CONFIG.replace("fipo.engines.slime.fipo_loss", "without_carry.fipo_loss")
+
+# π_old away from π_θ, so that every update has dropped, dual-clipped and safety-capped tokens (debug_dumps.py).
+AWAY = "--use-rollout-logprobs"
+REGULARIZED = "--use-kl-loss --kl-loss-coef 0.1 --kl-loss-type low_var_kl --entropy-coef 0.01 --use-tis"
+CHECKPOINTS = "--save {folder}/checkpoints --save-interval 1"
+DUMPS = "--save-debug-rollout-data {folder}/dumps/rollout_{{rollout_id}}.pt " + (
+    "--save-debug-train-data {folder}/dumps/train_{{rollout_id}}.pt"
+)
+FROM_DUMPS = "--load-debug-rollout-data {dumps}/rollout_{{rollout_id}}.pt"
+BY_TRANSFORMERS = "--rollout-function-path rollout_by_transformers.generate --save-hf {folder}/hf/{{rollout_id}}"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One run: its own flags, in which {folder} is its folder, and how it is spread over processes."""
+
+    flags: str
+    rollouts: str = FROM_DUMPS
+    launcher: bool = True  # fipo's, or slime's train.py itself
+    config: str = ""  # of --custom-config-path
+    cp: int = 1
+    dp: int = 1
+    tp: int = 1
+    max_tokens: int = 128  # of a micro-batch
+
+    @property
+    def processes(self):
+        return self.cp * self.dp * self.tp
+
+    def command(self, slime, folder, model, dumps):
+        """What a user types after `python`."""
+        config = folder / "config.yaml"
+        config.write_text(f"bf16: false\n{self.config}")
+        return [
+            *(["-m", "fipo.engines.slime", "train.py"] if self.launcher else [slime / "train.py"]),
+            *SHARED.split(),
+            *("--hf-checkpoint", model, "--load", model, "--ref-load", model),
+            *("--custom-config-path", config),
+            *("--actor-num-gpus-per-node", self.processes, "--num-gpus-per-node", self.processes),
+            *("--context-parallel-size", self.cp, "--tensor-model-parallel-size", self.tp),
+            *("--max-tokens-per-gpu", self.max_tokens),
+            *f"{self.rollouts} {self.flags}".format(folder=folder, dumps=dumps).split(),
+        ]
+
+
+SCENARIOS = {
+    "fipo": Scenario(f"{FIPO} {CHECKPOINTS}"),
+    "cp2": Scenario(FIPO, cp=2),
+    "config": Scenario("", launcher=False, config=FIPO_CONFIG),
+    "resumed": Scenario(f"{FIPO} --load {{folder}}/start"),
+    "neutral": Scenario(NEUTRAL),
+    "grpo": Scenario(GRPO, launcher=False),
+    "loop": Scenario(f"{FIPO} {CHECKPOINTS} --num-rollout 10 --lr 1e-2", rollouts=BY_TRANSFORMERS, cp=2),
+    "away": Scenario(f"{FIPO} {AWAY} {DUMPS}"),
+    "away_small_micro_batches": Scenario(f"{FIPO} {AWAY}", max_tokens=64),
+    "away_cp2": Scenario(f"{FIPO} {AWAY}", cp=2),
+    "away_dp2": Scenario(f"{FIPO} {AWAY}", dp=2),
+    "away_tp2": Scenario(f"{FIPO} {AWAY}", tp=2),
+    "away_cp2_tp2": Scenario(f"{FIPO} {AWAY}", cp=2, tp=2),
+    "away_without_carry": Scenario(AWAY, launcher=False, config=WITHOUT_CARRY, cp=2),
+    "regularized": Scenario(f"{FIPO} {REGULARIZED}"),
+    "regularized_cp2": Scenario(f"{FIPO} {REGULARIZED}", cp=2),
+}

@@ -1,0 +1,124 @@
+"""slime's own train.py, with Ray and Megatron on gloo: two rollouts of four updates."""
+
+import pytest
+import torch
+from debug_dumps import GROUP_SIZE, GROUPS, ROLLOUTS
+
+from fipo.traces import read_traces
+
+pytestmark = [pytest.mark.slime, pytest.mark.timeout(1800)]
+TOLERANCE = {"rel": 1e-5, "abs": 1e-5}  # float32: 3e-6 was measured
+RARE = ("fipo/safety_capped", "fipo/dual_clipped", "fipo/dropped_sequences")
+
+
+def assert_same(found, expected):
+    """Loss, gradient norm and every other metric of every update."""
+    assert len(found) == len(expected) > 0
+    for update, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        assert ours == pytest.approx(theirs, **TOLERANCE), f"update {update}"
+
+
+def test_weights_are_one_at_the_first_update_of_a_rollout_and_no_other(updates):
+    """The command line of slime's pull request 1801."""
+    run = updates("fipo")
+    assert len(run) == ROLLOUTS * GROUPS
+    for update, metrics in enumerate(run):
+        least, mean, greatest = (metrics[f"fipo/weight_{name}"] for name in ("min", "mean", "max"))
+        if update % GROUPS == 0:
+            assert least == mean == greatest == 1
+            assert metrics["fipo/noise_floor"] == metrics["fipo/noise_weight_shift"] == 0
+        else:
+            assert 1 <= least < mean < greatest <= 1.28 + 1e-6
+            assert mean > 1.01 and greatest > 1.05
+            assert "fipo/noise_floor" not in metrics
+
+
+def test_neutral_weights_are_slimes_own_policy_loss(updates):
+    grpo, neutral = updates("grpo"), updates("neutral")
+    assert_same([{name: metrics[name] for name in grpo[0]} for metrics in neutral], grpo)
+    changed = [abs(ours["grad_norm"] - theirs["grad_norm"]) for ours, theirs in zip(updates("fipo"), grpo, strict=True)]
+    assert changed[0] == 0 and min(changed[1:]) > 1e-3  # weights take part
+
+
+def test_every_update_away_from_the_old_policy_has_what_is_rare(updates):
+    for metrics in updates("away"):
+        assert all(0 < metrics[name] < 1 for name in RARE)
+        assert metrics["fipo/dropped_sequences"] < 0.5  # one of four
+
+
+@pytest.mark.parametrize(
+    ("layout", "one_process"),
+    [
+        ("away_small_micro_batches", "away"),
+        ("away_dp2", "away"),
+        ("away_cp2", "away"),
+        ("away_tp2", "away"),
+        ("away_cp2_tp2", "away"),
+        ("cp2", "fipo"),
+        ("regularized_cp2", "regularized"),
+    ],
+)
+def test_no_layout_changes_a_number(updates, layout, one_process):
+    assert_same(updates(layout), updates(one_process))
+
+
+def test_a_lost_carry_between_ranks_is_seen(updates):
+    """What the test above would find if fipo forgot the credit that lies on other context-parallel ranks."""
+    for wrong, right in zip(updates("away_without_carry"), updates("away"), strict=True):
+        for name in ("loss", "grad_norm", "fipo/weight_mean", "fipo/future_kl_mean"):
+            assert abs(wrong[name] - right[name]) > 100 * TOLERANCE["abs"], name
+
+
+def test_kl_loss_entropy_bonus_and_tis_take_part(updates):
+    for update, metrics in enumerate(updates("regularized")):
+        assert (metrics["kl_loss"] == 0) == (update == 0)  # the first has the reference's weights
+        expected = metrics["pg_loss"] - 0.01 * metrics["entropy_loss"] + 0.1 * metrics["kl_loss"]
+        assert metrics["loss"] == pytest.approx(expected, abs=1e-6)
+        assert metrics["tis"] != 1
+
+
+def test_the_configuration_file_does_what_the_launcher_does(updates):
+    assert updates("config") == updates("fipo")
+
+
+def test_a_resumed_run_has_the_curve_of_an_uninterrupted_one(updates):
+    assert updates("resumed") == updates("fipo")[GROUPS:]
+
+
+def test_a_whole_loop_learns_from_rollouts_of_its_current_weights(engines, updates):
+    """Old weights would give other log-probs than the trainer's, which recomputes them."""
+    for metrics in updates("loop"):
+        assert metrics["train_rollout_logprob_abs_diff"] < 1e-5
+    rewards = engines.rewards("loop")
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.1
+
+
+@pytest.fixture(scope="module")
+def traces(engines, updates):
+    """What `fipo import` makes of the dumps that slime itself wrote, by update."""
+    updates("away")
+    dumps, file = engines.folder / "away" / "dumps", engines.folder / "traces.parquet"
+    options = ["--current-logprobs", "--preset", "32b", "--tokenizer", engines.model]
+    engines.python("-m", "fipo.cli", "import", "--from", "slime", dumps, "-o", file, *options)
+    found = sorted(read_traces(file), key=lambda trace: trace.sample)
+    return [found[first : first + GROUP_SIZE] for first in range(0, len(found), GROUP_SIZE)]
+
+
+def test_imported_dumps_have_the_credit_that_slime_logged(updates, traces):
+    """Before the weight is clipped: the command's safety threshold is not the preset's."""
+    for group, metrics in zip(traces, updates("away"), strict=True):
+        for name in ("raw_weight", "future_kl"):
+            values = torch.cat([torch.tensor(getattr(trace, name)[trace.trained]) for trace in group])
+            assert values.mean().item() == pytest.approx(metrics[f"fipo/{name}_mean"], **TOLERANCE)
+        trained = sum(trace.trained.sum() for trace in group)
+        dropped = sum(trace.trained.sum() for trace in group if trace.dropped)
+        assert dropped / trained == pytest.approx(metrics["fipo/dropped_sequences"], **TOLERANCE)
+
+
+def test_megatron_scores_as_transformers_does(engines, traces):
+    """Before the first update the log-ratio is the drift that the rollouts were made with."""
+    samples = torch.load(engines.dumps / "rollout_0.pt")["samples"]
+    for trace, sample in zip(traces[0], samples, strict=False):
+        drift = torch.tensor(sample["metadata"]["drift"])
+        trained = torch.tensor(trace.trained)
+        torch.testing.assert_close(torch.tensor(trace.log_ratio)[trained], drift[trained], rtol=0, atol=1e-5)

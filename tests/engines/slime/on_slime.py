@@ -1,4 +1,5 @@
-"""Puts slime on the path: the thin stand-in beside this file, or slime itself where SLIME_SRC names its source tree.
+"""Puts slime on the path: the thin stand-in beside this file, or slime itself where SLIME_SRC names its source tree, or
+miles where MILES_SRC does.
 
 Of Megatron only its groups are needed, which megatron_stub gives. slime's package for Megatron changes Megatron when it
 is imported; its modules are taken without that.
@@ -11,10 +12,25 @@ import types
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SOURCE = Path(os.environ.get("SLIME_SRC") or HERE / "standin")
-
+MILES = os.environ.get("MILES_SRC")
+SOURCE = Path(MILES or os.environ.get("SLIME_SRC") or HERE / "standin")
 sys.path[:0] = [str(SOURCE), str(HERE / "megatron_stub"), str(HERE.parents[1])]
-backends = importlib.import_module("slime.backends")
-package = types.ModuleType("slime.backends.megatron_utils")
-package.__path__ = [str(SOURCE / "slime" / "backends" / "megatron_utils")]
-sys.modules[package.__name__] = backends.megatron_utils = package
+
+if MILES:
+    import on_miles
+
+    from fipo.engines.slime import miles as cp_utils
+
+    loss, initialize, ARGUMENTS = on_miles, on_miles.initialize, on_miles.ARGUMENTS
+else:
+    from megatron.core.mpu import initialize
+
+    ARGUMENTS = {}
+
+    backends = importlib.import_module("slime.backends")
+    package = types.ModuleType("slime.backends.megatron_utils")
+    package.__path__ = [str(SOURCE / "slime" / "backends" / "megatron_utils")]
+    sys.modules[package.__name__] = backends.megatron_utils = package
+    loss, cp_utils = (importlib.import_module(f"{package.__name__}.{name}") for name in ("loss", "cp_utils"))
+
+__all__ = ["ARGUMENTS", "MILES", "cp_utils", "initialize", "loss"]

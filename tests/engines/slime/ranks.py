@@ -1,4 +1,4 @@
-"""Run by test_slime_loss.py: updates under every option, split in every way over 1, 2 and 4 processes with gloo.
+"""Run by test_on_slime.loss.py: updates under every option, split in every way over 1, 2 and 4 processes with gloo.
 
 python ranks.py OUT            writes OUT/<world size>.pt
 """
@@ -9,7 +9,7 @@ import sys
 from contextlib import contextmanager
 from dataclasses import asdict
 
-import on_slime  # noqa: F401 - first: it puts slime on the path
+import on_slime  # first: it puts slime on the path
 import torch
 import torch.distributed as dist
 from megatron.core import mpu
@@ -26,8 +26,6 @@ from scenarios import (
     shared_samples,
     table,
 )
-from slime.backends.megatron_utils import loss as slime_loss
-from slime.backends.megatron_utils.cp_utils import all_gather_with_cp, get_sum_of_sample_mean
 from support import one_truth
 
 from fipo.engines.slime import before_train_step, fipo_loss_function, token_credit
@@ -56,7 +54,7 @@ def update(args, batches, model):
     before_train_step(args, 0, 0)
     for batch in batches:
         logits = model[local_tokens(batch["unconcat_tokens"], args.allgather_cp)][None]
-        loss, _, log = slime_loss.loss_function(args, batch, len(batches), len(set(ROLLOUTS)), logits)
+        loss, _, log = on_slime.loss.loss_function(args, batch, len(batches), len(set(ROLLOUTS)), logits)
         loss = loss / len(batches)
         loss.backward()
         totals, loss_sum = totals + log["values"].detach(), loss_sum + loss.detach()
@@ -74,7 +72,7 @@ def update(args, batches, model):
 
 def reducer(batch):
     names = ("total_lengths", "response_lengths", "loss_masks", "rollout_mask_sums")
-    return get_sum_of_sample_mean(*(batch[name] for name in names))
+    return on_slime.cp_utils.get_sum_of_sample_mean(*(batch[name] for name in names))
 
 
 def kinds(options, split):
@@ -91,11 +89,14 @@ def credit(args, chosen, model):
     batch = micro_batch(chosen, args)
     logits = model[local_tokens(batch["unconcat_tokens"], args.allgather_cp)][None]
     names = ("unconcat_tokens", "total_lengths", "response_lengths")
-    _, scores = slime_loss.get_log_probs_and_entropy(logits, args=args, **{name: batch[name] for name in names})
+    _, scores = on_slime.loss.get_log_probs_and_entropy(logits, args=args, **{name: batch[name] for name in names})
     local = [values.detach() for values in scores["log_probs"]]
     weight = token_credit(args, batch, local).weight.split([len(values) for values in local])
     lengths = (batch["total_lengths"], batch["response_lengths"])
-    return [[all_gather_with_cp(*v).detach() for v in zip(side, *lengths, strict=True)] for side in (local, weight)]
+    return [
+        [on_slime.cp_utils.all_gather_with_cp(*v).detach() for v in zip(side, *lengths, strict=True)]
+        for side in (local, weight)
+    ]
 
 
 def truth(allgather, regularized):
@@ -157,9 +158,9 @@ def dump(folder):
     os.makedirs(folder)
     args = arguments(use_rollout_logprobs=True)
     chosen = samples({})
-    slime_loss.enable_log_prob_capture()
+    on_slime.loss.enable_log_prob_capture()
     update(args, [micro_batch(chosen, args)], table())
-    captured = slime_loss.drain_captured_log_probs()
+    captured = on_slime.loss.drain_captured_log_probs()
     names = {"unconcat_tokens": "tokens", "response_lengths": "response_lengths"}
     same = ("loss_masks", "rollout_log_probs", "advantages", "rollout_mask_sums")
     rows = [
@@ -178,7 +179,7 @@ def rank_main(folder, world, rank):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store_{world}", rank=rank, world_size=world)
     results = {}
     for split, (cp_size, allgather, shares) in SPLITS[world].items():
-        mpu.initialize(cp_size)
+        on_slime.initialize(cp_size)
         share = shares[mpu.get_data_parallel_rank()]
         for option, options in OPTIONS.items():
             everything = samples(options)
@@ -195,7 +196,8 @@ def rank_main(folder, world, rank):
         if cp_size > 1 and not allgather:
             results[split, "collectives"] = {tuple(chosen): collectives(chosen) for chosen in ((0, 3), (2, 6))}
     if world == 1:
-        dump(os.path.join(folder, "dump"))
+        if not on_slime.MILES:  # which captures no log-probs
+            dump(os.path.join(folder, "dump"))
         results |= {"samples": samples({}), "knobs": KNOBS}
     if rank == 0:
         torch.save(results, os.path.join(folder, f"{world}.pt"))

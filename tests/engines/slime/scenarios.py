@@ -7,7 +7,7 @@ from argparse import Namespace
 
 import torch
 from megatron.core import mpu
-from slime.backends.megatron_utils.cp_utils import slice_log_prob_with_cp
+from on_slime import ARGUMENTS, MILES, cp_utils
 from support import one_truth
 
 from fipo.engines.slime.arguments import LOSS_PATH
@@ -42,7 +42,8 @@ OPTIONS = {
     "recompute": {"recompute_loss_function": True, "use_kl_loss": True, "use_opsm": True, "entropy_coef": 0.01},
     "rollout_logprobs": {"use_rollout_logprobs": True},
 }
-
+if MILES:
+    del OPTIONS["top_p"]  # which miles does not replay
 
 LOCAL = ("log_probs", "rollout_log_probs", "ref_log_probs", "advantages")
 
@@ -77,6 +78,7 @@ def arguments(**changes):
         "use_tis": False,
         "use_unbiased_kl": False,
         **{f"fipo_{name}": value for name, value in KNOBS.items()},
+        **ARGUMENTS,
     }
     return Namespace(**(defaults | changes))
 
@@ -145,7 +147,7 @@ def micro_batch(chosen, args):
     batch = {name: [sample[name] for sample in chosen] for name in chosen[0]}
     lengths = (batch["total_lengths"], batch["response_lengths"])
     for name in LOCAL:
-        batch[name] = [slice_log_prob_with_cp(*values) for values in zip(batch[name], *lengths, strict=True)]
+        batch[name] = [cp_utils.slice_log_prob_with_cp(*values) for values in zip(batch[name], *lengths, strict=True)]
     if args.use_rollout_logprobs and not args.get_mismatch_metrics:
         batch["log_probs"] = None
     return batch

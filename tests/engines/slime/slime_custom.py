@@ -1,18 +1,23 @@
 """Functions of a user of slime, named by path."""
 
 import torch
-from slime.backends.megatron_utils.cp_utils import slice_log_prob_with_cp
+from on_slime import cp_utils
 
 
 def reject_every_third(args, *, pg_loss, loss_masks, total_lengths, response_lengths, **_):
     """A TIS function with rejection: other masks than it was given, and a metric of its own."""
     masks = [mask * (torch.arange(len(mask)) % 3 != 0) for mask in loss_masks]
-    here = [slice_log_prob_with_cp(m, *n) for m, *n in zip(masks, total_lengths, response_lengths, strict=True)]
+    here = [
+        cp_utils.slice_log_prob_with_cp(m, *n) for m, *n in zip(masks, total_lengths, response_lengths, strict=True)
+    ]
     return pg_loss * 1.5, masks, {"rejected": 1 - torch.cat(here).float()}
 
 
 def constant_divisor(total_lengths, response_lengths, loss_masks, calculate_per_token_loss=False):
     """A reducer of the policy loss alone: every token over 100."""
-    here = [slice_log_prob_with_cp(m, *n) for m, *n in zip(loss_masks, total_lengths, response_lengths, strict=True)]
+    here = [
+        cp_utils.slice_log_prob_with_cp(m, *n)
+        for m, *n in zip(loss_masks, total_lengths, response_lengths, strict=True)
+    ]
     mask = torch.cat(here)
     return lambda x: (x * mask).sum() / 100

@@ -84,6 +84,11 @@ def check_arguments(args: argparse.Namespace) -> FIPOParams:
             f"--eps-clip-c is {eps_clip_c} and --fipo-dual-clip-c is {params.dual_clip_c}, but both are the bound of "
             "the dual clip; drop --eps-clip-c."
         )
+    qkv_format = getattr(args, "qkv_format", "thd")
+    if qkv_format != "thd":
+        raise InvalidParameterError(
+            f"--qkv-format is {qkv_format}, but FIPO's loss knows packed sequences alone; set it to thd."
+        )
     _check_updates(args)
     if getattr(args, "global_batch_size", None) is not None:  # slime's whole namespace
         _warn_of_former_knobs(args)

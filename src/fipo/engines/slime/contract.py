@@ -5,6 +5,7 @@ asked for at every call, because slime rebuilds them when it sleeps.
 """
 
 import ast
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,14 @@ HOMES = {
 
 
 def slime_function(name: str) -> Any:
-    """What slime (or its Megatron) calls `name`; a FIPOError says where it was expected."""
+    """What slime (its Megatron, or miles) calls `name`; a FIPOError says where it was expected."""
+    home = HOMES[name]
+    if home.startswith("slime.") and "miles" in sys.modules and "slime" not in sys.modules:
+        home = "fipo.engines.slime.miles"
     try:
-        return getattr(import_module(HOMES[name]), name)
+        return getattr(import_module(home), name)
     except (ImportError, AttributeError) as error:
-        raise FIPOError(unsupported(f"{HOMES[name]}.{name} cannot be had: {error}")) from error
+        raise FIPOError(unsupported(f"{home}.{name} cannot be had: {error}")) from error
 
 
 def check_sources(package: Path) -> None:

@@ -72,7 +72,5 @@ def _questions():
     }
     for name, answer in answers.items():
         setattr(torch.cuda, name, answer)
-    torch.cuda.random.get_rng_state, torch.cuda.random.set_rng_state = (
-        answers["get_rng_state"],
-        answers["set_rng_state"],
-    )
+    for name in ("get_rng_state", "set_rng_state"):
+        setattr(torch.cuda.random, name, answers[name])

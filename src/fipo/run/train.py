@@ -5,6 +5,7 @@ import re
 import time
 from pathlib import Path
 
+import torch
 from peft import PeftConfig
 from rich.console import Console
 from transformers import PrinterCallback
@@ -37,9 +38,13 @@ def train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) -> 
     """
     require_usable(Path(config.output_dir))
     if run.dry_run or config.process_index > 0:
-        return _train(run, config, model_args)
-    with locked(Path(config.output_dir)):  # before it is looked at
-        return _train(run, config, model_args)
+        code = _train(run, config, model_args)
+    else:
+        with locked(Path(config.output_dir)):  # before it is looked at
+            code = _train(run, config, model_args)
+    if torch.distributed.is_initialized():  # or its threads may abort Python at its end
+        torch.distributed.destroy_process_group()
+    return code
 
 
 def _train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmarks import measure
 from fipo import FIPOParams, fipo_loss, streaming_fipo_loss, token_mean
+from fipo.core.precision import processor_has_bfloat16
 
 CONTENDERS = ("products", "plain", "trl", "liger", "fipo")
 SHAPES = (  # rows, tokens, hidden size, vocabulary, repeats
@@ -99,7 +100,7 @@ def one(contender: str, shape: list[Any], dtype: str) -> dict[str, Any]:
 def everything() -> list[dict[str, Any]]:
     rows = []
     jobs = [(shape, "float32") for shape in SHAPES]
-    jobs.insert(1, (SHAPES[0] if measure.has_bf16_arithmetic() else WITHOUT_BF16_ARITHMETIC, "bfloat16"))
+    jobs.insert(1, (SHAPES[0] if processor_has_bfloat16() else WITHOUT_BF16_ARITHMETIC, "bfloat16"))
     for shape, dtype in jobs:
         limit = None
         for contender in CONTENDERS:

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from fipo.core.precision import processor_has_bfloat16
+
 PACKAGES = ("torch", "trl", "transformers", "liger-kernel")
 
 
@@ -67,13 +69,9 @@ def machine() -> dict[str, Any]:
         "processor": model[0] if model else platform.machine(),
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "bf16_arithmetic": has_bf16_arithmetic(),
+        "bf16_arithmetic": processor_has_bfloat16(),
         **{name: metadata.version(name) for name in PACKAGES},
     }
-
-
-def has_bf16_arithmetic() -> bool:
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def main(one: Callable[..., dict[str, Any]], everything: Callable[[], list[dict[str, Any]]]) -> None:

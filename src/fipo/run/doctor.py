@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fipo import FIPOParams, fipo_loss, streaming_fipo_loss, token_mean
 from fipo.checks import Check, imported
+from fipo.core.precision import processor_has_bfloat16
 from fipo.errors import DataError
 
 if TYPE_CHECKING:
@@ -95,8 +96,8 @@ def _devices() -> Iterator[Check]:
         found = f"{torch.accelerator.device_count()} × {', '.join(names) or kind}, {' and '.join(backends)}"
         yield Check("device", True, found)
         return
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    found = f"CPU, {torch.get_num_threads()} threads, {'with' if fast else 'without'} bfloat16 arithmetic"
+    arithmetic = "with" if processor_has_bfloat16() else "without"
+    found = f"CPU, {torch.get_num_threads()} threads, {arithmetic} bfloat16 arithmetic"
     yield Check("device", not driver, found + ", beside an NVIDIA driver" * driver, "install a CUDA build of torch")
 
 

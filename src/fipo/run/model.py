@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from fipo.core.precision import processor_has_bfloat16
 from fipo.errors import DataError, InvalidParameterError
 
 PACKAGE = "package:"
@@ -68,10 +69,7 @@ def _choose_dtype(name: str, adapters: bool) -> torch.dtype:
                 f"dtype is {name!r}, but must be auto, float32, bfloat16 or float16; change it."
             )
         return dtype
-    if torch.cuda.is_available():
-        fast = torch.cuda.is_bf16_supported()
-    else:  # without such arithmetic bfloat16 is ten times slower than float32
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    fast = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else processor_has_bfloat16()
     return torch.bfloat16 if adapters and fast else torch.float32
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from fipo import __version__
-from fipo.checks import Check, imported, package, run
+from fipo.checks import Check, package, run
 
 RAY_NODES = Path(__file__).with_name("ray_nodes.py")
-FUSED_HEAD = """
+PLUGIN = """
 import json
-from fipo.engines.verl.guard import fused_head_loses_gradients
-print(json.dumps({"loses": fused_head_loses_gradients()}))
+from fipo.engines.verl.guard import fused_head_loses_gradients  # the package looks at verl's release, and at the name
+print("\\n" + json.dumps({"loses": fused_head_loses_gradients()}))
 """
 INSTALL_VERL = "run `pip install verl==0.9.1` in the Python that Ray runs"
 
@@ -23,18 +23,15 @@ INSTALL_VERL = "run `pip install verl==0.9.1` in the Python that Ray runs"
 def diagnose_verl() -> list[Check]:
     """All checks; nothing is started."""
     found, _ = package("verl", "verl", INSTALL_VERL)
-    plugin = []
-    if found.ok:
-        answer = imported("fipo.engines.verl")  # it looks at verl's release and at who owns the loss's name
-        told = answer.get("error", "registered as fipo")
-        plugin = [Check("fipo's policy loss", "error" not in answer, told, INSTALL_VERL), _fused_head()]
-    return [found, *plugin, gpus(), *ray(INSTALL_VERL)]
+    return [found, *(_plugin() if found.ok else ()), gpus(), *ray(INSTALL_VERL)]
 
 
-def _fused_head() -> Check:
-    answer = run("-c", FUSED_HEAD)
-    kept = "keeps all gradients" if not answer.get("loses") else "loses gradients, so fipo refuses use_fused_kernels"
-    return Check("verl's fused head", "error" not in answer, answer.get("error", kept), INSTALL_VERL)
+def _plugin() -> list[Check]:
+    answer = run("-c", PLUGIN)
+    if "error" in answer:
+        return [Check("fipo's policy loss", False, answer["error"], INSTALL_VERL)]
+    head = "loses gradients, so fipo refuses use_fused_kernels" if answer["loses"] else "keeps all gradients"
+    return [Check("fipo's policy loss", True, "registered as fipo"), Check("verl's fused head", True, head)]
 
 
 def gpus() -> Check:

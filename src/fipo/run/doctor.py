@@ -64,10 +64,10 @@ def _versions() -> Check:
 
 
 def require_vllm() -> None:
-    """Raises a DataError where vLLM is missing, or fits neither fipo nor the packages beside it."""
+    """Raises an ImportError where vLLM is missing, a DataError where it does not fit fipo or the packages beside it."""
     name = _installed(VLLM)
     if name is None:
-        raise DataError(f"vllm is not installed, but the run asks for it; {INSTALL_VLLM}.")
+        raise ImportError("No package vllm", name="vllm")
     for check in (_vllm(name), _versions()):
         if not check.ok:
             raise DataError(f"vLLM cannot be used: {check.name} {check.found}; {check.remedy}.")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from distributed.engines import ENGINES, UPDATES, Workshop, assert_same_curve
+from distributed.engines import ENGINES, UPDATES, assert_same_curve
 from transformers import AutoModelForCausalLM
 
 pytestmark = pytest.mark.engines
@@ -15,11 +15,6 @@ VARIANTS = {  # what is trained, and how
     "lora": {"use_peft": "true", "lora_target_modules": "all-linear", "lora_r": 4},
 }
 TOLERANCE = {"lora": 6e-4}  # its losses are as small as this
-
-
-@pytest.fixture(scope="session")
-def workshop(tmp_path_factory):
-    return Workshop(tmp_path_factory.mktemp("engines"))
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from distributed.engines import HERE, UPDATES, UPDATES_PER_ROLLOUT, VLLM, Workshop, assert_same_curve
+from distributed.engines import HERE, UPDATES, UPDATES_PER_ROLLOUT, VLLM, assert_same_curve
 
 pytestmark = pytest.mark.engines
 
@@ -24,11 +24,6 @@ COLOCATED = {
 LORA = {"use_peft": "true", "lora_target_modules": "all-linear", "lora_r": 4, "learning_rate": 0.02}
 FIRST_UPDATES = range(1, UPDATES + 1, UPDATES_PER_ROLLOUT)
 GAP = "sampling/sampling_logp_difference/mean"  # |log p of the trainer − log p of the engine|
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory):
-    return Workshop(tmp_path_factory.mktemp("vllm"))
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ node_modules/.package-lock.json: package.json package-lock.json
 test-verl: $(VERL)/installed
 	$(VERL)/bin/pytest -m verl tests/engines tests/recipes/test_verl_recipes.py
 	for release in $(OLDER_VERL); do PYTHONPATH=$(VERL)/verl-$$release $(VERL)/bin/pytest -m verl \
-		tests/engines/verl/test_config.py tests/engines/verl/test_loss.py || exit 1; done
+		tests/engines/verl/test_config.py tests/engines/verl/test_loss.py tests/engines/verl/test_verl_tracing.py || exit 1; done
 
 test-engines: $(ENGINES)/installed
 	$(ENGINES)/bin/pytest -m engines tests/distributed
@@ -70,7 +70,7 @@ evidence: .venv/installed
 $(VERL)/installed: pyproject.toml constraints-verl.txt
 	$(PYTHON) -m venv $(VERL)
 	$(VERL)/bin/pip install --quiet --constraint constraints-verl.txt torch numpy
-	$(VERL)/bin/pip install --quiet --constraint constraints-verl.txt --editable . pytest pytest-timeout \
+	$(VERL)/bin/pip install --quiet --constraint constraints-verl.txt --editable '.[report]' pytest pytest-timeout \
 		verl cachetools fastapi msgspec pyzmq torchdata TransferQueue uvicorn
 	for release in $(OLDER_VERL); do $(VERL)/bin/pip install --quiet --no-deps \
 		--target $(VERL)/verl-$$release verl==$$release || exit 1; done

@@ -14,6 +14,16 @@ REPORT_FILE = "report.html"
 LOCK_FILE = ".lock"  # locked as long as a run is under way, whatever ends its process
 
 
+def trace_file(rollout: int, step: int, rank: int) -> str:
+    """The name of the file with the traces of one micro-batch: the rollout's `step`-th on this rank."""
+    return f"rollout_{rollout:06d}_step_{step:04d}_rank_{rank}.parquet"
+
+
+def trace_files_of(rollout: int) -> str:
+    """A pattern for the names of all of a rollout's traces."""
+    return f"rollout_{rollout:06d}_*.parquet"
+
+
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives a place beside `path` to write to, and renames it to `path` once the block has ended well.

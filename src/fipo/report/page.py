@@ -19,7 +19,7 @@ from fipo.errors import DataError
 from fipo.params import KNOBS, Knob
 from fipo.report.curves import Metrics, draw_curves, read_metrics
 from fipo.report.pack import pack_json, pack_text, pack_traces
-from fipo.run_folder import METRICS_FILE, TRACES_FOLDER, whole_file
+from fipo.run_folder import METRICS_FILE, TRACES_FOLDER, trace_files_of, whole_file
 from fipo.traces import TraceSet, read_traces
 
 MAX_TRACE_BYTES = 100_000_000  # of Parquet a run; about four million tokens, which a browser opens in two seconds
@@ -82,6 +82,16 @@ def render_report(runs: Runs, output: str | os.PathLike[str]) -> Path:
         DataError: A path does not exist, or holds neither metrics nor traces.
     """
     return read_report(runs).write(output)
+
+
+def rollout_report(run: Path, rollout: int) -> str:
+    """The report about one traced rollout's credit, HTML; `run` is as `read_traces` takes it.
+
+    Raises:
+        DataError: No trace of it lies there.
+    """
+    traces = read_traces(run, trace_files_of(rollout))
+    return Report(traces=[(f"{run.name}, rollout {rollout}", traces)], problems=traces.problems).html()
 
 
 def read_report(runs: Runs) -> Report:

@@ -117,4 +117,17 @@ def flags_of(out: FIPOOutput, trained: Tensor) -> Tensor:
     return flags
 
 
+def token_columns(out: FIPOOutput, trained: Tensor, **others: Tensor) -> dict[str, np.ndarray]:
+    """The columns of Trace that fipo's loss gives, and `others`, as arrays in the shape of `trained`.
+
+    Args:
+        out: What the loss knew about these tokens.
+        trained: bool, the loss mask.
+        others: `logps`, `old_logps`, `advantages`, `entropy`.
+    """
+    columns = {name: getattr(out, name) for name in ("log_ratio", "future_kl", "raw_weight", "weight")} | others
+    arrays = {name: column.detach().float().cpu().numpy() for name, column in columns.items()}
+    return arrays | {"trained": trained.cpu().numpy(), "flags": flags_of(out, trained).cpu().numpy()}
+
+
 assert {entry.name for entry in fields(Trace)} == set(SCHEMA.names)

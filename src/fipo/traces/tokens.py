@@ -39,6 +39,11 @@ def byte_decoder(tokenizer: Any) -> Callable[[int], bytes]:
     return decode
 
 
+def in_brackets(index: int) -> bytes:
+    """What stands for a token where there is no tokenizer."""
+    return f"⟨{index}⟩".encode()
+
+
 def _byte_level(piece: str) -> bytes:
     table = _byte_level_table()
     return b"".join(bytes([table[c]]) if c in table else c.encode() for c in piece)

@@ -8,10 +8,10 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 from transformers.utils import logging
 
 from fipo.errors import DataError
-from fipo.report.page import Report
-from fipo.run_folder import TRACES_FOLDER
-from fipo.traces import Trace, read_traces, write_traces
-from fipo.traces.schema import flags_of
+from fipo.report.page import rollout_report
+from fipo.run_folder import TRACES_FOLDER, trace_file
+from fipo.traces import Trace, write_traces
+from fipo.traces.schema import token_columns
 from fipo.traces.tokens import byte_decoder
 from fipo.trainer.config import FIPOConfig
 from fipo.trainer.credit import Credit
@@ -53,36 +53,22 @@ class TraceWriter:
             return
         columns = self._columns(credit)
         traces = [self._trace(row, columns, credit) for row in rows]
-        name = f"{_prefix(credit.rollout)}step_{credit.micro_batch:04d}_rank_{self.rank}.parquet"
+        name = trace_file(credit.rollout, credit.micro_batch, self.rank)
         params, control = self.config.fipo_params, self.config.fipo_control
         try:
             write_traces(traces, self.run / TRACES_FOLDER / name, params, control=control)
         except OSError as error:
             logger.warning(f"{name} was not written, and the run goes on without it: {error}")
 
-    def report(self, rollout: int) -> str:
-        """The report about one traced rollout's credit, HTML.
-
-        Raises:
-            DataError: No trace of it lies here.
-        """
-        traces = read_traces(self.run, f"{_prefix(rollout)}*.parquet")
-        return Report(traces=[(f"{self.run.name}, rollout {rollout}", traces)], problems=traces.problems).html()
-
     def _columns(self, credit: Credit) -> dict[str, Any]:
-        result, tokens = credit.result, credit.tokens
-        tensors = {
-            "old_logps": credit.inputs["old_per_token_logps"],
-            "logps": result.logps,
-            "log_ratio": tokens.log_ratio,
-            "future_kl": tokens.future_kl,
-            "raw_weight": tokens.raw_weight,
-            "weight": tokens.weight,
-            "entropy": result.entropy,
-            "advantages": credit.advantages,
-        }
-        arrays = {name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items()}
-        return arrays | {"trained": credit.mask.cpu().numpy(), "flags": flags_of(tokens, credit.mask).cpu().numpy()}
+        return token_columns(
+            credit.tokens,
+            credit.mask,
+            logps=credit.result.logps,
+            old_logps=credit.inputs["old_per_token_logps"],
+            advantages=credit.advantages,
+            entropy=credit.result.entropy,
+        )
 
     def _trace(self, row: int, columns: dict[str, Any], credit: Credit) -> Trace:
         inputs = credit.inputs
@@ -111,10 +97,6 @@ class TraceWriter:
         )
 
 
-def _prefix(rollout: int) -> str:
-    return f"rollout_{rollout:06d}_"
-
-
 class ReportsForTrackers(TrainerCallback):
     """After the last update of a traced rollout, logs its credit as a report where W&B or Trackio track the run."""
 
@@ -128,7 +110,7 @@ class ReportsForTrackers(TrainerCallback):
         if not (trackers and ended and self.traces.due(rollout) and state.is_world_process_zero):
             return
         try:
-            report = self.traces.report(rollout)
+            report = rollout_report(self.traces.run, rollout)
         except (DataError, OSError) as error:  # with several machines, the traced samples may lie on another
             logger.warning(f"No report was logged: {error}")
             return

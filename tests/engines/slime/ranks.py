@@ -28,7 +28,8 @@ from scenarios import (
 )
 from support import one_truth
 
-from fipo.engines.slime import before_train_step, fipo_loss_function, token_credit
+from fipo.engines.slime import before_train_step, fipo_loss_function, note_rollout, token_credit
+from fipo.engines.slime.tracing import TRACES
 
 WHOLE = [list(range(len(LENGTHS)))]
 ONE_BY_ONE = [[i] for i in range(len(LENGTHS))]  # some ranks then have no response token at all
@@ -174,6 +175,34 @@ def dump(folder):
     torch.save({"rollout_id": 0, "samples": rollout}, os.path.join(folder, "rollout_0.pt"))
 
 
+def trace(folder, split, share, allgather):
+    """Two rollouts of two updates on the same samples; of every second rollout traces are written."""
+    everything = samples({})
+    args = arguments(
+        allgather_cp=allgather,
+        recompute_loss_function=True,  # which asks the loss twice
+        fipo_trace_dir=os.path.join(folder, "traces", split),
+        fipo_trace_every=2,
+        rollout_batch_size=len(LENGTHS),
+        n_samples_per_prompt=1,
+        hf_checkpoint="/nowhere",
+    )
+    places = [row for batch in share for row in batch]
+    data = {"tokens": [everything[row]["unconcat_tokens"] for row in places], "partition": places}
+    data["response_lengths"] = [LENGTHS[row][1] for row in places]
+    data |= {"raw_reward": [float(row) for row in range(len(LENGTHS))], "truncated": [row % 2 for row in places]}
+    TRACES.writer = None  # another run's
+    for rollout in (0, 1):
+        note_rollout(args, rollout, data)
+        for step in (0, 1):
+            before_train_step(args, rollout, step)
+            for rows in share:
+                batch = micro_batch([everything[row] for row in rows], args)
+                logits = table()[local_tokens(batch["unconcat_tokens"], allgather)][None]
+                loss, *_ = on_slime.loss.loss_function(args, batch, len(share), len(set(ROLLOUTS)), logits)
+                loss.backward()
+
+
 def rank_main(folder, world, rank):
     """One of `world` processes."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/store_{world}", rank=rank, world_size=world)
@@ -187,6 +216,7 @@ def rank_main(folder, world, rank):
                 args.allgather_cp = allgather
                 batches = [micro_batch([everything[i] for i in chosen], args) for chosen in share]
                 results[split, option, kind] = update(args, batches, table())
+        trace(folder, split, share, allgather)
         if len(shares) == 1:
             args = arguments(allgather_cp=allgather)
             results[split, "log_probs"], results[split, "weights"] = credit(args, samples({}), table())

@@ -10,11 +10,10 @@ import torch
 
 from fipo import FIPOParams, InvalidInputError, InvalidParameterError, fipo_loss
 from fipo.engines.slime import arguments, before_train_step, fipo_loss_function
-from fipo.engines.slime.arguments import add_arguments, check_arguments, params_of
+from fipo.engines.slime.arguments import SETTINGS, add_arguments, check_arguments, params_of
 from fipo.engines.slime.layout import chunks_of, response_edges
 from fipo.engines.slime.loss import old_log_probs
 from fipo.engines.slime.noise import HOOK_PATH, NoiseWatch, install_hook, may_be_first_update
-from fipo.params import KNOBS
 
 
 def parse(flags):
@@ -44,7 +43,7 @@ def test_every_knob_has_a_flag_that_overrides_a_preset():
         distance="trained",
     )
     assert params_of(parse("--fipo-preset 32b")) == FIPOParams.preset("32b")
-    assert set(vars(parse(""))) == {f"fipo_{name}" for name in ("preset", "chunk_size", *KNOBS)}
+    assert set(vars(parse(""))) == {f"fipo_{name}" for name in ("chunk_size", *SETTINGS)}
 
 
 def test_the_scans_block_is_accepted_with_one_word(caplog, monkeypatch):

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fipo import FIPOParams, fipo_loss
 from fipo.core.logged import TOKEN_MEANS
+from fipo.traces import read_traces
 from fipo.traces.importers import import_dump
 
 HERE = Path(__file__).parent
@@ -180,3 +181,43 @@ def test_the_importer_finds_the_weights_in_slimes_dump(runs):
         out = fipo_loss(*(column[None] for column in columns), params)
         torch.testing.assert_close(torch.tensor(trace.weight), out.weight[0], rtol=1e-6, atol=1e-6)
         assert trace.dropped == bool(out.dropped)
+
+
+@pytest.fixture(scope="module")
+def traces(runs):
+    """What each split's run left, by split."""
+    return {split: read_traces(runs[1] / "traces" / split) for split in ("whole", *SPLITS)}
+
+
+def test_traces_hold_what_the_loss_used(runs, traces):
+    """Of the traced rollout alone, both updates of every sample, once."""
+    found, expected = traces["whole"], runs[0]["samples"]
+    assert found.params == FIPOParams(**runs[0]["knobs"])
+    assert [(t.rollout, t.sample, t.update) for t in found] == [(0, s, u) for s in range(len(expected)) for u in (0, 1)]
+    for trace in found:
+        sample, log_probs = expected[trace.sample], runs[0]["whole", "log_probs"][trace.sample]
+        length = sample["response_lengths"]
+        assert trace.token_ids.tolist() == sample["unconcat_tokens"][-length:].tolist()
+        assert trace.text == "".join(f"⟨{index}⟩" for index in trace.token_ids)  # there is no tokenizer here
+        assert trace.trained.tolist() == sample["loss_masks"].bool().tolist()
+        for name, of in {
+            "logps": log_probs,
+            "old_logps": sample["log_probs"],
+            "advantages": sample["advantages"],
+        }.items():
+            torch.testing.assert_close(torch.tensor(getattr(trace, name)), of)
+        torch.testing.assert_close(torch.tensor(trace.weight), runs[0]["whole", "weights"][trace.sample])
+        assert (trace.reward, trace.group) == (trace.sample, trace.sample)
+        assert trace.stop_reason == ("length" if trace.sample % 2 else "stop")
+        assert trace.dropped == (trace.sample == DROPPED)
+        assert trace.run == "whole"
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_split_leaves_the_traces_of_the_whole(traces, split):
+    for found, expected in zip(traces[split], traces["whole"], strict=True):
+        assert (found.sample, found.update, found.reward) == (expected.sample, expected.update, expected.reward)
+        assert found.flags.tolist() == expected.flags.tolist()
+        for name in ("logps", "old_logps", "log_ratio", "future_kl", "raw_weight", "weight", "advantages", "entropy"):
+            values = (torch.tensor(getattr(trace, name)) for trace in (found, expected))
+            torch.testing.assert_close(*values, rtol=1e-5, atol=1e-6)

@@ -48,6 +48,10 @@ CHECKPOINTS = "--save {folder}/checkpoints --save-interval 1"
 DUMPS = "--save-debug-rollout-data {folder}/dumps/rollout_{{rollout_id}}.pt " + (
     "--save-debug-train-data {folder}/dumps/train_{{rollout_id}}.pt"
 )
+TRACES = "--fipo-trace-dir {folder}/traces --fipo-trace-every 1 --fipo-trace-samples 8"
+TRACKED = "--use-wandb --wandb-mode offline --wandb-dir {folder} --wandb-project fipo --wandb-group fipo " + (
+    "--disable-wandb-random-suffix"  # for which slime asks W&B for what newer ones no longer have
+)
 FROM_DUMPS = "--load-debug-rollout-data {dumps}/rollout_{{rollout_id}}.pt"
 BY_TRANSFORMERS = "--rollout-function-path rollout_by_transformers.generate --save-hf {folder}/hf/{{rollout_id}}"
 
@@ -93,12 +97,12 @@ SCENARIOS = {
     "neutral": Scenario(NEUTRAL),
     "grpo": Scenario(GRPO, launcher=False),
     "loop": Scenario(f"{FIPO} {CHECKPOINTS} --num-rollout 10 --lr 1e-2", rollouts=BY_TRANSFORMERS, cp=2),
-    "away": Scenario(f"{FIPO} {AWAY} {DUMPS}"),
+    "away": Scenario(f"{FIPO} {AWAY} {DUMPS} {TRACES} {TRACKED}"),
     "away_small_micro_batches": Scenario(f"{FIPO} {AWAY}", max_tokens=64),
     "away_cp2": Scenario(f"{FIPO} {AWAY}", cp=2),
-    "away_dp2": Scenario(f"{FIPO} {AWAY}", dp=2),
+    "away_dp2": Scenario(f"{FIPO} {AWAY} {TRACES}", dp=2),
     "away_tp2": Scenario(f"{FIPO} {AWAY}", tp=2),
-    "away_cp2_tp2": Scenario(f"{FIPO} {AWAY}", cp=2, tp=2),
+    "away_cp2_tp2": Scenario(f"{FIPO} {AWAY} {TRACES}", cp=2, tp=2),
     "away_without_carry": Scenario(AWAY, launcher=False, config=WITHOUT_CARRY, cp=2),
     "regularized": Scenario(f"{FIPO} {REGULARIZED}"),
     "regularized_cp2": Scenario(f"{FIPO} {REGULARIZED}", cp=2),

@@ -1,10 +1,11 @@
 """slime's own train.py, with Ray and Megatron on gloo: two rollouts of four updates."""
 
+import numpy as np
 import pytest
 import torch
 from debug_dumps import GROUP_SIZE, GROUPS, ROLLOUTS
 
-from fipo.traces import read_traces
+from fipo.traces import FLAGS, read_traces
 
 pytestmark = [pytest.mark.slime, pytest.mark.timeout(1800)]
 TOLERANCE = {"rel": 1e-5, "abs": 1e-5}  # float32: 3e-6 was measured
@@ -94,7 +95,7 @@ def test_a_whole_loop_learns_from_rollouts_of_its_current_weights(engines, updat
 
 
 @pytest.fixture(scope="module")
-def traces(engines, updates):
+def imported(engines, updates):
     """What `fipo import` makes of the dumps that slime itself wrote, by update."""
     updates("away")
     dumps, file = engines.folder / "away" / "dumps", engines.folder / "traces.parquet"
@@ -104,9 +105,9 @@ def traces(engines, updates):
     return [found[first : first + GROUP_SIZE] for first in range(0, len(found), GROUP_SIZE)]
 
 
-def test_imported_dumps_have_the_credit_that_slime_logged(updates, traces):
+def test_imported_dumps_have_the_credit_that_slime_logged(updates, imported):
     """Before the weight is clipped: the command's safety threshold is not the preset's."""
-    for group, metrics in zip(traces, updates("away"), strict=True):
+    for group, metrics in zip(imported, updates("away"), strict=True):
         for name in ("raw_weight", "future_kl"):
             values = torch.cat([torch.tensor(getattr(trace, name)[trace.trained]) for trace in group])
             assert values.mean().item() == pytest.approx(metrics[f"fipo/{name}_mean"], **TOLERANCE)
@@ -115,10 +116,53 @@ def test_imported_dumps_have_the_credit_that_slime_logged(updates, traces):
         assert dropped / trained == pytest.approx(metrics["fipo/dropped_sequences"], **TOLERANCE)
 
 
-def test_megatron_scores_as_transformers_does(engines, traces):
+def test_megatron_scores_as_transformers_does(engines, imported):
     """Before the first update the log-ratio is the drift that the rollouts were made with."""
     samples = torch.load(engines.dumps / "rollout_0.pt")["samples"]
-    for trace, sample in zip(traces[0], samples, strict=False):
+    for trace, sample in zip(imported[0], samples, strict=False):
         drift = torch.tensor(sample["metadata"]["drift"])
         trained = torch.tensor(trace.trained)
         torch.testing.assert_close(torch.tensor(trace.log_ratio)[trained], drift[trained], rtol=0, atol=1e-5)
+
+
+def test_traces_have_the_credit_of_the_dumps(engines, updates, imported):
+    """Two whole groups of every rollout, from different updates, each token as slime itself dumped it."""
+    updates("away")
+    found = read_traces(engines.folder / "away" / "traces")
+    assert not found.problems
+    assert len(found) == 2 * 8
+    assert {(trace.rollout, trace.group, trace.update) for trace in found} == {
+        (r, g, g) for r in (0, 1) for g in (0, 2)
+    }
+    dumped = {(trace.rollout, trace.sample % (GROUPS * GROUP_SIZE)): trace for group in imported for trace in group}
+    for trace in found:
+        other = dumped[trace.rollout, trace.sample]
+        assert (trace.text, trace.reward) == (other.text, other.reward)
+        assert trace.prompt == other.prompt.replace(" ", "")  # the exact bytes of its tokens, words of a toy vocabulary
+        assert trace.trained.tolist() == other.trained.tolist()
+        assert trace.dropped == other.dropped
+        for name in ("logps", "old_logps", "log_ratio", "advantages"):
+            np.testing.assert_allclose(getattr(trace, name), getattr(other, name), atol=1e-6)
+        assert trace.entropy.min() > 0
+    capped = [trace.flags & FLAGS["safety_capped"] for trace in found]
+    assert sum(flags.astype(bool).sum() for flags in capped) > 0
+    assert all((trace.weight[flags > 0] == 1).all() for trace, flags in zip(found, capped, strict=True))
+
+
+@pytest.mark.parametrize("layout", ["away_dp2", "away_cp2_tp2"])
+def test_no_layout_changes_a_trace(engines, updates, layout):
+    for name in ("away", layout):
+        updates(name)
+    whole, split = (read_traces(engines.folder / name / "traces") for name in ("away", layout))
+    for found, expected in zip(split, whole, strict=True):
+        place = [(trace.rollout, trace.sample, trace.update, trace.text) for trace in (found, expected)]
+        assert place[0] == place[1]
+        for name in ("log_ratio", "future_kl", "weight", "entropy", "flags"):
+            np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-5)
+
+
+def test_wandb_gets_the_report_of_a_traced_rollout(engines, updates):
+    """When the next one begins: then all ranks have written."""
+    updates("away")
+    (page,) = (engines.folder / "away").glob("wandb/offline-run-*/files/media/html/**/*.html")
+    assert "rollout 0" in page.read_text()

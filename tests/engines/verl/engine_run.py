@@ -1,6 +1,7 @@
 """Run by test_engine.py on every rank: verl's own worker, engine and ppo_loss take one update of a fixed batch.
 
-torchrun engine_run.py MODEL OUT [fused]   (OUT: what rank 0 saves, {case: {"gradients", "metrics"}})
+torchrun engine_run.py MODEL OUT [fused]   (OUT: what rank 0 saves, {case: {"gradients", "metrics"}};
+                                            OUT.traces: every case's traces)
 """
 
 import sys
@@ -16,6 +17,9 @@ from verl.workers.config import HFModelConfig, TrainingWorkerConfig
 from verl.workers.engine_workers import TrainingWorker
 from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import left_right_2_no_padding
+
+from fipo.engines.verl import loss
+from fipo.engines.verl.tracing import Traces
 
 CASES = {  # name: how the engine splits a rank's share of the batch
     "whole": {},
@@ -37,6 +41,10 @@ def main(model, out, fused=""):
     results = {}
     for name, split in CASES.items():
         results[name] = update(worker, data.clone(), split)
+    if not fused:
+        actor = worker.loss_fn.keywords["config"]
+        for name, split in CASES.items():
+            trace(worker, actor, data.clone(), split, f"{out}.traces/{name}")
     if fused:  # at the end: verl changes the model's class for good
         results["fused kernels"] = update(make_worker(model, fused=True), data.clone(), FUSED)
     if rank == 0:
@@ -80,9 +88,22 @@ def make_worker(model, fused=False):
     return worker
 
 
-def update(worker, share, split):
+def trace(worker, actor, share, split, folder):
+    """Two rollouts of one update and two epochs: the first is counted, the second traced."""
+    object.__setattr__(actor.policy_loss, "trace_dir", folder)
+    object.__setattr__(actor.policy_loss, "trace_every", 1)
+    object.__setattr__(actor, "ppo_epochs", 2)
+    actor.policy_loss.__post_init__()
+    loss._traces = Traces()  # another run's
+    for step in (1, 2):
+        update(worker, share.clone(), split, epochs=2, global_steps=[step] * len(share))
+
+
+def update(worker, share, split, epochs=1, **of_rows):
     split = {"micro_batch_size_per_gpu": len(share), "use_dynamic_bsz": False, "use_remove_padding": False, **split}
     data = left_right_2_no_padding(share)
+    for name, values in of_rows.items():
+        tensordict_utils.assign_non_tensor_stack(data, name, values)
     tensordict_utils.assign_non_tensor(
         data,
         temperature=1.0,
@@ -90,7 +111,7 @@ def update(worker, share, split):
         pad_token_id=0,
         global_batch_size=ROWS,
         mini_batch_size=ROWS,
-        epochs=1,
+        epochs=epochs,
         seed=0,
         dataloader_kwargs={"shuffle": False},
         compute_loss=True,
@@ -105,7 +126,7 @@ def update(worker, share, split):
     hook = worker.engine.optimizer.register_step_pre_hook(keep_gradients)
     metrics = tensordict_utils.get(worker.train_mini_batch(data), "metrics")
     hook.remove()
-    return {"gradients": gradients, "metrics": {name: float(*values) for name, values in metrics.items()}}
+    return {"gradients": gradients, "metrics": {name: float(values[0]) for name, values in metrics.items()}}
 
 
 if __name__ == "__main__":

@@ -6,9 +6,13 @@ import sys
 from pathlib import Path
 
 import engine_batch
+import numpy as np
 import pytest
 import torch
 from support import tiny
+from transformers import AutoModelForCausalLM
+
+from fipo.traces import read_traces
 
 pytestmark = [pytest.mark.verl, pytest.mark.timeout(600)]
 HERE = Path(__file__).parent
@@ -36,8 +40,12 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def runs(model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def runs(model, folder):
     return {ranks: run(ranks, model, folder / f"{ranks}.pt") for ranks in (1, 2)}
 
 
@@ -70,6 +78,37 @@ def test_metrics_are_means_over_the_trained_tokens(runs, model):
     assert metrics["fipo/weight_min"] == pytest.approx(weights.min().item(), rel=1e-5)
     assert metrics["fipo/weight_max"] == pytest.approx(weights.max().item(), rel=1e-5)
     assert metrics["fipo/weight_at_high"] == pytest.approx((weights == 1.2).double().mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_every_split_traces_what_was_trained_on(runs, folder, model, ranks):
+    """Of the second rollout, in both epochs, every row but those of padding."""
+    data, tokenizer = engine_batch.batch(model), tiny.tokenizer()
+    with torch.no_grad():
+        logps = engine_batch.logps(AutoModelForCausalLM.from_pretrained(model), data)
+    lengths = data["attention_mask"][:, engine_batch.PROMPT :].sum(1).tolist()
+    rows = [row for row in range(engine_batch.ROWS) if row not in engine_batch.PADDING]
+    by_response = {tuple(data["responses"][row, : lengths[row]].tolist()): row for row in rows}
+    for case in runs[ranks]:
+        found = read_traces(folder / f"{ranks}.pt.traces" / case)
+        assert not found.problems
+        assert len(found) == 2 * len(rows), case
+        assert {trace.rollout for trace in found} == {2}
+        assert len({(trace.sample, trace.update) for trace in found}) == len(found)
+        weights = {0: [], 1: []}
+        for trace in found:
+            row = by_response[tuple(trace.token_ids.tolist())]
+            prompt = data["input_ids"][row, : engine_batch.PROMPT]
+            assert trace.prompt == "".join(tokenizer.convert_ids_to_tokens(prompt[prompt > 0].tolist()))
+            part = slice(lengths[row])
+            assert trace.trained.tolist() == data["response_mask"][row, part].bool().tolist()
+            for name, expected in {"old_logps": data["old_log_probs"], "logps": logps}.items():
+                np.testing.assert_allclose(getattr(trace, name), expected[row, part], atol=1e-5)
+            assert trace.dropped == (row == engine_batch.DROPPED)
+            weights[trace.update] += trace.weight[trace.trained].tolist()
+        expected = sorted(engine_batch.naive_update(model)[1].tolist())
+        for epoch in weights.values():
+            np.testing.assert_allclose(sorted(epoch), expected, rtol=1e-5)
 
 
 def test_fused_kernels_give_the_same_gradients(tmp_path):

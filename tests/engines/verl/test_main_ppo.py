@@ -4,15 +4,20 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import hf_rollout
+import numpy as np
 import pytest
 import toy
 from overrides import ACTOR, FIPO, LOSS, ON_CPU
 from support import tiny
 
+from fipo import FIPOParams
 from fipo.core.logged import TOKEN_MEANS
+from fipo.report import render_report
+from fipo.traces import read_traces
 
 pytestmark = [pytest.mark.verl, pytest.mark.timeout(600)]
 HERE = Path(__file__).parent
@@ -92,8 +97,8 @@ def steps(log):
     return [{name: float(value) for name, value in re.findall(r"([\w/@.]+):([-+.\de]+)", line)} for line in lines]
 
 
-def test_three_steps_with_metrics_and_weights_that_leave_one(tmp_path):
-    done = run(tmp_path)
+def test_three_steps_with_metrics_traces_and_weights_that_leave_one(tmp_path):
+    done = run(tmp_path, f"+{LOSS}.trace_dir={tmp_path / 'credit'}", f"+{LOSS}.trace_every=1")
     assert done.returncode == 0, done.stdout[-5000:]
     logged = steps(done.stdout)
     assert len(logged) == STEPS
@@ -106,6 +111,26 @@ def test_three_steps_with_metrics_and_weights_that_leave_one(tmp_path):
         assert fipo["fipo/weight_mean"] != pytest.approx(1, abs=1e-4)
         least, greatest = metrics["actor/fipo/weight_min"], metrics["actor/fipo/weight_max"]
         assert 0.8 - 1e-6 <= least <= fipo["fipo/weight_mean"] <= greatest <= 1.2 + 1e-6
+    _check_traces(tmp_path / "credit")
+
+
+def _check_traces(folder):
+    """The first rollout is counted, the other two are traced: 8 prompts of 4 completions, half of them at update 1."""
+    traces = read_traces(folder)
+    assert not traces.problems and traces.params == FIPOParams.preset("7b")
+    assert {trace.rollout for trace in traces} == {2, 3}
+    assert len({(trace.rollout, trace.sample) for trace in traces}) == len(traces) == 2 * 8 * 4
+    groups = Counter((trace.rollout, trace.group) for trace in traces)
+    assert set(groups.values()) == {4}
+    for trace in traces:
+        answer = re.sub(r"\[(EOS|PAD|UNK)\]", "", trace.text)
+        assert trace.reward == pytest.approx(toy.compute_score(None, answer, None), abs=1e-6)
+        assert "+" in trace.prompt
+        if trace.update == 0:
+            assert np.abs(trace.weight - 1).max() < 1e-4
+    assert Counter(trace.update for trace in traces) == {0: 32, 1: 32}
+    assert max(np.abs(trace.weight - 1).max() for trace in traces if trace.update == 1) > 0.01
+    assert render_report(folder, folder / "report.html").stat().st_size > 10_000
 
 
 def test_one_update_a_rollout_is_refused_before_ray_starts(tmp_path):

@@ -5,14 +5,16 @@ import logging
 from contextlib import suppress
 from typing import Any
 
+from fipo.engines.tracing import TRACE_SETTINGS, TraceOptions
 from fipo.errors import InvalidParameterError
 from fipo.params import FORMER_KNOBS, KNOBS, NO_EFFECT, PRESETS, FIPOParams
 
 logger = logging.getLogger(__name__)
 
 LOSS_PATH = "fipo.engines.slime.fipo_loss_function"
-OF_THE_HOOK = ("update_index", "next_hook_path")  # what noise.py keeps in the namespace, as fipo_…
+OF_THE_HOOKS = ("update_index", "next_hook_path", "next_postprocess_path")  # what they keep in the namespace, as fipo_…
 OTHER_LOSSES = ("gspo", "cispo")  # advantage estimators that in slime stand for a policy loss of their own
+SETTINGS = ("preset", *KNOBS, *TRACE_SETTINGS)
 _told: set[str] = set()  # settings without effect that were warned about in this process
 
 
@@ -22,7 +24,7 @@ def flag_of(name: str) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Adds --fipo-preset and a flag for every field of FIPOParams; one that is not given is None in the namespace."""
+    """Adds a flag for each of SETTINGS; one that is not given is None in the namespace."""
     group = parser.add_argument_group("FIPO", "fipo.FIPOParams documents them.")
     group.add_argument(
         "--fipo-preset", choices=sorted(PRESETS), default=None, help="The paper's settings; the other flags override."
@@ -32,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         if isinstance(knob.default, bool):
             how = {"action": argparse.BooleanOptionalAction}
         group.add_argument(flag_of(name), default=None, help=f"{knob.help} Default {knob.default}.", **how)
+    for name, meaning in TRACE_SETTINGS.items():
+        group.add_argument(flag_of(name), type=str if name == "trace_dir" else int, default=None, help=meaning)
     for name in FORMER_KNOBS:
         group.add_argument(flag_of(name), default=None, help="Has no effect; accepted for older command lines.")
     return parser
@@ -50,14 +54,19 @@ def params_of(args: argparse.Namespace) -> FIPOParams:
             "without a word; start with `python -m fipo.engines.slime train.py …`, or put fipo_decay_rate and the "
             "others into the YAML file of --custom-config-path."
         )
-    unknown = sorted(given.keys() - {*KNOBS, *FORMER_KNOBS, "preset", *OF_THE_HOOK})
+    unknown = sorted(given.keys() - {*SETTINGS, *FORMER_KNOBS, *OF_THE_HOOKS})
     if unknown:
         raise InvalidParameterError(
-            f"fipo_{unknown[0]} is set, but must be one of {', '.join(f'fipo_{name}' for name in ('preset', *KNOBS))}; "
+            f"fipo_{unknown[0]} is set, but must be one of {', '.join(f'fipo_{name}' for name in SETTINGS)}; "
             "correct the name."
         )
     chosen = {name: _checked(name, given[name]) for name in KNOBS if given.get(name) is not None}
     return FIPOParams.preset(given["preset"], **chosen) if given.get("preset") else FIPOParams(**chosen)
+
+
+def trace_options(args: argparse.Namespace) -> TraceOptions | None:
+    """Where traces go; None where none are asked for."""
+    return TraceOptions.of({name: getattr(args, f"fipo_{name}", None) for name in TRACE_SETTINGS})
 
 
 def check_arguments(args: argparse.Namespace) -> FIPOParams:
@@ -67,6 +76,7 @@ def check_arguments(args: argparse.Namespace) -> FIPOParams:
         InvalidParameterError: They are not right (`params_of`), or slime's flags do not go with them.
     """
     params = params_of(args)
+    trace_options(args)
     if args.use_tis and args.use_rollout_logprobs:
         raise InvalidParameterError(
             "--use-tis and --use-rollout-logprobs are both set, but TIS corrects for π_old being the trainer's, and "

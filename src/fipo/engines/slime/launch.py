@@ -17,11 +17,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from fipo.engines.slime.arguments import LOSS_PATH, add_arguments, check_arguments, flag_of
+from fipo.engines.slime.arguments import LOSS_PATH, SETTINGS, add_arguments, check_arguments, flag_of
 from fipo.engines.slime.contract import check_sources, unsupported
 from fipo.engines.slime.noise import install_hook
+from fipo.engines.slime.tracing import install_postprocess
 from fipo.errors import FIPOError, InvalidParameterError
-from fipo.params import KNOBS
 from fipo.terminal import did_you_mean
 
 USAGE = """\
@@ -29,7 +29,7 @@ python -m fipo.engines.slime [train.py|train_async.py] <slime's own flags> --los
 
 train.py is slime's own, found beside its package; a path to a script of yours that calls slime's parse_args works too.
 """
-FLAGS = [flag_of(name) for name in ("preset", *KNOBS)]
+FLAGS = [flag_of(name) for name in SETTINGS]
 SWITCHES = ("--fipo-clip-high-only", "--no-fipo-clip-high-only")
 
 
@@ -143,6 +143,7 @@ def _parse_args(original: Callable[..., Namespace], add_custom_arguments: Callab
     except FIPOError as error:
         raise SystemExit(_fail(error)) from None
     install_hook(args)
+    install_postprocess(args)
     return args
 
 

@@ -19,6 +19,7 @@ from fipo.engines.slime.arguments import check_arguments, params_of
 from fipo.engines.slime.contract import slime_function
 from fipo.engines.slime.layout import chunks_of
 from fipo.engines.slime.noise import EXTREMES, NoiseWatch, knows_updates, may_be_first_update
+from fipo.engines.slime.tracing import TRACES
 from fipo.errors import InvalidInputError
 
 Batch = dict[str, Any]
@@ -51,6 +52,8 @@ def fipo_loss_function(
     log_probs, entropy = _score(args, batch, logits)
     old = old_log_probs(args, batch)
     out = token_credit(args, batch, log_probs)
+    columns = {"logps": log_probs, "old_logps": old, "advantages": batch["advantages"], "entropy": entropy}
+    TRACES.see(args, batch, out, _trained(batch), columns)
 
     policy, masks, metrics = _policy(args, batch, out, log_probs, old, sum_of_sample_mean)
     reduce = sum_of_sample_mean if masks is batch["loss_masks"] else _reducer(args, batch, masks)

@@ -14,6 +14,7 @@ from fipo.core.extremes import SummedExtremes
 from fipo.core.logged import FIRST_UPDATE_MEANS, NOISE_LIMIT, noise_warning
 from fipo.core.loss import FIPOOutput
 from fipo.engines.slime.contract import slime_function
+from fipo.engines.slime.tracing import TRACES
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ def before_train_step(args: Namespace, rollout_id: int, step_id: int, *others: A
     """For slime's --custom-megatron-before-train-step-hook-path: notes the update, then calls the user's own hook."""
     args.fipo_update_index = step_id
     EXTREMES.start()
+    TRACES.start(rollout_id, step_id)
     own = getattr(args, "fipo_next_hook_path", None)
     if own is not None:
         slime_function("load_function")(own)(args, rollout_id, step_id, *others)

@@ -6,7 +6,8 @@ from typing import Any
 
 from verl.workers.config import PolicyLossConfig
 
-from fipo.engines.verl import guard, registry
+from fipo.engines.tracing import TRACE_SETTINGS, TraceOptions
+from fipo.engines.verl import guard, registry, tracing
 from fipo.errors import InvalidParameterError
 from fipo.params import FORMER_KNOBS, KNOBS, NO_EFFECT, FIPOParams
 
@@ -30,13 +31,15 @@ class FIPOPolicyLossConfig(PolicyLossConfig):
     - PPO's clip range, epsilon_low and epsilon_high, is verl's `actor.clip_ratio_low` and `actor.clip_ratio_high`, not
       the fields below, which bound the weight.
 
+    `trace_dir`, `trace_every` and `trace_samples` ask for traces: see `fipo.engines.verl.tracing`.
+
     The names of the authors' fork are understood: `future_kl_clip_ratio` is both bounds, `future_kl_clip_high_only` is
     `clip_high_only`, and `loss_mode=future_kl` is `fipo`. Its other settings have no effect; they warn.
 
     Raises:
         InvalidParameterError: A value is out of range, two names of one field disagree, `loss_mode` names another loss,
             or the driver's configuration makes one update a rollout.
-        FIPOError: Somebody else owns the policy loss `fipo`.
+        FIPOError: Somebody else owns the policy loss `fipo`, or traces are asked for and this verl cannot give them.
     """
 
     loss_mode: str = registry.NAME
@@ -51,6 +54,10 @@ class FIPOPolicyLossConfig(PolicyLossConfig):
     max_dual_clipped: int | None = None
     distance: str | None = None
 
+    trace_dir: str | None = None
+    trace_every: int | None = None
+    trace_samples: int | None = None
+
     future_kl_clip_ratio: float | None = None
     future_kl_clip_high_only: bool | None = None
     future_kl_start: str | None = None
@@ -63,6 +70,8 @@ class FIPOPolicyLossConfig(PolicyLossConfig):
         registry.check_owner()
         self._check_loss_mode()
         self._warn_of_dead_knobs()
+        if self.trace_options() is not None:
+            tracing.watch_micro_batches()
         given = self._given() | self._given_as_in_the_fork()
         params = FIPOParams.preset(self.preset, **given) if self.preset is not None else FIPOParams(**given)
         for name in KNOBS:
@@ -84,6 +93,10 @@ class FIPOPolicyLossConfig(PolicyLossConfig):
                 f"they are one bound; add actor_rollout_ref.actor.clip_ratio_c={self.dual_clip_c}."
             )
         return FIPOParams(**{name: getattr(self, name) for name in KNOBS} | {"dual_clip_c": clip_ratio_c})
+
+    def trace_options(self) -> TraceOptions | None:
+        """Where traces go; None where none are asked for."""
+        return TraceOptions.of({name: getattr(self, name) for name in TRACE_SETTINGS})
 
     def _given(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in KNOBS if getattr(self, name) is not None}

@@ -11,9 +11,10 @@ from fipo.engines.verl import registry
 from fipo.engines.verl.config import FIPOPolicyLossConfig
 from fipo.engines.verl.guard import OneUpdateWatch, refuse_lost_gradients
 from fipo.engines.verl.metrics import Metrics
+from fipo.engines.verl.tracing import Traces
 from fipo.errors import InvalidParameterError
 
-_watch, _metrics = OneUpdateWatch(), Metrics()
+_watch, _metrics, _traces = OneUpdateWatch(), Metrics(), Traces()
 
 
 @registry.register
@@ -61,6 +62,7 @@ def fipo_policy_loss(
         epsilon_high=config.clip_ratio if config.clip_ratio_high is None else config.clip_ratio_high,
     )
     _watch.see(out, config)
+    _traces.see(out, log_prob, old_log_prob, advantages, response_mask, config)
     loss = out.loss if rollout_is_weights is None else out.loss * torch.where(out.kept, rollout_is_weights, 0)
     loss = torch.where(out.kept, loss, 0)
     metrics = _metrics.of(out, response_mask.bool(), params, config)

@@ -14,7 +14,7 @@ import torch
 from fipo.core import fipo_loss
 from fipo.params import FIPOParams
 from fipo.traces.schema import Trace, flags_of
-from fipo.traces.tokens import byte_decoder
+from fipo.traces.tokens import byte_decoder, in_brackets
 
 UNUSABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)  # of hostile input
 TEXT_ONLY = "The dump holds text without log-probs, so log-ratios and weights cannot be recovered."
@@ -34,7 +34,7 @@ class ImportOptions:
     @cached_property
     def bytes_of(self) -> Callable[[int], bytes]:
         """The bytes of a token; without a tokenizer its id in brackets."""
-        return byte_decoder(self.tokenizer) if self.tokenizer else lambda index: f"⟨{index}⟩".encode()
+        return byte_decoder(self.tokenizer) if self.tokenizer else in_brackets
 
 
 def files_of(source: Path, pattern: str) -> Iterator[Path]:

@@ -27,7 +27,7 @@ def slice_log_prob_with_cp(log_prob, total_length, response_length):
 def all_gather_with_cp(tensor, total_length, response_length):
     if mpu.get_context_parallel_world_size() == 1:
         return tensor
-    whole = tensor.new_zeros(response_length).index_put(
+    whole = tensor.new_zeros(response_length, *tensor.shape[1:]).index_put(
         (torch.tensor(_response_tokens(total_length, response_length), dtype=torch.long),), tensor
     )
     return torch.distributed.nn.all_reduce(whole, group=mpu.get_context_parallel_group())

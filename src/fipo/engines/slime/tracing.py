@@ -1,0 +1,194 @@
+"""Traces from slime: what the loss used, of chosen completions, and what slime's rollout data tell of them.
+
+A micro-batch does not say which samples it holds. A hook on the rollout's data does, and knows them again by the
+tensors of their tokens, which are the same objects. miles gives its hook no data: there samples are told apart by their
+prompts, and have no rewards.
+"""
+
+import logging
+from argparse import Namespace
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fipo.core.loss import FIPOOutput
+from fipo.engines.slime.arguments import params_of, trace_options
+from fipo.engines.slime.contract import slime_function
+from fipo.engines.tracing import Completion, TraceOptions, TraceWriter, among, group_number
+from fipo.errors import InvalidParameterError
+
+logger = logging.getLogger(__name__)
+
+POSTPROCESS_PATH = "fipo.engines.slime.note_rollout"
+OF_CREDIT = [entry.name for entry in fields(FIPOOutput) if entry.name != "dropped"]
+SEEN = "fipo_traced"  # in a micro-batch: --recompute-loss-function asks twice
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What the rollout's data tell of a sample."""
+
+    group: int
+    place: int  # in the rollout
+    reward: float | None
+    truncated: bool | None
+
+
+class Traces:
+    """This process' part in the traces of a run: which rollout and update is under way, and what is to be written."""
+
+    def __init__(self) -> None:
+        self.rollout, self.update = -1, 0  # −1: no hook told
+        self.micro_batches = self.samples = 0  # of the rollout on this process, so far
+        self.known: dict[int, Sample] = {}  # by the identity of the tokens' tensor
+        self.writer: TraceWriter | None = None
+        self.unreported: int | None = None  # the last traced rollout, until its report is logged
+
+    def note(self, args: Namespace, data: dict[str, Any]) -> None:
+        """What a rollout's data, before it is trained on, tell of the samples of this process."""
+        rewards, size = data.get("raw_reward"), args.rollout_batch_size * args.n_samples_per_prompt
+        self.known.clear()
+        for row, (tokens, place) in enumerate(zip(data["tokens"], data["partition"], strict=True)):
+            whole = rewards is not None and len(rewards) == size  # else prompts have unequal numbers of samples
+            prompt = tokens[: len(tokens) - data["response_lengths"][row]]
+            self.known[id(tokens)] = Sample(
+                group=place // args.n_samples_per_prompt if whole else _group_of(prompt),
+                place=place,
+                reward=_number(rewards[place]) if rewards is not None else None,
+                truncated=bool(data["truncated"][row]) if "truncated" in data else None,
+            )
+
+    def start(self, rollout: int, update: int) -> None:
+        """An update begins; with a rollout's first, all ranks have written the traces of the rollout before."""
+        self.rollout, self.update = rollout, update
+        if update == 0:
+            self.micro_batches = self.samples = 0
+            if self.writer is not None and self.unreported is not None:
+                self.writer.log_report(self.unreported)
+            self.unreported = None
+
+    @torch.no_grad()
+    def see(
+        self, args: Namespace, batch: dict[str, Any], out: FIPOOutput, trained: Tensor, columns: dict[str, list[Tensor]]
+    ) -> None:
+        """Writes the chosen completions of a micro-batch, if its rollout is traced.
+
+        Args:
+            args, batch: As for the loss.
+            out: The credit of this rank's part of the micro-batch, (N,).
+            trained: (N,) bool.
+            columns: logps, old_logps, advantages and entropy of this rank's tokens, one tensor a sequence.
+
+        Raises:
+            InvalidParameterError: Traces are asked for, but slime does not say which rollout it trains on.
+        """
+        options = trace_options(args)
+        if options is None or SEEN in batch:
+            return
+        if self.rollout < 0:
+            raise InvalidParameterError(
+                "fipo_trace_dir is set, but slime does not call fipo before its updates; set "
+                "custom_megatron_before_train_step_hook_path to fipo.engines.slime.before_train_step."
+            )
+        batch[SEEN] = True
+        if not options.due(self.rollout):
+            return
+        samples = [self._sample(tokens, length) for tokens, length in _tokens_of(batch)]
+        chosen = [row for row, sample in enumerate(samples) if self._is_chosen(sample, args, options)]
+        whole = _whole_responses(batch, chosen, out, trained, columns)
+        mpu = slime_function("mpu")
+        if mpu.get_tensor_model_parallel_rank() == 0 and mpu.get_context_parallel_rank() == 0:
+            if self.writer is None:
+                self.writer = TraceWriter(options, args.hf_checkpoint, mpu.get_data_parallel_rank())
+            completions = [self._completion(batch, row, samples[row], whole[row], out) for row in chosen]
+            self.writer.write(self.rollout, self.micro_batches, completions, params_of(args))
+            self.unreported = self.rollout
+        self.micro_batches += 1
+
+    def _sample(self, tokens: Tensor, response: int) -> Sample:
+        """What is known of the sample with these tokens; without the rollout's data a number of its own."""
+        mpu = slime_function("mpu")
+        own = self.samples * mpu.get_data_parallel_world_size() + mpu.get_data_parallel_rank()
+        self.samples += 1
+        return self.known.get(id(tokens)) or Sample(_group_of(tokens[: len(tokens) - response]), own, None, None)
+
+    def _is_chosen(self, sample: Sample, args: Namespace, options: TraceOptions) -> bool:
+        """Whole groups from all over the rollout, and so from all its updates."""
+        groups, share = args.rollout_batch_size, options.samples / (args.rollout_batch_size * args.n_samples_per_prompt)
+        if sample.group != sample.place // args.n_samples_per_prompt:  # numbered by their prompts
+            return among(sample.group, share)
+        wanted = max(1, options.samples // args.n_samples_per_prompt)
+        return wanted >= groups or sample.group * wanted % groups < wanted
+
+    def _completion(
+        self, batch: dict[str, Any], row: int, sample: Sample, whole: dict[str, Tensor], out: FIPOOutput
+    ) -> Completion:
+        tokens, length = _tokens_of(batch)[row]
+        kept, trained = whole["kept"].bool(), whole.pop("trained").bool()
+        credit = {name: whole.pop(name).to(getattr(out, name).dtype) for name in OF_CREDIT}
+        return Completion(
+            rollout=self.rollout,
+            update=self.update,
+            group=sample.group,
+            sample=sample.place,
+            prompt=tokens[: len(tokens) - length],
+            tokens=tokens[len(tokens) - length :],
+            trained=trained,
+            credit=FIPOOutput(**credit, dropped=trained.any() & ~kept.any()),
+            columns=whole,
+            reward=sample.reward,
+            truncated=sample.truncated,
+        )
+
+
+TRACES = Traces()
+
+
+def note_rollout(args: Namespace, rollout_id: int | None = None, rollout_data: dict[str, Any] | None = None) -> None:
+    """For slime's --rollout-data-postprocess-path: notes what traces show of samples, then calls the user's own."""
+    if rollout_data is not None and trace_options(args) is not None:
+        TRACES.note(args, rollout_data)
+    own = getattr(args, "fipo_next_postprocess_path", None)
+    if own is not None:
+        given = () if rollout_data is None else (rollout_id, rollout_data)
+        slime_function("load_function")(own)(args, *given)
+
+
+def install_postprocess(args: Namespace) -> None:
+    """Where traces are asked for, makes slime call `note_rollout`, and that the user's own, if there is one."""
+    own = getattr(args, "rollout_data_postprocess_path", None)
+    if trace_options(args) is not None and own != POSTPROCESS_PATH:
+        args.fipo_next_postprocess_path, args.rollout_data_postprocess_path = own, POSTPROCESS_PATH
+
+
+def _tokens_of(batch: dict[str, Any]) -> list[tuple[Tensor, int]]:
+    """Every sequence's tokens, prompt and response, and the response's length."""
+    return list(zip(batch["unconcat_tokens"], batch["response_lengths"], strict=True))
+
+
+def _whole_responses(
+    batch: dict[str, Any], chosen: list[int], out: FIPOOutput, trained: Tensor, columns: dict[str, list[Tensor]]
+) -> dict[int, dict[str, Tensor]]:
+    """Every chosen row's columns by name, (R,) float32 on the CPU, put together from the context-parallel ranks."""
+    if not chosen:
+        return {}
+    here = {name: getattr(out, name) for name in OF_CREDIT} | {"trained": trained}
+    here |= {name: torch.cat(column) for name, column in columns.items()}
+    table = torch.stack([column.float() for column in here.values()], 1)
+    parts = table.split([len(part) for part in columns["logps"]])
+    gather = slime_function("all_gather_with_cp")
+    lengths = list(zip(batch["total_lengths"], batch["response_lengths"], strict=True))
+    wholes = [gather(parts[row], *lengths[row]) for row in chosen]
+    on_cpu = torch.cat(wholes).cpu().split([len(whole) for whole in wholes])
+    return {row: dict(zip(here, whole.unbind(1), strict=True)) for row, whole in zip(chosen, on_cpu, strict=True)}
+
+
+def _group_of(prompt: Tensor) -> int:
+    return group_number(str(prompt.tolist()).encode())
+
+
+def _number(reward: Any) -> float | None:
+    """None for what is no number, such as a dict of several rewards."""
+    return float(reward) if isinstance(reward, int | float) else None

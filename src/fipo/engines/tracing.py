@@ -1,0 +1,192 @@
+"""Traces from other trainers, for what they share: which completions, into which files, and that they cost no run.
+
+What a trainer's loss sees becomes `Completion`s here; `fipo.traces`, which needs pyarrow, is imported when the first is
+written.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+from torch import Tensor
+
+from fipo.core.loss import FIPOOutput
+from fipo.errors import InvalidParameterError
+from fipo.params import FIPOParams
+from fipo.run_folder import TRACES_FOLDER, trace_file
+
+logger = logging.getLogger(__name__)
+
+REPORT = "fipo/credit"
+TRACE_SETTINGS = {  # what TraceOptions.of reads, and what it means
+    "trace_dir": "A folder for traces of token credit; nothing is traced without it.",
+    "trace_every": "Trace every so many rollouts. Default 8.",
+    "trace_samples": "Trace about so many completions of such a rollout, in whole groups. Default 64.",
+}
+GROUPS = 2**31  # as many numbers of groups as a trace can hold
+
+
+@dataclass(frozen=True, slots=True)
+class TraceOptions:
+    """Where traces go, of which rollouts, and of about how many completions of each.
+
+    Raises:
+        InvalidParameterError: A value is not one.
+    """
+
+    folder: Path
+    every: int = 8
+    samples: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("every", "samples"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InvalidParameterError(
+                    f"trace_{name} is {value!r}, but must be a whole number from 1 on; to write no traces, give no "
+                    "trace_dir."
+                )
+
+    @classmethod
+    def of(cls, settings: dict[str, Any]) -> "TraceOptions | None":
+        """Out of `trace_dir`, `trace_every` and `trace_samples`; None without a trace_dir."""
+        if not settings.get("trace_dir"):
+            return None
+        if not isinstance(settings["trace_dir"], str):
+            raise InvalidParameterError(f"trace_dir is {settings['trace_dir']!r}, but must be a folder; name one.")
+        given: dict[str, Any] = {name: settings.get(f"trace_{name}") for name in ("every", "samples")}
+        return cls(Path(settings["trace_dir"]), **{name: value for name, value in given.items() if value is not None})
+
+    @property
+    def run(self) -> str:
+        """The run's name: the folder's, or the one's around a folder that is called traces."""
+        folder = self.folder.absolute()
+        return folder.parent.name if folder.name == TRACES_FOLDER else folder.name
+
+    def due(self, rollout: int) -> bool:
+        return rollout % self.every == 0
+
+
+def group_number(of: bytes) -> int:
+    """The same number on every rank for the completions of one prompt, where the trainer gives groups no number."""
+    return crc32(of) % GROUPS
+
+
+def among(group: int, share: float) -> bool:
+    """Whether this `group_number` is of the given share of all: whole groups, the same on every rank."""
+    return group < share * GROUPS
+
+
+@dataclass(slots=True, kw_only=True)
+class Completion:
+    """One completion of T tokens at one update; tensors are (T,), on any device, without gradient."""
+
+    rollout: int
+    update: int
+    group: int
+    sample: int
+    prompt: Tensor  # token ids
+    tokens: Tensor  # token ids
+    trained: Tensor  # bool
+    credit: FIPOOutput  # as of this completion alone, (T,)
+    columns: dict[str, Tensor]  # logps, old_logps, advantages and, where known, entropy
+    reward: float | None = None
+    truncated: bool | None = None
+
+
+@dataclass(slots=True)
+class TraceWriter:
+    """Writes one process' completions; what fails there costs the traces, with a warning, and not the run."""
+
+    options: TraceOptions
+    tokenizer: Any  # a fast tokenizer of transformers, or the name or folder that it is loaded from
+    rank: int  # of the processes that write
+    _bytes_of: Callable[[int], bytes] | None = None
+    _told: set[str] = field(default_factory=set)
+    _others: set[str] | None = None  # files that lay there before this process wrote
+    _own: set[str] = field(default_factory=set)
+
+    def write(self, rollout: int, step: int, completions: list[Completion], params: FIPOParams) -> None:
+        """Writes one file, whole or not at all, with the completions of one micro-batch."""
+        if not completions:
+            return
+        name = trace_file(rollout, step, self.rank)
+        with self.costs_no_run(f"{name} was not written"):
+            from fipo.traces import write_traces
+
+            self._check_alone(name)
+            write_traces(self._traces(completions), self.options.folder / name, params)
+
+    def log_report(self, rollout: int) -> None:
+        """Logs the report about this rollout's credit where W&B tracks the run in this process."""
+        wandb = sys.modules.get("wandb")
+        if wandb is None or getattr(wandb, "run", None) is None:
+            return
+        with self.costs_no_run("No report was logged to W&B"):
+            from fipo.report.page import rollout_report
+
+            page = rollout_report(self.options.folder, rollout)
+            wandb.log({REPORT: wandb.Html(page, inject=False), "rollout/step": rollout})
+
+    @contextmanager
+    def costs_no_run(self, lost: str) -> Iterator[None]:
+        """Around what may fail: an error becomes a warning that says what is lost, once a cause."""
+        try:
+            yield
+        except Exception as error:
+            cause = f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
+            if cause not in self._told:
+                self._told.add(cause)
+                logger.warning(f"{lost}, and the run goes on: {cause}")
+
+    def _check_alone(self, name: str) -> None:
+        """Files of an earlier start may be replaced; one that appears under this process' name is another run's."""
+        if self._others is None:
+            self._others = {path.name for path in self.options.folder.glob("rollout_*.parquet")}
+        if name not in self._others | self._own and (self.options.folder / name).exists():
+            raise FileExistsError(
+                f"another run writes into {self.options.folder}; give each run a trace_dir of its own."
+            )
+        self._own.add(name)
+
+    def _traces(self, completions: Iterable[Completion]) -> Iterable[Any]:
+        from fipo.traces.schema import Trace, token_columns
+
+        bytes_of = self._decoder()
+        for one in completions:
+            reward = one.reward
+            yield Trace(
+                run=self.options.run,
+                rollout=one.rollout,
+                update=one.update,
+                group=one.group,
+                sample=one.sample,
+                prompt=b"".join(map(bytes_of, one.prompt.tolist())).decode(errors="replace"),
+                token_ids=one.tokens.int().cpu().numpy(),
+                token_bytes=[bytes_of(index) for index in one.tokens.tolist()],
+                reward=reward,
+                rewards={} if reward is None else {"reward": reward},
+                dropped=bool(one.credit.dropped),
+                truncated=one.truncated,
+                stop_reason="" if one.truncated is None else ("length" if one.truncated else "stop"),
+                **token_columns(one.credit, one.trained, **one.columns),
+            )
+
+    def _decoder(self) -> Callable[[int], bytes]:
+        """The bytes of a token; its id in brackets, after a warning, where the tokenizer cannot be had."""
+        if self._bytes_of is None:
+            from fipo.traces.tokens import byte_decoder, in_brackets
+
+            self._bytes_of = in_brackets
+            with self.costs_no_run("Traces show tokens as their ids"):
+                if isinstance(self.tokenizer, str):
+                    from transformers import AutoTokenizer
+
+                    self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
+                self._bytes_of = byte_decoder(self.tokenizer)
+        return self._bytes_of

@@ -1,0 +1,207 @@
+"""Traces from verl: what the loss used, with the tokens that verl's policy losses do not see.
+
+One function of verl is wrapped, and only where a trace_dir is given: `no_padding_2_padding`, as `ppo_loss` in
+verl/workers/utils/losses.py finds it. `ppo_loss` calls it right before the policy loss, first with log-probs and then
+with entropies, and with the whole micro-batch, which holds the tokens, the prompt's `uid`, the rewards and the step.
+"""
+
+import inspect
+from collections import Counter
+from dataclasses import fields
+from functools import wraps
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from verl.utils import tensordict_utils
+from verl.workers.utils import losses
+
+from fipo.core.loss import FIPOOutput
+from fipo.engines.tracing import Completion, TraceWriter, among, group_number
+from fipo.engines.verl.metrics import rows_of_an_update
+from fipo.errors import FIPOError
+
+REMEDY = "drop policy_loss.trace_dir, or train with verl 0.9.1's main_ppo and trainer.use_legacy_worker_impl=disable"
+CALL = 'log_prob = no_padding_2_padding(model_output["log_probs"], data)'  # in ppo_loss of verl 0.7.1, 0.8.0 and 0.9.1
+
+
+class MicroBatch:
+    """What the wrapped function was last called with, and what it returned: log-probs, then entropies."""
+
+    def __init__(self) -> None:
+        self.data: Any = None
+        self.returned: list[Tensor] = []
+
+    def see(self, data: Any, padded: Tensor) -> None:
+        if data is not self.data:
+            self.data, self.returned = data, []
+        self.returned.append(padded)
+
+    def take(self, log_prob: Tensor) -> tuple[Any, Tensor | None]:
+        """The micro-batch that these log-probs are of, and its entropies where verl computes them.
+
+        Raises:
+            FIPOError: The loss was called by something else than verl's ppo_loss.
+        """
+        data, returned = self.data, self.returned
+        self.data, self.returned = None, []
+        if data is None or returned[0] is not log_prob:
+            raise FIPOError(
+                f"policy_loss.trace_dir is set, but the loss is not called by verl's ppo_loss, which knows the tokens; "
+                f"{REMEDY}."
+            )
+        return data, returned[1] if len(returned) > 1 else None
+
+
+_micro_batch = MicroBatch()
+
+
+def watch_micro_batches() -> None:
+    """Wraps verl's function, once a process.
+
+    Raises:
+        FIPOError: verl's ppo_loss is not as it was read.
+    """
+    original = getattr(losses, "no_padding_2_padding", None)
+    if hasattr(original, "__wrapped__"):  # by this function
+        return
+    if original is None or CALL not in inspect.getsource(losses.ppo_loss):
+        raise FIPOError(
+            f"{losses.__file__}: ppo_loss does not call no_padding_2_padding as in verl 0.7.1 to 0.9.1, and fipo finds "
+            f"the tokens of its traces there; {REMEDY}."
+        )
+
+    @wraps(original)
+    def no_padding_2_padding(tensor: Tensor, data: Any) -> Tensor:
+        padded = original(tensor, data)
+        _micro_batch.see(data, padded)
+        return padded
+
+    losses.no_padding_2_padding = no_padding_2_padding
+
+
+class Traces:
+    """This process' part in the traces of a run.
+
+    A worker learns how large a rollout is by having trained on one: the first after a start is counted, not traced.
+    """
+
+    def __init__(self) -> None:
+        self.rollout = -1
+        self.rows = self.micro_batches = self.rows_before = 0  # of this rollout so far, and of the one before
+        self.samples: dict[Any, int] = {}  # of the rollout: what tells a sample → its number
+        self.writer: TraceWriter | None = None
+
+    @torch.no_grad()
+    def see(
+        self, out: FIPOOutput, log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, mask: Tensor, config: Any
+    ) -> None:
+        """Writes the chosen completions of a micro-batch, if its rollout is traced; the arguments are the loss' own.
+
+        Raises:
+            FIPOError: Traces are asked for, but this verl does not give what they need.
+        """
+        options = config.policy_loss.trace_options()
+        if options is None:
+            return
+        data, entropy = _micro_batch.take(log_prob)
+        self._advance(data)
+        update = int(self.rows / rows_of_an_update(config))
+        self.rows += len(mask)
+        step, self.micro_batches = self.micro_batches, self.micro_batches + 1
+        if not options.due(self.rollout) or not self.rows_before:
+            return
+        ranks, rank, writes = _place(data, config)
+        columns = {"logps": log_prob, "old_logps": old_log_prob, "advantages": advantages}
+        columns |= {} if entropy is None else {"entropy": entropy}
+        share = options.samples / ranks / (self.rows_before / config.ppo_epochs)
+        completions = self._completions(data, out, mask.bool(), columns, update, share)
+        if not writes:
+            return
+        if self.writer is None:
+            self.writer = TraceWriter(options, _tokenizer(config), rank)
+        self.writer.write(self.rollout, step, completions, config.policy_loss.params(config.clip_ratio_c))
+
+    def _advance(self, data: Any) -> None:
+        """Finds the rollout in the micro-batch; with a new one counting starts again."""
+        steps = tensordict_utils.get(data, "global_steps")
+        if not steps:
+            raise FIPOError(f"policy_loss.trace_dir is set, but verl's batches do not tell the step; {REMEDY}.")
+        rollout = int(steps[0] if isinstance(steps, list) else steps)
+        if rollout != self.rollout:
+            self.rollout, self.rows_before = rollout, self.rows
+            self.rows = self.micro_batches = 0
+            self.samples = {}
+
+    def _completions(
+        self, data: Any, out: FIPOOutput, mask: Tensor, columns: dict[str, Tensor], update: int, share: float
+    ) -> list[Completion]:
+        """The chosen rows: about this share of them."""
+        uids = tensordict_utils.get(data, "uid", list(range(len(mask))))
+        prompts, responses = _token_ids(data)
+        rewards = tensordict_utils.get(data, "rm_scores")
+        numbers = self._numbers(data, uids, responses)
+        found = []
+        for row, (uid, prompt, tokens) in enumerate(zip(uids, prompts, responses, strict=True)):
+            group = group_number(str(uid).encode())
+            if not among(group, share) or not mask[row].any():
+                continue
+            part = slice(len(tokens))
+            credit = {e.name: getattr(out, e.name)[row, part] for e in fields(FIPOOutput) if e.name != "dropped"}
+            found.append(
+                Completion(
+                    rollout=self.rollout,
+                    update=update,
+                    group=group,
+                    sample=numbers[row],
+                    prompt=prompt,
+                    tokens=tokens,
+                    trained=mask[row, part],
+                    credit=FIPOOutput(**credit, dropped=out.dropped[row]),
+                    columns={name: column[row, part] for name, column in columns.items()},
+                    reward=None if rewards is None else float(rewards[row].sum()),
+                )
+            )
+        return found
+
+    def _numbers(self, data: Any, uids: list[Any], responses: list[Tensor]) -> list[int]:
+        """A number for every row, the same in every epoch over the rollout, and on every rank another."""
+        ranks, rank = dist.get_world_size(), dist.get_rank()
+        sessions, occurred = tensordict_utils.get(data, "session_id"), Counter[Any]()
+        numbers = []
+        for row, (uid, tokens) in enumerate(zip(uids, responses, strict=True)):
+            key = (uid, sessions[row]) if sessions is not None else (uid, tuple(tokens.tolist()))
+            occurred[key] += 1
+            own = self.samples.setdefault((*key, occurred[key]), len(self.samples))
+            numbers.append(own * ranks + rank)
+        return numbers
+
+
+def _token_ids(data: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Prompts and responses of a micro-batch, without padding."""
+    prompts, responses = data["prompts"], data["responses"]
+    if prompts.is_nested:
+        return list(prompts.unbind()), list(responses.unbind())
+    attended = data["attention_mask"].bool().split([prompts.shape[1], responses.shape[1]], 1)
+    return tuple(
+        [row[here] for row, here in zip(ids, mask, strict=True)]
+        for ids, mask in zip((prompts, responses), attended, strict=True)
+    )  # type: ignore[return-value]
+
+
+def _place(data: Any, config: Any) -> tuple[int, int, bool]:
+    """How many ranks hold rows of their own, which of them this one's are, and whether it is the one that writes."""
+    ranks = int(tensordict_utils.get(data, "dp_size", 1))
+    if config.strategy == "megatron":
+        from megatron.core import mpu
+
+        first = mpu.get_tensor_model_parallel_rank() == 0 and mpu.get_context_parallel_rank() == 0
+        return ranks, mpu.get_data_parallel_rank(), first
+    place, copy = divmod(dist.get_rank(), dist.get_world_size() // ranks)
+    return ranks, place, copy == 0
+
+
+def _tokenizer(config: Any) -> Any:
+    model = config.model_config
+    return getattr(model, "tokenizer", None) or getattr(model, "local_path", None) or getattr(model, "path", None)

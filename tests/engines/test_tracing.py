@@ -1,0 +1,170 @@
+"""What the traces of other trainers may never do: end a run, or hide what they lack."""
+
+import builtins
+import logging
+import sys
+from dataclasses import fields
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from support import tiny
+
+from fipo import FIPOParams, InvalidParameterError, fipo_loss
+from fipo.core.loss import FIPOOutput
+from fipo.engines.tracing import Completion, TraceOptions, TraceWriter, among, group_number
+from fipo.traces import read_traces
+
+HOSTILE = b"\xff</script><script>alert(1)</script>\x1b[31m\x00"
+
+
+def completion(tokens=5, sample=0, **place):
+    generator = torch.Generator().manual_seed(sample)
+    new, old = (-torch.rand(1, tokens, generator=generator) for _ in range(2))
+    trained = torch.ones(1, tokens, dtype=torch.bool)
+    out = fipo_loss(new, old, torch.ones(1), trained, FIPOParams())
+    return Completion(
+        **{"rollout": 8, "update": 1, "group": 3} | place,
+        sample=sample,
+        prompt=torch.tensor([4, 5]),
+        tokens=torch.arange(6, 6 + tokens),
+        trained=trained[0],
+        credit=FIPOOutput(**{entry.name: getattr(out, entry.name)[0] for entry in fields(FIPOOutput)}),
+        columns={"logps": new[0], "old_logps": old[0], "advantages": torch.ones(tokens)},
+        reward=0.5,
+        truncated=False,
+    )
+
+
+def writer(folder, tokenizer=None, **options):
+    return TraceWriter(TraceOptions(folder, **options), tokenizer or tiny.tokenizer(), 0)
+
+
+def warnings(caplog):
+    return [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_what_is_written_is_read(tmp_path):
+    writer(tmp_path / "run").write(8, 2, [completion(sample=7)], FIPOParams())
+    traces = read_traces(tmp_path / "run")
+    (trace,) = traces
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["rollout_000008_step_0002_rank_0.parquet"]
+    assert (trace.run, trace.rollout, trace.update, trace.group, trace.sample) == ("run", 8, 1, 3, 7)
+    assert (trace.reward, trace.stop_reason, trace.entropy, trace.dropped) == (0.5, "stop", None, False)
+    assert trace.text == "".join(tiny.tokenizer().convert_ids_to_tokens(list(range(6, 11))))
+    np.testing.assert_allclose(trace.weight, completion(sample=7).credit.weight)
+    assert traces.params == FIPOParams()
+
+
+def test_a_folder_called_traces_lies_in_its_run(tmp_path):
+    writer(tmp_path / "qwen" / "traces").write(0, 0, [completion()], FIPOParams())
+    assert read_traces(tmp_path / "qwen")[0].run == "qwen"
+
+
+def test_a_full_disk_costs_the_traces_and_one_warning(tmp_path, caplog, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    one = writer(tmp_path)
+    monkeypatch.setattr("os.replace", full)
+    for step in range(3):
+        one.write(8, step, [completion()], FIPOParams())
+    (sentence,) = warnings(caplog)
+    assert "step_0000" in sentence and "the run goes on" in sentence and "No space left on device" in sentence
+    monkeypatch.undo()
+    one.write(8, 3, [completion()], FIPOParams())  # somebody made room
+    assert len(read_traces(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("missing", ["pyarrow", "numpy"])
+def test_a_missing_package_costs_the_traces_and_one_warning(tmp_path, caplog, monkeypatch, missing):
+    importing = builtins.__import__
+
+    def refuse(name, *arguments):
+        if name.split(".")[0] == missing:
+            raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+        return importing(name, *arguments)
+
+    for name in [name for name in sys.modules if name.startswith("fipo.traces")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    one = writer(tmp_path)
+    for step in range(3):
+        one.write(8, step, [completion()], FIPOParams())
+    (sentence,) = warnings(caplog)
+    assert f"No module named '{missing}'" in sentence
+
+
+def test_without_a_tokenizer_tokens_show_as_their_ids(tmp_path, caplog):
+    one = writer(tmp_path, tokenizer=str(tmp_path / "none"))
+    for step in range(2):
+        one.write(8, step, [completion(tokens=2, sample=step)], FIPOParams())
+    assert [trace.text for trace in read_traces(tmp_path)] == ["⟨6⟩⟨7⟩"] * 2
+    (sentence,) = warnings(caplog)
+    assert sentence.startswith("Traces show tokens as their ids, and the run goes on: ")
+
+
+def test_a_second_writer_stops_and_says_so(tmp_path, caplog):
+    first, second = writer(tmp_path), writer(tmp_path)
+    first.write(0, 0, [completion(rollout=0)], FIPOParams())
+    second.write(8, 0, [completion()], FIPOParams())
+    first.write(8, 0, [completion(sample=1)], FIPOParams())
+    (sentence,) = warnings(caplog)
+    assert f"another run writes into {tmp_path}; give each run a trace_dir of its own" in sentence
+    assert [trace.sample for trace in read_traces(tmp_path)] == [0, 0]
+
+
+def test_a_resumed_run_replaces_its_traces(tmp_path, caplog):
+    writer(tmp_path).write(8, 0, [completion()], FIPOParams())
+    writer(tmp_path).write(8, 0, [completion(sample=1)], FIPOParams())
+    assert [trace.sample for trace in read_traces(tmp_path)] == [1]
+    assert not warnings(caplog)
+
+
+def test_hostile_tokens_reach_the_report_as_data(tmp_path, monkeypatch):
+    pages = []
+    wandb = SimpleNamespace(run=object(), log=pages.append, Html=lambda page, inject: page)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    one = writer(tmp_path)
+    one._bytes_of = lambda index: HOSTILE
+    one.write(8, 0, [completion(tokens=2)], FIPOParams())
+    one.log_report(8)
+    assert read_traces(tmp_path)[0].token_bytes == [HOSTILE] * 2
+    (logged,) = pages
+    assert logged["rollout/step"] == 8
+    assert "<script>alert" not in logged["fipo/credit"]
+
+
+def test_no_report_where_there_is_no_trace(tmp_path, caplog, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=object()))
+    writer(tmp_path).log_report(8)
+    (sentence,) = warnings(caplog)
+    assert sentence.startswith("No report was logged to W&B, and the run goes on: DataError: ")
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"trace_every": 0}, "trace_every is 0, but must be a whole number from 1 on; to write no traces, give no"),
+        ({"trace_samples": True}, "trace_samples is True, but"),
+        ({"trace_samples": "64"}, "trace_samples is '64', but"),
+        ({"trace_dir": 5}, "trace_dir is 5, but must be a folder"),
+    ],
+)
+def test_settings_that_are_none(given, sentence):
+    with pytest.raises(InvalidParameterError, match=sentence):
+        TraceOptions.of({"trace_dir": "here"} | given)
+
+
+def test_off_by_default():
+    assert TraceOptions.of({"trace_dir": None, "trace_every": None}) is None
+    options = TraceOptions.of({"trace_dir": "here", "trace_every": None})
+    assert (options.every, options.samples) == (8, 64)
+    assert [rollout for rollout in range(20) if options.due(rollout)] == [0, 8, 16]
+
+
+def test_a_share_of_groups_is_that_share():
+    groups = [group_number(f"prompt {number}".encode()) for number in range(4000)]
+    for share in (0.1, 0.5, 1):
+        assert sum(among(group, share) for group in groups) / len(groups) == pytest.approx(share, abs=0.03)

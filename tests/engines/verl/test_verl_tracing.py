@@ -1,0 +1,63 @@
+"""What traces need of verl, at every release that the plugin knows, and how the plugin refuses another."""
+
+import pytest
+import torch
+from test_loss import actor, counted, rollout
+from verl.workers.utils import losses
+
+from fipo import FIPOError, InvalidParameterError
+from fipo.engines.verl import FIPOPolicyLossConfig, fipo_policy_loss, tracing
+
+pytestmark = pytest.mark.verl
+
+
+@pytest.fixture(autouse=True)
+def unwrapped(monkeypatch):
+    """verl as it is found, before and after."""
+    original = losses.no_padding_2_padding
+    monkeypatch.setattr(losses, "no_padding_2_padding", getattr(original, "__wrapped__", original))
+
+
+def test_nothing_is_wrapped_without_a_trace_dir():
+    original = losses.no_padding_2_padding
+    FIPOPolicyLossConfig()
+    assert losses.no_padding_2_padding is original
+
+
+def test_this_release_is_as_it_was_read(tmp_path):
+    original = losses.no_padding_2_padding
+    for _ in range(2):
+        FIPOPolicyLossConfig(trace_dir=str(tmp_path))
+    assert losses.no_padding_2_padding is not original
+    assert losses.no_padding_2_padding.__wrapped__ is original
+
+
+def test_another_ppo_loss_is_refused(tmp_path, monkeypatch):
+    def ppo_loss(config, model_output, data, dp_group=None):
+        return model_output["log_probs"].sum(), {}
+
+    monkeypatch.setattr(losses, "ppo_loss", ppo_loss)
+    with pytest.raises(
+        FIPOError, match=r"ppo_loss does not call no_padding_2_padding as in .*; drop policy_loss\.trace_dir"
+    ):
+        FIPOPolicyLossConfig(trace_dir=str(tmp_path))
+
+
+def test_a_loss_that_ppo_loss_does_not_call_is_refused(tmp_path):
+    batch = rollout()
+    config = counted(actor(FIPOPolicyLossConfig(trace_dir=str(tmp_path))), batch["response_mask"])
+    with pytest.raises(FIPOError, match="not called by verl's ppo_loss, which knows the tokens; drop"):
+        fipo_policy_loss(**batch, config=config)
+
+
+def test_a_batch_without_its_step_is_refused(tmp_path):
+    batch = rollout()
+    config = counted(actor(FIPOPolicyLossConfig(trace_dir=str(tmp_path))), batch["response_mask"])
+    tracing._micro_batch.see({"prompts": torch.zeros(1)}, batch["log_prob"])
+    with pytest.raises(FIPOError, match="batches do not tell the step; drop"):
+        fipo_policy_loss(**batch, config=config)
+
+
+def test_settings_that_are_none(tmp_path):
+    with pytest.raises(InvalidParameterError, match="trace_every is 0, but must be a whole number from 1 on"):
+        FIPOPolicyLossConfig(trace_dir=str(tmp_path), trace_every=0)

@@ -20,6 +20,7 @@ FULL_DISK = ("no space left", "file too large", "file write failed", "disk quota
 REPORT_PACKAGES = {"numpy", "plotly", "pyarrow", "rich"}
 PACKAGES = {  # extra → what it brings
     "report": REPORT_PACKAGES,
+    "watch": REPORT_PACKAGES | {"starlette", "uvicorn"},
     "train": REPORT_PACKAGES
     | {"accelerate", "datasets", "math_verify", "peft", "reasoning_gym", "transformers", "trl", "yaml"},
 }
@@ -89,6 +90,9 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     report = add("report", _report, "write one HTML report about runs: curves, and every token's credit")
     report.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a file of traces or metrics")
     report.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="the report [%(default)s]")
+    watch = add("watch", _watch, "the report of runs that are under way, in a browser on this machine")
+    watch.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder; it need not exist yet")
+    watch.add_argument("--port", type=int, default=0, help="a free one unless given; give one for ssh -L")
     analyze = add("analyze", _analyze, "what the credit did, in numbers, from a run's traces")
     analyze.add_argument("traces", type=Path, help="a run, its traces folder, or a trace file")
     analyze.add_argument("--json", action="store_true", help="print the numbers as JSON")
@@ -231,6 +235,13 @@ def _report(options: argparse.Namespace) -> int:
     for problem in report.problems:
         print(f"fipo: {printable(problem)}", file=sys.stderr)
     print(path)
+    return 0
+
+
+def _watch(options: argparse.Namespace) -> int:
+    with _extra("watch"):
+        from fipo.report.server import watch
+    watch(options.runs, options.port, lambda address: print(f"{address}\nCtrl-C ends it; the runs go on.", flush=True))
     return 0
 
 

@@ -2,16 +2,20 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from fipo.errors import DataError
 
 METRICS_FILE = "metrics.jsonl"  # a JSON object a line, as the trainer logged it
 TRACES_FOLDER = "traces"  # Parquet, see fipo.traces
 REPORT_FILE = "report.html"
-LOCK_FILE = ".lock"  # locked as long as a run is under way, whatever ends its process
+LOCK_FILE = ".lock"  # locked as long as a run is under way, whatever ends its process; then it says how that ended
+MISSING, UNKNOWN, RUNNING, KILLED = "missing", "unknown", "running", "killed"
+FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"  # what the lock file says: stopped by a signal, or an error
 
 
 def trace_file(rollout: int, step: int, rank: int) -> str:
@@ -44,20 +48,63 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+class Lock:
+    """The lock of a run that this process holds: `end` notes in the file how the run ended."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self.end("")
+
+    def end(self, how: str) -> None:
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.write(how)
+        self._file.flush()
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[Lock]:
     """Makes the folder and holds its lock. Raises a DataError where another process does, or no folder can be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK_FILE).open("a")
+        file = (folder / LOCK_FILE).open("a+")
     except OSError as error:
         raise DataError(f"output_dir is {folder}, which cannot be written to ({error}); choose another.") from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not _acquire(file):
             raise DataError(
                 f"{folder} belongs to a run that is under way in another process; wait for it, or choose another "
                 "output_dir."
-            ) from error
-        yield
+            )
+        lock = Lock(file)
+        try:
+            yield lock
+        except BaseException:
+            lock.end(FAILED)
+            raise
+
+
+def _acquire(file: TextIO) -> bool:
+    """Whether the lock could be had; `status_of` holds it for a moment when it looks."""
+    for attempt in range(5):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.02 * attempt)
+    return False
+
+
+def status_of(folder: Path) -> str:
+    """How a run of `fipo train` stands: one of the names above; MISSING without a folder, UNKNOWN without a lock."""
+    if not folder.exists():
+        return MISSING
+    try:
+        with (folder / LOCK_FILE).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            ended = file.read(20)
+            return ended if ended in (FINISHED, STOPPED, FAILED) else KILLED
+    except BlockingIOError:
+        return RUNNING
+    except OSError:
+        return UNKNOWN

@@ -5,8 +5,10 @@ import { formatCount, formatNumber, formatPercent, formatReward } from "../../sr
 import { positionOf, roundUp, scaleOf, valueAt, valuesOf } from "../../src/fipo/report/web/model/channels.js";
 import { creditOf, flagsOf } from "../../src/fipo/report/web/model/credit.js";
 import { filterTraces, NO_FILTERS } from "../../src/fipo/report/web/model/filters.js";
-import { groupOf, openingTrace, updatesOf } from "../../src/fipo/report/web/model/groups.js";
+import { groupOf, openingTrace, updatesOf, weightSpread } from "../../src/fipo/report/web/model/groups.js";
 import { readKnob, sliderEnds } from "../../src/fipo/report/web/model/knobs.js";
+import { sortTraces } from "../../src/fipo/report/web/model/order.js";
+import { rolloutOf, stepOf, stepsOf, traceAt } from "../../src/fipo/report/web/model/steps.js";
 import { lowerShare, tallyTraces } from "../../src/fipo/report/web/model/tally.js";
 import { matchingTokens, openTrace } from "../../src/fipo/report/web/model/traces.js";
 import { hashOf, viewOf } from "../../src/fipo/report/web/state.js";
@@ -41,7 +43,7 @@ test("a slider ends where the range does", async () => {
 test("the address gives back the view", async () => {
   const report = await goldenReport();
   const view = {
-    tab: "summary", at: 1, mode: "group", channel: "entropy", selected: 3, active: 0,
+    tab: "summary", at: 1, mode: "group", watched: "0.8", sort: "spread", channel: "entropy", selected: 3, active: 0,
     filters: { ...NO_FILTERS, text: "a & b=#ü", rewardMin: "0.5" },
     knobs: { decay_rate: Infinity, clip_high_only: false, distance: "trained" },
   };
@@ -114,18 +116,45 @@ test("a group has one trace a completion, by falling reward; updates are in orde
   assert.deepEqual(updatesOf(traces, 0), [2, 0]);
 });
 
-test("the report opens on the first advantage that is not 0 with weights that vary", async () => {
+test("the report opens on the widest weights, before all in a group with both rewards", async () => {
   const report = await goldenReport();
-  report.traces[0] = { ...report.traces[0], advantage: 0, sign: 0 };
-  assert.equal(openingTrace(report), 1);
-  report.columns.log_ratio = new Float32Array(report.columns.log_ratio.length); // all weights 1, but for the imported trace
-  report.traces[1] = { ...report.traces[1] };
-  assert.equal(openingTrace(report), 2);
-  report.traces.pop();
-  report.traces.pop();
-  assert.equal(openingTrace(report), 1);
-  report.traces.pop();
+  const facts = (index, changes) => (report.traces[index] = { ...report.traces[index], ...changes });
+  const spreads = () => [0, 1, 2, 3].map((index) => weightSpread(openTrace(report, index)));
+  const widest = spreads().indexOf(Math.max(...spreads()));
+  for (const index of [0, 1, 2, 3]) facts(index, { group: index, advantage: 1, sign: 1 });
+  assert.equal(openingTrace(report), widest);
+  facts(widest, { advantage: 0, sign: 0 });
+  assert.notEqual(openingTrace(report), widest);
+  facts(widest, { advantage: 1, sign: 1 });
+  const [lower, other] = [0, 1, 2, 3].filter((index) => index !== widest && spreads()[index] > 0.001);
+  facts(lower, { group: 9, reward: 1, sample: 90 });
+  facts(other, { group: 9, reward: 0, sample: 91 });
+  assert.ok([lower, other].includes(openingTrace(report)));
+  for (const index of [0, 1, 2, 3]) facts(index, { advantage: 0, sign: 0 });
   assert.equal(openingTrace(report), 0);
+});
+
+test("a step leads to its rollout and back", async () => {
+  assert.deepEqual([stepOf(8, 0), stepOf(8, 2), stepOf(8, 2, 3), stepOf(8, 2, -1)], [1, 17, 20, 17]);
+  for (const step of [1, 8, 9, 16, 17]) assert.equal(rolloutOf(8, stepOf(8, rolloutOf(8, step), (step - 1) % 8)), rolloutOf(8, step));
+  const report = await goldenReport();
+  assert.equal(traceAt(report, [], 5), null); // nobody knows the updates a rollout
+  for (const set of report.sets) set.updates = 4;
+  report.traces = report.traces.map((facts, index) => ({ ...facts, rollout: 8 * index, update: 1 }));
+  assert.deepEqual(stepsOf(report), [1, 33, 65, 97]);
+  assert.deepEqual([0, 30, 34, 80, 1e6].map((step) => traceAt(report, [], step)), [0, 1, 1, 2, 3]);
+});
+
+test("the list by reward, spread and length", async () => {
+  const report = await goldenReport();
+  const rewards = [null, 0.5, -1, 0.5];
+  report.traces = report.traces.map((facts, index) => ({ ...facts, reward: rewards[index] }));
+  assert.deepEqual(sortTraces(report, [0, 1, 2, 3], ""), [0, 1, 2, 3]);
+  assert.deepEqual(sortTraces(report, [0, 1, 2, 3], "reward"), [1, 3, 2, 0]);
+  const by = (key) => (a, b) => key(b) - key(a) || a - b;
+  const spread = (index) => weightSpread(openTrace(report, index));
+  assert.deepEqual(sortTraces(report, [0, 1, 2, 3], "spread"), [0, 1, 2, 3].sort(by(spread)));
+  assert.deepEqual(sortTraces(report, [1, 2, 3], "length"), [1, 2, 3].sort(by((index) => report.traces[index].length)));
 });
 
 test("a tally counts every trained token once in each table", async () => {

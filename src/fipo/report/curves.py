@@ -50,7 +50,7 @@ class Line:
     metric: str
     colour: str
     dash: str
-    seeds: int
+    runs: list[str]  # whose values it shows
     middle: Series
     low: Series
     high: Series
@@ -62,19 +62,7 @@ Families = list[tuple[str, list[Metrics]]]  # the name in the legend, and the ru
 def read_metrics(path: Path, run: str) -> Metrics:
     """Reads metrics.jsonl; numbers only. A line that is no JSON object with a step is left out and named."""
     found = Metrics(run)
-    bad = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            record = json.loads(line)
-            step = _finite(record.pop("step"))
-            if math.isnan(step):
-                raise ValueError
-            values = {name: _finite(value) for name, value in record.items() if _is_number(value)}
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-            bad.append(number)
-            continue
-        for name, value in values.items():
-            found.series[name][step] = value
+    bad = add_lines(found, path.read_bytes().splitlines())
     if bad:
         lines = ", ".join(map(str, bad[:5])) + (" …" if len(bad) > 5 else "")
         found.problems.append(
@@ -86,6 +74,24 @@ def read_metrics(path: Path, run: str) -> Metrics:
         names = ", ".join(sorted(found.series)[:5])
         found.problems.append(f"{path}: none of its metrics ({names}) is one that is drawn, such as reward.")
     return found
+
+
+def add_lines(metrics: Metrics, lines: Iterable[bytes]) -> list[int]:
+    """Adds lines of metrics.jsonl; returns the numbers, from 1, of those that cannot be used."""
+    bad = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            step = _finite(record.pop("step"))
+            if math.isnan(step):
+                raise ValueError
+            values = {name: _finite(value) for name, value in record.items() if _is_number(value)}
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+            bad.append(number)
+            continue
+        for name, value in values.items():
+            metrics.series[name][step] = value
+    return bad
 
 
 def _is_number(value: Any) -> bool:
@@ -100,11 +106,20 @@ def _finite(value: Any) -> float:
     return number
 
 
-def draw_curves(runs: list[Metrics]) -> list[dict[str, Any]]:
-    """Plotly figures as JSON values, one for every chart that has data."""
-    families = _families(runs)
+def draw_curves(runs: list[Metrics], most_points: int | None = None) -> list[dict[str, Any]]:
+    """Plotly figures as JSON values, one for every chart that has data; of more steps every so-manieth is drawn."""
+    families = _families([_thinned(run, most_points) for run in runs] if most_points else runs)
     charts = [_draw(title, pattern, unit, families) for title, pattern, unit in CHARTS]
     return [chart for chart in charts if chart is not None]
+
+
+def _thinned(run: Metrics, most: int) -> Metrics:
+    """With at most so many steps of each metric, evenly spaced by their order, the last among them."""
+    kept = {}
+    for name, series in run.series.items():
+        steps = sorted(series)[::-1]
+        kept[name] = {step: series[step] for step in reversed(steps[:: -(-len(steps) // most)])}
+    return Metrics(run.run, kept)
 
 
 def _families(runs: list[Metrics]) -> Families:
@@ -133,7 +148,7 @@ def _draw(title: str, pattern: str, unit: str, families: Families) -> dict[str, 
     figure.update_layout(
         xaxis={"title": {"text": "update"}},
         yaxis={"title": {"text": "" if unit == "%" else unit}, "tickformat": ".0%" if unit == "%" else ""},
-        showlegend=len(lines) > 1 or any(line.seeds > 1 for line in lines),  # a band must say what it spans
+        showlegend=len(lines) > 1 or any(len(line.runs) > 1 for line in lines),  # a band must say what it spans
     )
     return {"title": title, "figure": json.loads(str(figure.to_json()))}
 
@@ -157,7 +172,20 @@ def _lines(metric: str, metrics: list[str], families: Families) -> Iterable[Line
         elif metric in RANGES:
             low, high = (_extreme(members, end, pick) for end, pick in zip(RANGES[metric], (min, max), strict=True))
         colour = COLOURS[(number if several else place) % len(COLOURS)]
-        yield Line(name, metric, colour, DASHES[place % len(DASHES) if several else 0], len(values), middle, low, high)
+        yield Line(
+            name,
+            metric,
+            colour,
+            DASHES[place % len(DASHES) if several else 0],
+            _names(metric, members),
+            middle,
+            low,
+            high,
+        )
+
+
+def _names(metric: str, members: list[Metrics]) -> list[str]:
+    return [run.run for run in members if metric in run.series]
 
 
 def _mean_and_range(values: list[Series]) -> tuple[Series, Series, Series]:
@@ -186,6 +214,7 @@ def _curve(line: Line) -> go.Scatter:
         mode="lines+markers" if few else "lines",
         line={"color": line.colour, "dash": line.dash, "width": 2},
         legendgroup=line.name,
+        meta={"runs": line.runs},  # for who points at it
     )
 
 

@@ -62,6 +62,8 @@ def pack_traces(sets: list[tuple[str, TraceSet]]) -> dict[str, str]:
         "prompts": list(prompts),
         "params": knobs,
         "controls": [traces.control for _, traces in sets],
+        "labels": [label for label, _ in sets],
+        "updates": [traces.updates_per_rollout for _, traces in sets],
         "flags": FLAGS,
         "trained": TRAINED,
     }

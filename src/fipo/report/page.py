@@ -47,25 +47,11 @@ class Report:
     def html(self) -> str:
         """The HTML. Data reach it only in base64, so nothing in them is ever parsed as HTML."""
         names = [run.run for run in self.metrics] + [label for label, _ in self.traces]
-        title = ", ".join(dict.fromkeys(names))
         charts = draw_curves(self.metrics)
-        knobs = {name: knob_range(knob) for name, knob in KNOBS.items()}
-        about = {"title": title, "problems": self.problems, "version": __version__, "knobs": knobs}
-        blocks = {"about": pack_json(about)}
-        script, packed_scripts = _script(), []
+        blocks = pack_traces(self.traces) if self.traces else {}
         if charts:
-            packed_scripts = [_normal(get_plotlyjs())]  # as megabytes of script it would hold up all else
-            blocks |= {"charts": pack_json(charts), "plotly": pack_text(*packed_scripts)}
-        if self.traces:
-            blocks |= pack_traces(self.traces)
-        return _fill(
-            _web_file("template.html"),
-            policy=_policy([script, *packed_scripts]),
-            title=escape(title),
-            style=_web_file("report.css"),
-            data="\n".join(_block(name, text) for name, text in blocks.items()),
-            script=script,
-        )
+            blocks |= {"charts": pack_json(charts)}
+        return _page(", ".join(dict.fromkeys(names)), self.problems, blocks, plotly=bool(charts))
 
 
 def render_report(runs: Runs, output: str | os.PathLike[str]) -> Path:
@@ -94,15 +80,38 @@ def rollout_report(run: Path, rollout: int) -> str:
     return Report(traces=[(f"{run.name}, rollout {rollout}", traces)], problems=traces.problems).html()
 
 
+def live_page(labels: list[str]) -> str:
+    """The page that `fipo watch` serves: it asks for its data, of the server that it came from alone."""
+    return _page(", ".join(labels), [], {}, plotly=True, live=True)
+
+
 def read_report(runs: Runs) -> Report:
     """Reads what `render_report` shows; arguments and errors are the same."""
     paths = [Path(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
     if not paths:
         raise DataError("No run was given, but a report needs at least one; name a run's folder.")
     report = Report()
-    for path, label in zip(paths, _labels(paths), strict=True):
+    for path, label in zip(paths, labels_of(paths), strict=True):
         _read_run(path, label, report)
     return report
+
+
+def _page(title: str, problems: list[str], blocks: dict[str, str], *, plotly: bool, live: bool = False) -> str:
+    knobs = {name: knob_range(knob) for name, knob in KNOBS.items()}
+    about = {"title": title, "problems": problems, "version": __version__, "knobs": knobs, "live": live}
+    blocks = {"about": pack_json(about)} | blocks
+    script, packed_scripts = _script(), []
+    if plotly:
+        packed_scripts = [_normal(get_plotlyjs())]  # as megabytes of script it would hold up all else
+        blocks["plotly"] = pack_text(*packed_scripts)
+    return _fill(
+        _web_file("template.html"),
+        policy=_policy([script, *packed_scripts], live),
+        title=escape(title),
+        style=_web_file("report.css"),
+        data="\n".join(_block(name, text) for name, text in blocks.items()),
+        script=script,
+    )
 
 
 def _read_run(path: Path, label: str, report: Report) -> None:
@@ -142,7 +151,7 @@ def _sources(path: Path) -> tuple[Path | None, Path | None]:
     return metrics if metrics.is_file() else None, path if has_traces else None
 
 
-def _labels(paths: list[Path]) -> list[str]:
+def labels_of(paths: list[Path]) -> list[str]:
     """The last part of each path, as much of it as tells the runs apart."""
     whole = [path.resolve().with_suffix("") if path.is_file() else path.resolve() for path in paths]
     for depth in range(1, max(len(path.parts) for path in whole) + 1):
@@ -156,13 +165,14 @@ def _block(name: str, text: str) -> str:
     return f'<script type="text/plain" id="data-{name}">{text}</script>'
 
 
-def _policy(scripts: list[str]) -> str:
-    """Nothing may be requested, and no script runs but those written here, known by their hashes."""
+def _policy(scripts: list[str], live: bool) -> str:
+    """No script runs but those here, known by their hashes; nothing is requested, but by a live page of its server."""
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{value}'" for value in hashes)
+    reachable = "'self'" if live else "'none'"
     return (
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
+        f"connect-src {reachable}; base-uri 'none'; form-action 'none'"
     )
 
 

@@ -22,7 +22,7 @@ from fipo.run.model import load_model
 from fipo.run.output_folder import checkpoint_before, checkpoint_to_resume, make_room, require_usable
 from fipo.run.prompts import Prompts, prompts_of, ready_for
 from fipo.run.rewards import Reward, load_rewards
-from fipo.run_folder import LOCK_FILE, METRICS_FILE, REPORT_FILE, locked
+from fipo.run_folder import FINISHED, LOCK_FILE, METRICS_FILE, REPORT_FILE, STOPPED, locked
 from fipo.terminal import one_line
 from fipo.trainer.config import FIPOConfig
 from fipo.trainer.trainer import FIPOTrainer
@@ -40,8 +40,9 @@ def train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) -> 
     if run.dry_run or config.process_index > 0:
         code = _train(run, config, model_args)
     else:
-        with locked(Path(config.output_dir)):  # before it is looked at
+        with locked(Path(config.output_dir)) as lock:  # before it is looked at
             code = _train(run, config, model_args)
+            lock.end(STOPPED if code else FINISHED)
     if torch.distributed.is_initialized():  # or its threads may abort Python at its end
         torch.distributed.destroy_process_group()
     return code

@@ -17,6 +17,7 @@ from fipo.run_folder import TRACES_FOLDER, whole_file
 from fipo.traces.schema import PER_SAMPLE, PER_TOKEN, SCHEMA, SCHEMA_VERSION, Trace
 
 VERSION_KEY, PARAMS_KEY, CONTROL_KEY = b"fipo.schema_version", b"fipo.params", b"fipo.control"
+UPDATES_KEY = b"fipo.updates_per_rollout"
 REQUIRED = ("token_ids", "token_bytes", "trained")
 ROW_GROUP_TOKENS = 2**17  # about 5 MB on disk: the least that can be read of a file
 FLOATS = [f"{name}.list.element" for name, kind in PER_TOKEN.items() if kind == pa.float32()]  # paths inside Parquet
@@ -31,11 +32,13 @@ class TraceSet(Sequence[Trace]):
     """Traces, their hyper-parameters where known, and a sentence for every file that could not be read.
 
     `control` is the fipo_control that replaced FIPO's weights in the loss, if one did: `weight` then holds its weights.
+    With `updates_per_rollout`, a trace belongs to step rollout · updates_per_rollout + update + 1 of the run's metrics.
     """
 
     traces: list[Trace] = field(default_factory=list)
     params: FIPOParams | None = None
     control: str | None = None
+    updates_per_rollout: int | None = None
     problems: list[str] = field(default_factory=list)
 
     def __getitem__(self, index: Any) -> Any:
@@ -51,6 +54,7 @@ def write_traces(
     params: FIPOParams | None = None,
     *,
     control: str | None = None,
+    updates_per_rollout: int | None = None,
 ) -> Path:
     """Writes one Parquet file, whole or not at all, in row groups of about ROW_GROUP_TOKENS tokens.
 
@@ -59,6 +63,7 @@ def write_traces(
         path: The file; its folder is made. An existing file is replaced.
         params: The hyper-parameters of the weights; kept in the file's metadata for what-if analysis.
         control: The `fipo_control` that replaced these weights in the loss, if any.
+        updates_per_rollout: Of the run; with it the report finds the traces of a point of a curve.
 
     Returns:
         The path.
@@ -68,6 +73,8 @@ def write_traces(
         metadata[PARAMS_KEY] = json.dumps(asdict(params))
     if control is not None:
         metadata[CONTROL_KEY] = control
+    if updates_per_rollout is not None:
+        metadata[UPDATES_KEY] = str(updates_per_rollout)
     schema = SCHEMA.with_metadata(metadata)
     with whole_file(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd", **ENCODING) as writer:
         for rows in _row_groups(traces):
@@ -192,6 +199,7 @@ def _read_file(file: Path, first: int, found: TraceSet) -> None:
             f"The run was trained with fipo_control {found.control}: its weights are those that this gave the loss; "
             "under other hyper-parameters they are what FIPO would have given.",
         )
+    found.updates_per_rollout = _updates_of(metadata) or found.updates_per_rollout
     if params and found.params and params != found.params:
         _tell(found, f"The traces were made with several settings; what is recomputed takes {params}.")
     found.params = params or found.params
@@ -244,6 +252,11 @@ def _params_of(metadata: dict[bytes, bytes]) -> FIPOParams | None:
         return FIPOParams(**{name: value for name, value in known.items() if name not in FORMER_KNOBS})
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"its fipo.params are not FIPOParams: {error}; write the file again.") from error
+
+
+def _updates_of(metadata: dict[bytes, bytes]) -> int | None:
+    text = metadata.get(UPDATES_KEY, b"")
+    return int(text) if text.isdigit() and 0 < len(text) < 10 else None
 
 
 def _tell(found: TraceSet, sentence: str) -> None:

@@ -54,9 +54,11 @@ class TraceWriter:
         columns = self._columns(credit)
         traces = [self._trace(row, columns, credit) for row in rows]
         name = trace_file(credit.rollout, credit.micro_batch, self.rank)
-        params, control = self.config.fipo_params, self.config.fipo_control
+        config = self.config
+        how = {"updates_per_rollout": config.updates_per_rollout}
         try:
-            write_traces(traces, self.run / TRACES_FOLDER / name, params, control=control)
+            path = self.run / TRACES_FOLDER / name
+            write_traces(traces, path, config.fipo_params, control=config.fipo_control, **how)
         except OSError as error:
             logger.warning(f"{name} was not written, and the run goes on without it: {error}")
 

@@ -7,32 +7,75 @@ import { shownCredit } from "./model/credit.js";
 import { openingTrace } from "./model/groups.js";
 import { loadReport } from "./model/report.js";
 import { tallyTraces } from "./model/tally.js";
+import { traceAt } from "./model/steps.js";
 import { openTrace } from "./model/traces.js";
-import { change, onChange, report, state, viewOf } from "./state.js";
+import { change, onChange, redraw, report, state, tabsOf, viewOf } from "./state.js";
 import { drawCredit, setUpCredit } from "./views/credit.js";
 import { drawCurves } from "./views/curves.js";
 import { setUpExport, viewAsCsv } from "./views/export.js";
 import { setUpKeyboard } from "./views/keyboard.js";
 import { drawKnobs, setUpKnobs } from "./views/knobs.js";
+import { follow, openRollout, showChosen } from "./views/live.js";
 import { drawSamples, passingTraces, setUpSamples } from "./views/samples.js";
 import { drawSummary } from "./views/summary.js";
 import { drawTabs, setUpTabs } from "./views/tabs.js";
 
-/** @import { Changed } from "./types.js" */
+/** @import { Changed, Chart, Facts, Report } from "./types.js" */
 
 async function start() {
   Object.assign(report, await loadReport(takeBlock));
-  const opening = openingTrace(report);
   showAbout();
   setUpTabs();
-  if (report.traces.length > 0) for (const setUp of [setUpCredit, setUpSamples, setUpKnobs, setUpExport]) setUp();
   setUpKeyboard();
   onChange(draw);
+  if (report.about.live) return startLive();
+  const opening = openingTrace(report);
+  if (report.traces.length > 0) setUpTraces();
   const follow = () => change(viewOf(location.hash.slice(1), report, opening));
   addEventListener("hashchange", follow);
   follow();
   document.body.dataset.ready = performance.now().toFixed(0);
 }
+
+function setUpTraces() {
+  for (const setUp of [setUpCredit, setUpSamples, setUpKnobs, setUpExport]) setUp();
+}
+
+/** Data come later, again and again; the place in them stays. */
+function startLive() {
+  const asked = location.hash.slice(1);
+  Object.assign(state, viewOf(asked, report, 0));
+  let begun = false;
+  const show = {
+    /** @type {(charts: Chart[]) => void} */
+    charts: (charts) => {
+      report.charts = charts.length > 0 ? charts : null;
+      redraw({ tab: state.tab || tabsOf(report)[0] });
+    },
+    /** @type {(fresh: Report) => void} */
+    traces: (fresh) => {
+      const before = report.traces[state.at];
+      const { traces, prompts, sets, flags, trainedBit, columns, vocabulary, spans } = fresh;
+      Object.assign(report, { traces, prompts, sets, flags, trainedBit, columns, vocabulary, spans });
+      if (!begun) setUpTraces();
+      showProblems(fresh.about.problems);
+      showSize();
+      const same = before ? traces.findIndex((facts) => isSame(facts, before)) : -1;
+      const opening = same >= 0 ? same : openingTrace(report);
+      const view = begun ? { at: opening, ...(same >= 0 ? {} : { selected: null, active: null }) } : viewOf(asked, report, opening);
+      begun = true;
+      redraw({ tab: state.tab || tabsOf(report)[0], ...view, watched: state.watched });
+    },
+  };
+  onChange((changed) => {
+    if (changed("watched")) showChosen(show).catch(() => {}); // the next look tells
+  });
+  document.body.dataset.ready = performance.now().toFixed(0);
+  return follow(show);
+}
+
+/** Whether two lines of the list are one trace. @type {(a: Facts, b: Facts) => boolean} */
+const isSame = (a, b) => a.run === b.run && a.rollout === b.rollout && a.sample === b.sample && a.update === b.update;
 
 /** A data block's text, once: it is the larger half of the memory. @type {(name: string) => string | null} */
 function takeBlock(name) {
@@ -43,25 +86,40 @@ function takeBlock(name) {
 
 /** @type {(changed: Changed) => void} */
 function draw(changed) {
-  if (changed("tab")) drawTabs();
+  drawTabs();
   if (report.traces.length > 0) drawSamples(changed);
   drawSummary();
-  if (state.tab === "credit") {
+  if (state.tab === "credit" && report.traces.length > 0) {
     drawCredit(changed);
     drawKnobs();
   }
-  drawCurves((name) => unpackText(takeBlock(name) ?? "")).catch(showFailure);
+  drawCurves((name) => unpackText(takeBlock(name) ?? ""), openStep).catch(showFailure);
+}
+
+/** From a point of a curve to the traces that lie nearest. @type {(runs: string[], step: number) => void} */
+function openStep(runs, step) {
+  if (report.about.live) return openRollout(runs, step);
+  const at = traceAt(report, runs, step);
+  if (at !== null) change({ at, tab: "credit", selected: null, active: null });
 }
 
 function showAbout() {
-  const { title, problems, version } = report.about;
-  showString(byId("title"), title);
-  byId("problems").append(...problems.map((sentence) => showString(make("li"), sentence)));
+  showString(byId("title"), report.about.title);
+  showProblems(report.about.problems);
+  showSize();
+  byId("help-open").addEventListener("click", () => byId("help", HTMLDialogElement).showModal());
+}
+
+/** @type {(problems: string[]) => void} */
+function showProblems(problems) {
+  byId("problems").replaceChildren(...problems.map((sentence) => showString(make("li"), sentence)));
   byId("problems-box").hidden = problems.length === 0;
+}
+
+function showSize() {
   const tokens = report.traces.reduce((sum, facts) => sum + facts.length, 0);
   const size = tokens ? `${formatCount(report.traces.length)} traces, ${formatCount(tokens)} tokens · ` : "";
-  byId("about").textContent = `${size}fipo ${version}`;
-  byId("help-open").addEventListener("click", () => byId("help", HTMLDialogElement).showModal());
+  byId("about").textContent = `${size}fipo ${report.about.version}`;
 }
 
 /** @type {(error: Error) => never} */

@@ -9,9 +9,10 @@ import { emptyReport } from "./model/report.js";
 
 export const TABS = ["curves", "credit", "summary"];
 const MODES = ["one", "group", "updates"];
+export const SORTS = ["", "reward", "spread", "length"];
 export const MOVABLE_KNOBS = ["decay_rate", "clip_ratio_low", "clip_ratio_high", "safety_thresh", "clip_high_only", "distance"];
 /** @type {View} */
-const START = { tab: "", at: -1, mode: "one", channel: "weight", selected: null, active: null, filters: NO_FILTERS, knobs: {} };
+const START = { tab: "", at: -1, mode: "one", watched: "", sort: "", channel: "weight", selected: null, active: null, filters: NO_FILTERS, knobs: {} };
 
 /** Filled once, by main.js. */
 export const report = emptyReport();
@@ -31,8 +32,15 @@ export function change(changes) {
   writeHash();
 }
 
+/** Draws everything again, for data that changed. @type {(changes: Partial<View>) => void} */
+export function redraw(changes) {
+  Object.assign(state, changes);
+  for (const listener of listeners) listener(() => true);
+  writeHash();
+}
+
 /** Names the view in the address bar. */
-export const writeHash = () => history.replaceState(null, "", `#${hashOf(state)}`);
+export const writeHash = () => history.replaceState(history.state, "", `#${hashOf(state)}`);
 
 /** @type {(report: Report) => string[]} */
 export const tabsOf = (report) => TABS.filter((name) => (name === "curves" ? report.charts : report.traces.length > 0));
@@ -40,7 +48,7 @@ export const tabsOf = (report) => TABS.filter((name) => (name === "curves" ? rep
 /** The address of a view: whoever opens it sees the same. @type {(view: View) => string} */
 export function hashOf(view) {
   const parts = new URLSearchParams();
-  for (const name of /** @type {const} */ (["tab", "at", "mode", "channel", "selected", "active"])) {
+  for (const name of /** @type {const} */ (["tab", "at", "mode", "watched", "sort", "channel", "selected", "active"])) {
     if (view[name] !== START[name]) parts.set(name, String(view[name]));
   }
   for (const [name, value] of Object.entries(view.filters)) if (value !== "") parts.set(`filter.${name}`, value);
@@ -58,7 +66,8 @@ export function viewOf(hash, report, opening) {
   const length = report.traces[at]?.length ?? 0;
   return {
     tab: oneOf(tabsOf(report), parts.get("tab")), at, mode: oneOf(MODES, parts.get("mode")),
-    channel: channelById(parts.get("channel")).id,
+    watched: /^\d{1,3}\.\d{1,9}$/.test(parts.get("watched") ?? "") ? parts.get("watched") ?? "" : "",
+    sort: oneOf(SORTS, parts.get("sort")), channel: channelById(parts.get("channel")).id,
     selected: wholeNumber(parts.get("selected"), length), active: wholeNumber(parts.get("active"), length),
     filters: filtersOf(parts), knobs: movedOf(parts, report),
   };

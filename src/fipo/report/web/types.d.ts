@@ -63,6 +63,8 @@ export interface TraceSet {
   knobs: Knobs;
   known: boolean; // whether the knobs are recorded, or fipo's defaults
   control: string | null;
+  label: string;
+  updates: number | null; // a rollout, where known
 }
 
 export interface Chart {
@@ -71,8 +73,9 @@ export interface Chart {
 }
 
 export interface Report {
-  about: { title: string; problems: string[]; version: string; knobs: Record<string, KnobRange> }; // problems: what was left out
+  about: { title: string; problems: string[]; version: string; knobs: Record<string, KnobRange>; live: boolean }; // problems: what was left out
   charts: Chart[] | null;
+  tracedSteps: number[]; // the first step of every rollout with traces
   traces: Facts[];
   prompts: string[];
   sets: TraceSet[];
@@ -125,6 +128,8 @@ export interface View {
   tab: string;
   at: number; // index of the trace shown
   mode: string; // this trace, its group, or its completion across updates
+  watched: string; // run.rollout, in a live report
+  sort: string; // what orders the list
   channel: string;
   selected: number | null; // the token whose future_kl is taken apart
   active: number | null; // the token that the keyboard is on
@@ -156,4 +161,10 @@ export interface Tally {
   positions: WeightSums[]; // equal parts of the response
   classes: WeightSums[]; // as in CLASS_NAMES
   tokens: TokenSums;
+}
+
+/** What `fipo watch` says of the runs. */
+export interface LiveState {
+  charts: number; // another one whenever the curves have changed
+  runs: { label: string; status: string; updates: number | null; rollouts: [number, string][] }[]; // number and version
 }

@@ -83,7 +83,8 @@ def _trace(rollout: int, sample: dict[str, Any], about: dict[str, Any], options:
     tokens = [int(index) for index in sample["tokens"]]
     prompt, ids = tokens[: len(tokens) - length], tokens[len(tokens) - length :]
     old = sample["rollout_log_probs"] if options.current_logprobs else sample["log_probs"]
-    reward = float(sample["rewards"])
+    scored = about.get("reward")  # the train dump's is less the group's mean, over its deviation
+    reward = float(scored if isinstance(scored, int | float) else sample["rewards"])
     columns = {"old_logps": old, "advantages": sample["advantages"]}
     known: dict[str, Any] = {}
     if options.current_logprobs:

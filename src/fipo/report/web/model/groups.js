@@ -37,20 +37,46 @@ export function updatesOf(traces, index) {
 }
 
 /**
- * The trace that the report opens on: the first whose advantage is not 0 and whose weights vary; without such a one the
- * first whose advantage is not 0; else the first.
- * @type {(report: Report) => number}
+ * The trace that teaches most: of those whose advantage is not 0 the one whose weights differ most, before all in a group
+ * whose rewards differ; else the first. It looks at so many tokens at most, from all over the traces.
+ * @type {(report: Report, among?: number[]) => number}
  */
-export function openingTrace(report) {
-  const told = indicesWhere(report.traces, ({ advantage, sign }) => (advantage ?? sign ?? 0) !== 0);
-  return told.find((index) => weightsVary(openTrace(report, index))) ?? told[0] ?? 0;
+export function openingTrace(report, among = report.traces.map((_, index) => index)) {
+  const told = among.filter((index) => (report.traces[index].advantage ?? report.traces[index].sign ?? 0) !== 0);
+  const spreads = spreadOut(told, report).map((index) => ({ index, spread: weightSpread(openTrace(report, index)) }));
+  const mixed = spreads.filter(({ index }) => rewardsDiffer(report.traces, index));
+  for (const found of [mixed, spreads]) {
+    const best = found.reduce((a, b) => (b.spread > a.spread ? b : a), { index: -1, spread: VISIBLE });
+    if (best.index >= 0) return best.index;
+  }
+  return told[0] ?? among[0] ?? 0;
 }
 
 const VISIBLE = 1e-3; // a smaller difference between weights, such as that of the noise floor, hardly colours a token
+const LOOKED_AT = 200_000; // tokens
 
-/** @type {(trace: Trace) => boolean} */
-function weightsVary(trace) {
+/** Every so-manieth, as few as hold so many tokens. @type {(indices: number[], report: Report) => number[]} */
+function spreadOut(indices, { traces }) {
+  const tokens = indices.reduce((sum, index) => sum + traces[index].length, 0);
+  const stride = Math.max(1, Math.ceil(tokens / LOOKED_AT));
+  return indices.filter((_, place) => place % stride === 0);
+}
+
+/** @type {(traces: Facts[], index: number) => boolean} */
+function rewardsDiffer(traces, index) {
+  const rewards = groupOf(traces, index).map((other) => traces[other].reward);
+  return rewards.some((reward) => reward !== rewards[0]);
+}
+
+/** The standard deviation of the weights of trained tokens; 0 where they are not known. @type {(trace: Trace) => number} */
+export function weightSpread(trace) {
   const weight = isMeasured(trace) ? computeCredit(trace, {}).weight : trace.recordedWeight;
-  const first = trace.trained.findIndex(Boolean);
-  return weight !== null && trace.trained.some((trained, t) => trained !== 0 && Math.abs(weight[t] - weight[first]) > VISIBLE);
+  let [count, sum, squares] = [0, 0, 0];
+  for (let t = 0; weight && t < trace.length; t++) {
+    if (!trace.trained[t] || !Number.isFinite(weight[t])) continue;
+    count += 1;
+    sum += weight[t] - 1;
+    squares += (weight[t] - 1) ** 2;
+  }
+  return count ? Math.sqrt(Math.max(0, squares / count - (sum / count) ** 2)) : 0;
 }

@@ -2,6 +2,7 @@
 
 import { unpackColumn, unpackJson } from "./blocks.js";
 import { measureSpans } from "./channels.js";
+import { stepsOf } from "./steps.js";
 
 /** @import { Column, Kind, Report, TraceSet, Vocabulary } from "../types.js" */
 
@@ -12,7 +13,7 @@ const COLUMN_TYPES = {
 
 /** @type {() => Report} */
 export const emptyReport = () => ({
-  about: { title: "", problems: [], version: "", knobs: {} }, charts: null, traces: [], prompts: [], sets: [], flags: {},
+  about: { title: "", problems: [], version: "", knobs: {}, live: false }, charts: null, tracedSteps: [], traces: [], prompts: [], sets: [], flags: {},
   trainedBit: 0, columns: {}, vocabulary: { ids: new Int32Array(), ends: new Uint32Array(), bytes: new Uint8Array() },
   spans: { log_ratio: 1, future_kl: 1, advantage_weight: 1, entropy: 1 },
 });
@@ -24,13 +25,15 @@ export const emptyReport = () => ({
 export async function loadReport(take) {
   const report = emptyReport();
   const [about, charts, head] = await Promise.all(["about", "charts", "traces"].map((name) => unpackJson(take(name))));
-  Object.assign(report, { about: { ...about, knobs: mapValues(about.knobs, withInfinity) }, charts });
+  if (about) report.about = { ...about, knobs: mapValues(about.knobs, withInfinity) };
+  report.charts = charts;
   if (!head) return report;
-  const { traces, prompts, params, controls, flags, trained } = head;
-  const sets = params.map(setOf(controls));
+  const { traces, prompts, flags, trained } = head;
+  const sets = head.params.map(setOf(head));
   const columns = await loadColumns(take);
   Object.assign(report, { traces, prompts, sets, flags, trainedBit: trained, columns, vocabulary: await loadVocabulary(take) });
   report.spans = measureSpans(report);
+  report.tracedSteps = stepsOf(report);
   return report;
 }
 
@@ -52,8 +55,10 @@ async function loadVocabulary(take) {
   return { ids, ends, bytes };
 }
 
-/** @type {(controls: (string | null)[]) => (params: Record<string, any>, set: number) => TraceSet} */
-const setOf = (controls) => ({ known, ...knobs }, set) => ({ knobs: withInfinity(knobs), known, control: controls[set] });
+/** @type {(head: Record<string, any[]>) => (params: Record<string, any>, set: number) => TraceSet} */
+const setOf = ({ controls, labels, updates }) => ({ known, ...knobs }, set) => ({
+  knobs: withInfinity(knobs), known, control: controls[set], label: labels[set], updates: updates[set],
+});
 
 /** JSON has no infinity: it travels as a text. @type {(values: Record<string, any>) => any} */
 const withInfinity = (values) => mapValues(values, (value) => (value === "inf" ? Infinity : value));

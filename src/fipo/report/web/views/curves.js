@@ -7,7 +7,13 @@ import { report, state } from "../state.js";
 
 /** @type {Map<Element, Chart["figure"]>} */
 const figures = new Map(); // by the element that shows it
-let begun = false;
+/** @type {Map<string, HTMLElement>} */
+const plots = new Map(); // by title
+/** @type {Chart[] | null} */
+let drawn = null;
+/** @type {IntersectionObserver | null} */
+let observer = null; // once plotly is there
+let asked = false; // for plotly
 
 /** @type {() => any} */
 const plotly = () => /** @type {any} */ (window).Plotly;
@@ -20,43 +26,59 @@ function layoutOf({ layout }) {
   const [ink, rule, surface] = colours("--ink", "--rule", "--surface");
   const axis = { gridcolor: rule, linecolor: rule, zerolinecolor: rule, tickcolor: rule };
   return {
-    ...layout, paper_bgcolor: "transparent", plot_bgcolor: "transparent", hoverlabel: { bgcolor: surface },
+    ...layout, uirevision: "same", shapes: report.tracedSteps.map(markOf), paper_bgcolor: "transparent", plot_bgcolor: "transparent", hoverlabel: { bgcolor: surface },
     font: { color: ink, family: "system-ui, sans-serif", size: 12 }, xaxis: { ...layout.xaxis, ...axis },
     yaxis: { ...layout.yaxis, ...axis }, autosize: true, height: 280, hovermode: "x unified",
     margin: { l: 58, r: 12, t: layout.showlegend ? 34 : 10, b: 44 }, legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
   };
 }
 
+/** A mark on the axis where a rollout has traces. @type {(step: number) => object} */
+const markOf = (step) => ({
+  type: "line", xref: "x", yref: "paper", x0: step, x1: step, y0: 0, y1: 0.04, line: { width: 2, color: colours("--accent")[0] },
+});
+
 /**
  * Plotly needs a moment for every chart, so each waits until it is in sight.
- * @type {(takeText: (name: string) => Promise<string>) => Promise<void>} `takeText` gives plotly's script
+ * @type {(takeText: (name: string) => Promise<string>, open: (runs: string[], step: number) => void) => Promise<void>}
+ *   `takeText` gives plotly's script; `open` gets the runs and the step of a point that is clicked
  */
-export async function drawCurves(takeText) {
-  if (state.tab !== "curves" || begun || !report.charts) return;
-  begun = true;
-  for (const { title, figure } of report.charts) {
-    const plot = make("div", { className: "plot" });
-    figures.set(plot, figure);
-    byId("charts").append(makeCard(title, plot));
-  }
+export async function drawCurves(takeText, open) {
+  if (state.tab !== "curves" || drawn === report.charts || !report.charts) return;
+  drawn = report.charts;
+  for (const { title, figure } of drawn) showFigure(title, figure);
+  if (asked) return;
+  asked = true;
   // Plotly is unpacked only now. The report's policy knows it by its hash, and lets no other script run.
   document.head.append(make("script", { textContent: await takeText("plotly") }));
-  const observer = new IntersectionObserver((entries) => {
+  observer = new IntersectionObserver((entries) => {
     for (const { target } of entries.filter((entry) => entry.isIntersecting)) {
-      observer.unobserve(target);
-      drawPlot(target);
+      observer?.unobserve(target);
+      drawPlot(target, open);
     }
   });
   for (const plot of figures.keys()) observer.observe(plot);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolourCurves);
 }
 
-/** @type {(plot: Element) => void} */
-function drawPlot(plot) {
+/** @type {(title: string, figure: Chart["figure"]) => void} */
+function showFigure(title, figure) {
+  const plot = plots.get(title) ?? make("div", { className: "plot" });
+  figures.set(plot, figure);
+  if (plot.classList.contains("drawn")) return plotly().react(plot, figure.data, layoutOf(figure));
+  if (plots.has(title)) return;
+  plots.set(title, plot);
+  byId("charts").append(makeCard(title, plot));
+  observer?.observe(plot);
+}
+
+/** @type {(plot: any, open: (runs: string[], step: number) => void) => void} */
+function drawPlot(plot, open) {
   const figure = /** @type {Chart["figure"]} */ (figures.get(plot));
   const options = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
   plot.classList.add("drawn");
   plotly().newPlot(plot, figure.data, layoutOf(figure), options);
+  plot.on("plotly_click", (/** @type {any} */ { points }) => open(points[0].data.meta?.runs ?? [], points[0].x));
 }
 
 function recolourCurves() {

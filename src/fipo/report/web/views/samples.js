@@ -5,7 +5,8 @@ import { formatCount, formatReward } from "../format.js";
 import { plainName } from "../model/decode.js";
 import { filterTraces, followsKnobs, NO_FILTERS, TRACE_FLAGS } from "../model/filters.js";
 import { clamp } from "../model/fipo.js";
-import { change, report, state } from "../state.js";
+import { sortTraces } from "../model/order.js";
+import { change, report, SORTS, state } from "../state.js";
 
 /** @import { Changed, Filters } from "../types.js" */
 
@@ -16,6 +17,8 @@ const FIELDS = {
   run: "filter-run", text: "filter-text", rewardMin: "filter-reward-min", rewardMax: "filter-reward-max",
   sign: "filter-sign", flag: "filter-flag", lengthMin: "filter-length-min", lengthMax: "filter-length-max",
 };
+/** @type {Record<string, string>} */
+const ORDERS = { "": "as trained", reward: "reward", spread: "spread of weights", length: "length" };
 let rowHeight = ROW_HEIGHTS.oneRun;
 let typing = 0; // the timer of a pause
 /** @type {number[]} */
@@ -40,6 +43,8 @@ export function setUpSamples() {
     clearTimeout(typing);
     change({ filters: NO_FILTERS });
   });
+  addOptions("sort", SORTS.map((name) => [name, ORDERS[name]]));
+  byId("sort").addEventListener("change", () => change({ sort: byId("sort", HTMLSelectElement).value }));
   byId("samples").addEventListener("scroll", drawRows, { passive: true });
   new ResizeObserver(drawRows).observe(byId("samples"));
 }
@@ -57,7 +62,7 @@ function typedFilters() {
 
 /** @type {(changed: Changed) => void} */
 export function drawSamples(changed) {
-  if (changed("filters") || (changed("knobs") && followsKnobs(state.filters))) applyFilters();
+  if (changed("filters", "sort") || (changed("knobs") && followsKnobs(state.filters))) applyFilters();
   if (state.tab !== "credit" || !changed("at", "tab")) return;
   revealRow(state.at);
   drawRows();
@@ -68,7 +73,8 @@ function applyFilters() {
     const input = /** @type {HTMLInputElement} */ (byId(FIELDS[/** @type {keyof Filters} */ (name)]));
     if (input.value !== value) input.value = value;
   }
-  passing = filterTraces(report, state.filters, state.knobs);
+  passing = sortTraces(report, filterTraces(report, state.filters, state.knobs), state.sort);
+  byId("sort", HTMLSelectElement).value = state.sort;
   const all = report.traces.length;
   byId("sample-count").textContent = passing.length === all ? `${all} traces` : `${passing.length} of ${all} traces`;
   byId("sample-rows").style.height = `${passing.length * rowHeight}px`;

@@ -12,12 +12,12 @@ import { passingTraces } from "./samples.js";
 /** @import { Tally, TokenSums, WeightSums } from "../types.js" */
 
 const CHART = { width: 560, height: 200, left: 56, bottom: 34, top: 12, right: 10 };
-/** @type {object[]} the filters and knobs that were drawn */
+/** @type {object[]} the filters, knobs and traces that were drawn */
 let drawn = [];
 
 export function drawSummary() {
-  if (state.tab !== "summary" || (drawn[0] === state.filters && drawn[1] === state.knobs)) return;
-  drawn = [state.filters, state.knobs];
+  if (state.tab !== "summary" || (drawn[0] === state.filters && drawn[1] === state.knobs && drawn[2] === report.traces)) return;
+  drawn = [state.filters, state.knobs, report.traces];
   const tally = tallyTraces(report, passingTraces(), state.knobs);
   byId("summary-body").replaceChildren(make("p", {}, scopeSentence(tally)), ...(tally.traces ? summaryCards(tally) : []));
 }

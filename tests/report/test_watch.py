@@ -1,0 +1,324 @@
+"""`fipo watch` as its own process: what it serves, to whom, and what a browser shows while a run changes."""
+
+import fcntl
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import pytest
+from synthetic_traces import HOSTILE, PARAMS, trace, write_metrics
+
+from fipo.report.follow import FollowedRun, follow
+from fipo.run_folder import locked, trace_file
+from fipo.traces import write_traces
+
+UPDATES = 4  # a rollout
+
+
+@contextmanager
+def watching(*runs, port=0):
+    """The address that `fipo watch` prints."""
+    command = [sys.executable, "-m", "fipo.cli", "watch", *map(str, runs), "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        yield urlsplit(process.stdout.readline().strip())
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+
+
+def get(address, path, token=None, **headers):
+    """Status, headers and body."""
+    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=20)
+    token = address.query.removeprefix("token=") if token is None else token
+    separator = "&" if "?" in path else "?"
+    connection.request("GET", f"{path}{separator}token={token}", headers=headers)
+    answer = connection.getresponse()
+    return answer.status, dict(answer.getheaders()), answer.read()
+
+
+def write_rollout(run, rollout, *, step=0, samples=8, **how):
+    rows = [
+        trace(sample, length=40, rollout=rollout, update=sample % UPDATES, group=sample // 4, run="live", **how)
+        for sample in range(8 * step, 8 * step + samples)
+    ]
+    path = run / "traces" / trace_file(rollout, step, 0)
+    return write_traces(rows, path, PARAMS, updates_per_rollout=UPDATES)
+
+
+def log(run, *steps):
+    run.mkdir(exist_ok=True)
+    with (run / "metrics.jsonl").open("a") as file:
+        for step in steps:
+            file.write(json.dumps({"step": step, "reward": step / 100, "fipo/weight_mean": 1.0}) + "\n")
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "live"
+    log(folder, *range(1, 13))
+    write_rollout(folder, 0)
+    write_rollout(folder, 2)
+    return folder
+
+
+def test_state_charts_and_traces(run):
+    with watching(run) as address:
+        status, headers, page = get(address, "/")
+        assert status == 200 and b'id="data-about"' in page and b'id="data-plotly"' in page
+        assert headers["cache-control"] == "no-store" and headers["x-frame-options"] == "DENY"
+        assert "access-control-allow-origin" not in headers
+        (found,) = json.loads(get(address, "/state")[2])["runs"]
+        assert (found["label"], found["status"], found["updates"]) == ("live", "unknown", UPDATES)
+        assert [number for number, _ in found["rollouts"]] == [0, 2]
+        assert json.loads(get(address, "/charts")[2])[0]["title"] == "Reward"
+        blocks = json.loads(get(address, "/traces?run=0&rollout=2")[2])["blocks"]
+        assert {"traces", "tokens", "log_ratio", "vocabulary_bytes"} <= set(blocks)
+
+
+def test_nobody_else_is_answered(run):
+    with watching(run) as address:
+        for path in ("/", "/state", "/charts", "/traces?run=0&rollout=2"):
+            for token in ("", "x", address.query.removeprefix("token=")[:-1]):
+                assert get(address, path, token=token)[0] == 403
+            for host in ("example.com", "example.com:80", "127.0.0.1.example.com", "", "[::2]:80"):
+                assert get(address, path, Host=host)[0] == 403
+            assert get(address, path, **{"Sec-Fetch-Site": "cross-site"})[0] == 403
+            assert get(address, path, **{"Sec-Fetch-Site": "same-site"})[0] == 403  # another port of this machine
+        assert get(address, "/", Host=f"localhost:{address.port + 1}")[0] == 200  # ssh -L to another port
+
+
+def test_nothing_but_the_report_is_served(run):
+    (run / "secret").write_text("secret")
+    with watching(run) as address:
+        for path in ("/secret", "/traces/secret", "/../secret", "/%2e%2e/secret", "/state/..%2fsecret", "/docs"):
+            status, _, body = get(address, path)
+            assert status in (403, 404) and b"secret" not in body
+        odd = [
+            "",
+            "run=0",
+            "run=1&rollout=2",
+            "run=0&rollout=1",
+            "run=-1&rollout=2",
+            "run=0&rollout=2.0",
+            "run=%D9%A0&rollout=2",
+        ]
+        for query in [*odd, "run=0&rollout=" + "9" * 400, "run=0&rollout=../../secret"]:
+            status, _, body = get(address, f"/traces?{query}")
+            assert status == 404 and b"choose another" in body, query
+        connection = http.client.HTTPConnection(address.hostname, address.port)
+        connection.request("POST", f"/state?{address.query}")
+        assert connection.getresponse().status == 405
+
+
+def test_it_listens_on_loopback_alone(run):
+    with watching(run) as address:
+        assert address.hostname == "127.0.0.1"
+        others = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)} - {"127.0.0.1"}
+        for other in others:
+            with pytest.raises(OSError):  # noqa: PT011  refused, or no route
+                socket.create_connection((other, address.port), timeout=2)
+
+
+def test_a_port_that_is_taken_is_one_sentence(run):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        command = [sys.executable, "-m", "fipo.cli", "watch", str(run), "--port", str(taken.getsockname()[1])]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "cannot be had (Address already in use); choose another with --port" in done.stderr
+
+
+def looked_at(run):
+    run.look()
+    return run.status
+
+
+def test_how_a_run_stands(tmp_path):
+    folder = tmp_path / "run"
+    (run,) = follow([folder], ["run"])
+    assert looked_at(run) == "not started"
+    with locked(folder) as lock:
+        assert looked_at(run) == "running"
+        lock.end("finished")
+    assert looked_at(run) == "finished"
+    with pytest.raises(KeyError), locked(folder):
+        raise KeyError
+    assert looked_at(run) == "failed"
+    shutil.rmtree(folder)
+    assert looked_at(run) == "deleted"
+    with locked(folder):
+        assert looked_at(run) == "running"
+
+
+def test_a_killed_run_is_seen_and_its_folder_can_be_locked_again(tmp_path):
+    (run,) = follow([tmp_path / "run"], ["run"])
+    code = "import sys, time; from pathlib import Path; from fipo.run_folder import locked\n"
+    code += "with locked(Path(sys.argv[1])): print('locked', flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    assert looked_at(run) == "running"
+    process.kill()
+    process.wait()
+    assert looked_at(run) == "killed"
+    with (run.path / ".lock").open() as file:  # as a watcher that looks right now
+        fcntl.flock(file, fcntl.LOCK_SH)
+        pid = os.fork()
+        if pid == 0:
+            fcntl.flock(file, fcntl.LOCK_UN)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        with locked(run.path):
+            assert looked_at(run) == "running"
+
+
+def test_metrics_are_read_as_they_are_appended(tmp_path):
+    run = FollowedRun(tmp_path, "run")
+    path = tmp_path / "metrics.jsonl"
+    log(tmp_path, 1, 2)
+    with path.open("a") as file:
+        file.write('{"step": 3, "rew')
+    run.look()
+    assert run.metrics.series["reward"] == {1: 0.01, 2: 0.02}
+    before = run.version
+    run.look()
+    assert run.version == before
+    with path.open("a") as file:
+        file.write('ard": 0.5}\nno JSON\n[[[[\n')
+    run.look()
+    assert run.metrics.series["reward"] == {1: 0.01, 2: 0.02, 3: 0.5}
+    path.rename(tmp_path / "old")  # a resumed run writes the file anew, without what came after its checkpoint
+    log(tmp_path, 1)
+    run.look()
+    assert run.metrics.series["reward"] == {1: 0.01}
+    assert run.version > before
+    path.write_text("")
+    run.look()
+    assert not run.metrics.series
+
+
+def test_damaged_and_hostile_files_cost_no_more_than_themselves(tmp_path):
+    folder = tmp_path / "run"
+    write_rollout(folder, 1)
+    for name in ("rollout_000002_step_0000_rank_0.parquet", "rollout_99999999999999_x.parquet", "rollout_-1_.parquet"):
+        (folder / "traces" / name).write_bytes(b"PAR1 nonsense")
+    (folder / "traces" / "rollout_000003_step_0000_rank_0.parquet").symlink_to("/nowhere")
+    write_rollout(folder, 4, pieces=HOSTILE, prompt="<b>\u202e</script>")
+    with watching(folder) as address:
+        (found,) = json.loads(get(address, "/state")[2])["runs"]
+        assert [number for number, _ in found["rollouts"]] == [1, 2, 4]
+        status, _, body = get(address, "/traces?run=0&rollout=2")
+        assert status == 404 and b"holds no readable trace" in body
+        assert get(address, "/traces?run=0&rollout=4")[0] == 200
+
+
+def wait_until(page, expression):
+    """The report's policy forbids what wait_for_function does."""
+    for _ in range(150):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(100)
+    pytest.fail(f"{expression} did not come true; the state is {page.evaluate('fipo.state')}")
+
+
+@pytest.mark.browser
+class TestInABrowser:
+    @pytest.fixture
+    def open_live(self, browser):
+        pages, complaints = [], []
+
+        def open_it(address, fragment=""):
+            page = browser.new_context(viewport={"width": 1300, "height": 850}).new_page()
+            page.set_default_timeout(15_000)
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on("request", lambda request: self.outside(request.url, address, complaints))
+            page.goto(f"{address.geturl()}{fragment}")
+            pages.append(page)
+            return page
+
+        yield open_it
+        for page in pages:
+            page.context.close()
+        assert complaints == []
+
+    @staticmethod
+    def outside(url, address, complaints):
+        if not url.startswith((f"http://{address.netloc}/", "blob:", "data:")):
+            complaints.append(url)
+
+    def test_a_run_from_before_its_start_to_its_deletion(self, tmp_path, open_live):
+        run = tmp_path / "run"
+        with watching(run) as address:
+            page = open_live(address)
+            runs = page.locator("#live-runs")
+            runs.get_by_text("has not started").wait_for()
+            with locked(run) as lock:
+                log(run, 1, 2, 3)
+                runs.get_by_text("is running").wait_for()
+                page.locator("#charts .plot.drawn").first.wait_for()
+                write_rollout(run, 0)
+                page.locator("#tab-credit:not([hidden])").click()
+                page.locator("#samples .row").first.wait_for()
+                assert page.locator("#sample-count").text_content() == "8 traces"
+                page.locator("#samples .row", has_text="sample 5").click()
+                page.locator("#token-5-3").click()
+                before = page.evaluate("location.hash")
+                write_rollout(run, 0, step=1)  # another micro-batch of the same rollout
+                page.locator("#sample-count", has_text="16 traces").wait_for()
+                at = page.evaluate("fipo.page.traces[fipo.state.at]")
+                assert (at["sample"], page.evaluate("fipo.state.selected")) == (5, 3)
+                assert page.evaluate("location.hash") == before
+                write_rollout(run, 2)
+                page.locator("#rollout option", has_text="2").wait_for(state="attached")
+                assert page.locator("#rollout").input_value() == "0.0"  # the place stays
+                page.locator("#rollout").select_option("0.2")
+                wait_until(page, "fipo.page.traces.every((facts) => facts.rollout === 2)")
+                log(run, *range(4, 14))
+                wait_until(page, "JSON.stringify(fipo.page.charts[0].figure.data[0].x).endsWith('13]')")
+                lock.end("finished")
+            runs.get_by_text("has finished").wait_for()
+            page.reload()
+            wait_until(page, "fipo.state.tab === 'credit' && fipo.page.traces[0]?.rollout === 2")
+            shutil.rmtree(run)
+            runs.get_by_text("has been deleted").wait_for()
+            assert page.locator("#samples .row").count() > 0  # what was shown stays to be read
+
+    def test_a_point_of_a_curve_opens_its_rollout(self, run, open_live):
+        with watching(run) as address:
+            page = open_live(address, "#tab=curves")
+            page.locator("#charts .plot.drawn").first.wait_for()
+            wait_until(page, "fipo.page.tracedSteps.length === 2")
+            plot = page.locator("#charts .plot").first
+            box = plot.locator(".nsewdrag").first.bounding_box()
+            page.mouse.move(box["x"] + 0.04 * box["width"], box["y"] + box["height"] / 2)
+            page.wait_for_timeout(300)
+            page.mouse.click(box["x"] + 0.05 * box["width"], box["y"] + box["height"] / 2)
+            wait_until(page, "fipo.state.tab === 'credit' && fipo.state.watched === '0.0'")
+            wait_until(page, "fipo.page.traces[0]?.rollout === 0")
+
+    def test_a_server_that_ends_is_told_and_found_again(self, run, open_live):
+        with watching(run) as address:
+            page = open_live(address)
+            page.locator("#samples .row").first.wait_for(state="attached")
+            token = address.query
+        page.locator("#live-trouble", has_text="fipo watch does not answer").wait_for()
+        assert token not in page.locator("body").text_content()
+
+    def test_hostile_runs_are_data(self, tmp_path, open_live):
+        run = tmp_path / "<img src=x onerror=alert(1)>"
+        write_rollout(run, 0, pieces=HOSTILE, prompt="<script>alert(1)</script>")
+        write_metrics(run)
+        with watching(run) as address:
+            page = open_live(address, "#tab=credit")
+            page.locator("#samples .row").first.wait_for()
+            page.locator("#live-runs li").wait_for()
+            assert page.locator("img").count() == 0
+            assert "<img src=x" in page.locator("#live-runs").text_content().replace("·", " ")

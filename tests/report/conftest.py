@@ -45,7 +45,7 @@ def open_page(browser):
     """Opens a page; fails the test if the page throws, or asks for anything but itself."""
     contexts, complaints = [], []
 
-    def open_it(path, fragment="", **options):
+    def open_it(path, fragment="#at=0", **options):  # "": where the report opens by itself
         context = browser.new_context(**{"viewport": {"width": 1300, "height": 800}, **options})
         contexts.append(context)
         page = context.new_page()

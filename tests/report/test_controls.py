@@ -35,13 +35,26 @@ def test_keys(html, open_page):
 
 def test_the_report_opens_on_what_has_something_to_show(tmp_path, open_page):
     zeros = np.zeros(60, "float32")
-    rows = [trace(0, advantages=zeros), trace(1, log_ratio=zeros), trace(2), trace(3)]
+    rows = [trace(0, advantages=zeros), trace(1, log_ratio=zeros), trace(2), trace(3), trace(4, spread=0.5, reward=0.0)]
     write_traces(rows, tmp_path / "a.parquet", PARAMS)
     path = render_report(tmp_path / "a.parquet", tmp_path / "a.html")
-    page = open_page(path)
-    assert state(page)["at"] == 2
-    assert page.locator("#sample-rows [aria-selected=true]").get_attribute("id") == "row-2"
+    page = open_page(path, "")
+    found = state(page)["at"]
+    assert found in (2, 3)  # the last one's weights are wider, but it has no rival
+    spreads = [np.std(page.evaluate(f"fipo.columns({at}).weight")) for at in (2, 3)]
+    assert found == (2, 3)[np.argmax(spreads)]
+    assert page.locator("#sample-rows [aria-selected=true]").get_attribute("id") == f"row-{found}"
     assert state(open_page(path, "#at=0"))["at"] == 0
+
+
+def test_the_list_is_ordered(html, open_page):
+    page = open_page(html)
+    for order, key in {"reward": "facts.reward", "length": "facts.length"}.items():
+        page.select_option("#sort", order)
+        assert state(page)["sort"] == order and f"sort={order}" in page.url
+        shown = page.eval_on_selector_all("#sample-rows .row", "rows => rows.map((row) => Number(row.dataset.index))")
+        keys = page.evaluate(f"rows => rows.map((row) => fipo.page.traces[row]).map((facts) => {key})", shown)
+        assert keys == sorted(keys, reverse=True)
 
 
 def test_knobs_have_the_ranges_and_helps_of_fipo(html, open_page):

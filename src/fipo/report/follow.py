@@ -30,6 +30,7 @@ class FollowedRun:
     rollouts: dict[int, str] = field(default_factory=dict)  # number → what changes whenever its traces do
     updates: int | None = None  # of a rollout, where its traces tell
     status: str = MISSING
+    written: float | None = None  # when its traces last were, as time.time()
     version: int = 0  # of the metrics
     _read: tuple[int, int] = (0, 0)  # the inode of metrics.jsonl, and the bytes of it that were read
     _seen: bool = False
@@ -84,7 +85,7 @@ class FollowedRun:
 
     def _find_rollouts(self) -> dict[int, str]:
         folder = self.path / TRACES_FOLDER if (self.path / TRACES_FOLDER).is_dir() else self.path
-        files: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        files: dict[int, list[tuple[int, int]]] = defaultdict(list)  # rollout → time in ns and size
         try:
             entries = sorted(folder.iterdir())
         except OSError:
@@ -98,6 +99,7 @@ class FollowedRun:
             except OSError:  # removed meanwhile
                 continue
             files[int(found[1])].append((facts.st_mtime_ns, facts.st_size))
+        self.written = max(max(parts)[0] for parts in files.values()) / 1e9 if files else None
         return {
             number: f"{len(parts)}-{max(parts)[0]}-{sum(size for _, size in parts)}"
             for number, parts in sorted(files.items())

@@ -7,6 +7,7 @@ could reach it by a name of its own) and come from the page itself. Needs starle
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -90,6 +91,7 @@ class Watch:
                         "label": run.label,
                         "status": run.status,
                         "updates": run.updates,
+                        "age": None if run.written is None else max(0, round(time.time() - run.written)),
                         "rollouts": list(run.rollouts.items()),
                     }
                     for run in self.runs

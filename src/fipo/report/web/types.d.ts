@@ -166,5 +166,13 @@ export interface Tally {
 /** What `fipo watch` says of the runs. */
 export interface LiveState {
   charts: number; // another one whenever the curves have changed
-  runs: { label: string; status: string; updates: number | null; rollouts: [number, string][] }[]; // number and version
+  runs: LiveRun[];
+}
+
+export interface LiveRun {
+  label: string;
+  status: string;
+  updates: number | null; // a rollout, where known
+  age: number | null; // seconds since its last trace was written
+  rollouts: [number, string][]; // number, and what changes with its traces
 }

@@ -5,7 +5,7 @@ import { loadReport } from "../model/report.js";
 import { nearest, rolloutOf, stepOf } from "../model/steps.js";
 import { change, report, state } from "../state.js";
 
-/** @import { Chart, LiveState, Report } from "../types.js" */
+/** @import { Chart, LiveRun, LiveState, Report } from "../types.js" */
 
 /** @typedef {{ charts: (charts: Chart[]) => void, traces: (fresh: Report) => void }} Show what shows new data */
 
@@ -13,7 +13,7 @@ const PAUSE = 2000; // ms between two questions
 const DESCRIPTIONS = new Map([
   ["running", "is running"], ["finished", "has finished"], ["stopped", "was stopped, and can be resumed"],
   ["failed", "ended with an error"], ["killed", "was killed, and can be resumed"], ["deleted", "has been deleted"],
-  ["not started", "has not started"], ["unknown", "does not say whether it is under way"],
+  ["not started", "has not started"], ["unknown", "is another trainer's, which does not say whether it is running"],
 ]);
 /** @type {LiveState} */
 let latest = { charts: 0, runs: [] };
@@ -96,13 +96,25 @@ async function ask(path, parameters = {}) {
 }
 
 function drawRuns() {
-  const lines = latest.runs.map(({ label, status, rollouts }) => {
-    const line = showString(make("li", { className: `status ${status.replace(" ", "-")}` }), label);
-    const traces = rollouts.length ? `; ${rollouts.length} traced rollouts, the last is ${rollouts[rollouts.length - 1][0]}` : "";
-    line.append(` ${DESCRIPTIONS.get(status) ?? status}${traces}`);
+  const lines = latest.runs.map((run) => {
+    const line = showString(make("li", { className: `status ${run.status.replace(" ", "-")}` }), run.label);
+    line.append(` ${DESCRIPTIONS.get(run.status) ?? run.status}${tracesOf(run)}`);
     return line;
   });
   byId("live-runs").replaceChildren(...lines);
+}
+
+/** @type {(run: LiveRun) => string} */
+function tracesOf({ rollouts, age }) {
+  if (rollouts.length === 0) return "";
+  const count = rollouts.length === 1 ? "1 traced rollout" : `${rollouts.length} traced rollouts`;
+  return `; ${count}, the last is ${rollouts[rollouts.length - 1][0]}${age === null ? "" : `, written ${formatAge(age)} ago`}`;
+}
+
+/** @type {(seconds: number) => string} */
+function formatAge(seconds) {
+  if (seconds < 90) return `${seconds} s`;
+  return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3600)} h`;
 }
 
 function drawChoices() {

@@ -24,8 +24,12 @@ def test_tokens_and_channels(html, open_page):
     assert "untrained" in token(page, 30).get_attribute("class")
     assert token(page, 7).get_attribute("data-marks") == "o"
     assert token(page, 13).get_attribute("data-marks") == "d"
+    mismatch = page.evaluate("Array.from(fipo.page.columns.mismatch.slice(0, 60))")
+    assert [t for t, value in enumerate(mismatch) if value == 0] == [30, 31, 32]  # what is not trained is not counted
     colours = set()
-    for key, name in enumerate(["log_ratio", "future_kl", "weight", "advantage × weight", "entropy", "ratio"], 1):
+    for key, name in enumerate(
+        ["log_ratio", "future_kl", "weight", "advantage × weight", "entropy", "ratio", "trainer − engine"], 1
+    ):
         page.keyboard.press(str(key))
         assert page.locator("#channels [aria-pressed=true]").text_content() == name
         assert page.locator("#legend").text_content().startswith(name)

@@ -11,7 +11,7 @@ import pytest
 
 from fipo import DataError, FIPOParams, InvalidInputError
 from fipo.traces import SCHEMA_VERSION, Trace, read_traces, write_traces
-from fipo.traces.schema import PER_TOKEN, SCHEMA
+from fipo.traces.schema import OPTIONAL, PER_TOKEN, SCHEMA
 from fipo.traces.store import ROW_GROUP_TOKENS
 
 
@@ -50,6 +50,19 @@ def test_round_trip(tmp_path):
     for a, b in zip(found, traces, strict=True):
         assert_same(a, b)
     assert os.listdir(file.parent) == ["x.parquet"]
+
+
+def test_files_from_before_a_column_was_added(tmp_path):
+    whole = pq.read_table(write_traces([make(0), make(1)], tmp_path / "new.parquet", updates_per_rollout=4))
+    for name in OPTIONAL:
+        whole = whole.drop_columns(name)
+    pq.write_table(whole, tmp_path / "old.parquet")
+    new, old = (read_traces(tmp_path / name) for name in ("new.parquet", "old.parquet"))
+    assert not old.problems
+    assert old.updates_per_rollout == new.updates_per_rollout == 4
+    for found, expected in zip(old, new, strict=True):
+        assert found.rollout_logps is None and expected.rollout_logps is not None
+        np.testing.assert_array_equal(found.logps, expected.logps)
 
 
 def test_a_folder_is_read_in_order(tmp_path):

@@ -94,7 +94,7 @@ class Completion:
     tokens: Tensor  # token ids
     trained: Tensor  # bool
     credit: FIPOOutput  # as of this completion alone, (T,)
-    columns: dict[str, Tensor]  # logps, old_logps, advantages and, where known, entropy
+    columns: dict[str, Tensor]  # logps, old_logps, advantages and, where known, entropy and rollout_logps
     reward: float | None = None
     truncated: bool | None = None
 

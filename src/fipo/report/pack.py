@@ -28,6 +28,7 @@ COLUMNS = {  # column → its dtype; a trace that lacks one has no entries there
     "future_kl": "<f4",  # this and logps: only of traces without log_ratio
     "weight": "<f4",  # likewise, and where a control replaced FIPO's weights
     "logps": "<f2",
+    "mismatch": "<f4",  # log π_old less what the rollout engine said; 0 where not trained
 }
 
 
@@ -109,6 +110,8 @@ def _columns(trace: Trace, vocabulary: dict[tuple[int, bytes], int], *, controll
         optional |= {"future_kl": trace.future_kl, "logps": trace.logps}
     if log_ratio is None or controlled:
         optional["weight"] = trace.weight
+    if old_logps is not None and trace.rollout_logps is not None:
+        optional["mismatch"] = np.where(trace.trained, old_logps - trace.rollout_logps, 0)
     if _one_advantage(trace) is None:
         optional["advantages"] = trace.advantages
     with np.errstate(over="ignore"):

@@ -124,8 +124,8 @@ def watch(paths: list[Path], port: int, tell: Callable[[str], None]) -> None:
     token = secrets.token_urlsafe(24)
     listener = _listen(port)
     config = uvicorn.Config(Watch(runs, token).app(), log_level="error", access_log=False, server_header=False)
-    tell(f"http://{LOOPBACK}:{listener.getsockname()[1]}/?token={token}")
     with suppress(KeyboardInterrupt):  # uvicorn ends well, and then raises it again
+        tell(f"http://{LOOPBACK}:{listener.getsockname()[1]}/?token={token}")
         uvicorn.Server(config).run(sockets=[listener])
 
 

@@ -31,8 +31,10 @@ PER_TOKEN = {  # column → what Parquet holds a token
     "weight": pa.float32(),
     "advantages": pa.float32(),
     "entropy": pa.float32(),
+    "rollout_logps": pa.float32(),
     "flags": pa.uint8(),
 }
+OPTIONAL = {"rollout_logps"}  # columns that files of earlier versions of fipo do not have
 PER_SAMPLE = {
     "run": pa.string(),
     "rollout": pa.int32(),
@@ -74,6 +76,7 @@ class Trace:
     weight: np.ndarray | None = None
     advantages: np.ndarray | None = None
     entropy: np.ndarray | None = None  # nats
+    rollout_logps: np.ndarray | None = None  # of the engine that sampled, where π_old is another's
     flags: np.ndarray | None = None  # uint8, the bits of FLAGS
     reward: float | None = None
     rewards: dict[str, float] = field(default_factory=dict)  # by name, before weighting
@@ -123,7 +126,7 @@ def token_columns(out: FIPOOutput, trained: Tensor, **others: Tensor) -> dict[st
     Args:
         out: What the loss knew about these tokens.
         trained: bool, the loss mask.
-        others: `logps`, `old_logps`, `advantages`, `entropy`.
+        others: `logps`, `old_logps`, `advantages`, `entropy`, `rollout_logps`.
     """
     columns = {name: getattr(out, name) for name in ("log_ratio", "future_kl", "raw_weight", "weight")} | others
     arrays = {name: column.detach().float().cpu().numpy() for name, column in columns.items()}

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from fipo.errors import DataError
 from fipo.params import FORMER_KNOBS, FIPOParams
 from fipo.run_folder import TRACES_FOLDER, whole_file
-from fipo.traces.schema import PER_SAMPLE, PER_TOKEN, SCHEMA, SCHEMA_VERSION, Trace
+from fipo.traces.schema import OPTIONAL, PER_SAMPLE, PER_TOKEN, SCHEMA, SCHEMA_VERSION, Trace
 
 VERSION_KEY, PARAMS_KEY, CONTROL_KEY = b"fipo.schema_version", b"fipo.params", b"fipo.control"
 UPDATES_KEY = b"fipo.updates_per_rollout"
@@ -190,7 +190,7 @@ def _read_file(file: Path, first: int, found: TraceSet) -> None:
         _check_columns(metadata, parquet.schema_arrow.names)
         params = _params_of(metadata)
         groups = range(first, parquet.num_row_groups)
-        batches = parquet.iter_batches(BATCH_ROWS, row_groups=list(groups), columns=SCHEMA.names)
+        batches = parquet.iter_batches(BATCH_ROWS, row_groups=list(groups), columns=_held(parquet.schema_arrow.names))
         found.traces += [trace for batch in batches for trace in _traces_of(batch)]
     if CONTROL_KEY in metadata:
         found.control = metadata[CONTROL_KEY].decode()
@@ -212,15 +212,22 @@ def _check_columns(metadata: dict[bytes, bytes], names: list[str]) -> None:
             f"its schema version is {version}, but this fipo reads {SCHEMA_VERSION}; "
             + ("convert it with `fipo import`." if version == "missing" else "update fipo.")
         )
-    missing = sorted(set(SCHEMA.names) - set(names))
+    missing = sorted(set(SCHEMA.names) - OPTIONAL - set(names))
     if missing:
         raise DataError(f"it lacks the columns {', '.join(missing)}; write it with fipo.traces.write_traces.")
+
+
+def _held(names: list[str]) -> list[str]:
+    return [name for name in SCHEMA.names if name in names]
 
 
 def _traces_of(batch: pa.RecordBatch) -> Iterator[Trace]:
     """Arrays are slices of the batch's columns; equal token bytes are one object."""
     batch.validate(full=True)  # damaged offsets would be read outside their buffer
-    table = pa.Table.from_batches([batch]).select(SCHEMA.names).cast(SCHEMA)
+    table = pa.Table.from_batches([batch])
+    for name in OPTIONAL.difference(table.schema.names):
+        table = table.append_column(name, pa.nulls(len(table), SCHEMA.field(name).type))
+    table = table.select(SCHEMA.names).cast(SCHEMA)
     columns = {name: _per_token(name, table.column(name).combine_chunks()) for name in PER_TOKEN}
     for number, row in enumerate(table.select(list(PER_SAMPLE)).to_pylist()):
         row |= {"rewards": dict(row["rewards"] or ()), "stop_reason": row["stop_reason"] or ""}

@@ -63,6 +63,7 @@ class TraceWriter:
             logger.warning(f"{name} was not written, and the run goes on without it: {error}")
 
     def _columns(self, credit: Credit) -> dict[str, Any]:
+        sampled = credit.inputs.get("sampling_per_token_logps")  # vLLM's
         return token_columns(
             credit.tokens,
             credit.mask,
@@ -70,6 +71,7 @@ class TraceWriter:
             old_logps=credit.inputs["old_per_token_logps"],
             advantages=credit.advantages,
             entropy=credit.result.entropy,
+            **({} if sampled is None else {"rollout_logps": sampled}),
         )
 
     def _trace(self, row: int, columns: dict[str, Any], credit: Credit) -> Trace:

@@ -207,6 +207,7 @@ def test_traces_hold_what_the_loss_used(runs, traces):
         }.items():
             torch.testing.assert_close(torch.tensor(getattr(trace, name)), of)
         torch.testing.assert_close(torch.tensor(trace.weight), runs[0]["whole", "weights"][trace.sample])
+        torch.testing.assert_close(torch.tensor(trace.rollout_logps), sample["rollout_log_probs"])
         assert (trace.reward, trace.group) == (trace.sample, trace.sample)
         assert trace.stop_reason == ("length" if trace.sample % 2 else "stop")
         assert trace.dropped == (trace.sample == DROPPED)
@@ -218,6 +219,16 @@ def test_every_split_leaves_the_traces_of_the_whole(traces, split):
     for found, expected in zip(traces[split], traces["whole"], strict=True):
         assert (found.sample, found.update, found.reward) == (expected.sample, expected.update, expected.reward)
         assert found.flags.tolist() == expected.flags.tolist()
-        for name in ("logps", "old_logps", "log_ratio", "future_kl", "raw_weight", "weight", "advantages", "entropy"):
+        for name in (
+            "logps",
+            "old_logps",
+            "log_ratio",
+            "future_kl",
+            "raw_weight",
+            "weight",
+            "advantages",
+            "entropy",
+            "rollout_logps",
+        ):
             values = (torch.tensor(getattr(trace, name)) for trace in (found, expected))
             torch.testing.assert_close(*values, rtol=1e-5, atol=1e-6)

@@ -53,6 +53,8 @@ def fipo_loss_function(
     old = old_log_probs(args, batch)
     out = token_credit(args, batch, log_probs)
     columns = {"logps": log_probs, "old_logps": old, "advantages": batch["advantages"], "entropy": entropy}
+    if batch.get("rollout_log_probs") and not args.use_rollout_logprobs:
+        columns["rollout_logps"] = batch["rollout_log_probs"]
     TRACES.see(args, batch, out, _trained(batch), columns)
 
     policy, masks, metrics = _policy(args, batch, out, log_probs, old, sum_of_sample_mean)

@@ -79,7 +79,8 @@ class Traces:
             args, batch: As for the loss.
             out: The credit of this rank's part of the micro-batch, (N,).
             trained: (N,) bool.
-            columns: logps, old_logps, advantages and entropy of this rank's tokens, one tensor a sequence.
+            columns: logps, old_logps, advantages, entropy and, where π_old is not the rollout engine's, rollout_logps;
+                one tensor a sequence, of this rank's tokens.
 
         Raises:
             InvalidParameterError: Traces are asked for, but slime does not say which rollout it trains on.

@@ -115,6 +115,8 @@ class Traces:
         ranks, rank, writes = _place(data, config)
         columns = {"logps": log_prob, "old_logps": old_log_prob, "advantages": advantages}
         columns |= {} if entropy is None else {"entropy": entropy}
+        if "rollout_log_probs" in data:
+            columns["rollout_logps"] = _padded(data["rollout_log_probs"], log_prob.shape[1])
         share = options.samples / ranks / (self.rows_before / config.ppo_epochs)
         completions = self._completions(data, out, mask.bool(), columns, update, share)
         if not writes:
@@ -188,6 +190,12 @@ def _token_ids(data: Any) -> tuple[list[Tensor], list[Tensor]]:
         [row[here] for row, here in zip(ids, mask, strict=True)]
         for ids, mask in zip((prompts, responses), attended, strict=True)
     )  # type: ignore[return-value]
+
+
+def _padded(column: Tensor, length: int) -> Tensor:
+    """(B, length), of a nested tensor or of one that verl padded further."""
+    rows = column.to_padded_tensor(0) if column.is_nested else column
+    return torch.nn.functional.pad(rows[:, :length], (0, max(0, length - rows.shape[1])))
 
 
 def _place(data: Any, config: Any) -> tuple[int, int, bool]:

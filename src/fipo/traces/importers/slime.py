@@ -87,6 +87,8 @@ def _trace(rollout: int, sample: dict[str, Any], about: dict[str, Any], options:
     reward = float(scored if isinstance(scored, int | float) else sample["rewards"])
     columns = {"old_logps": old, "advantages": sample["advantages"]}
     known: dict[str, Any] = {}
+    if not options.current_logprobs and sample.get("rollout_log_probs") is not None:
+        columns["rollout_logps"] = sample["rollout_log_probs"]
     if options.current_logprobs:
         columns["logps"] = sample["log_probs"]
         known = credit(sample["log_probs"], old, sample["advantages"], sample["loss_masks"], options.params)

@@ -9,13 +9,14 @@ import { stepsOf } from "./steps.js";
 const COLUMN_TYPES = {
   tokens: Uint32Array, flags: Uint8Array, log_ratio: Float32Array, advantages: Float32Array, old_logps: Uint16Array,
   entropy: Uint16Array, future_kl: Float32Array, weight: Float32Array, logps: Uint16Array,
+  mismatch: Float32Array,
 };
 
 /** @type {() => Report} */
 export const emptyReport = () => ({
   about: { title: "", problems: [], version: "", knobs: {}, live: false }, charts: null, tracedSteps: [], traces: [], prompts: [], sets: [], flags: {},
   trainedBit: 0, columns: {}, vocabulary: { ids: new Int32Array(), ends: new Uint32Array(), bytes: new Uint8Array() },
-  spans: { log_ratio: 1, future_kl: 1, advantage_weight: 1, entropy: 1 },
+  spans: { log_ratio: 1, future_kl: 1, advantage_weight: 1, entropy: 1, mismatch: 1 },
 });
 
 /**

@@ -15,6 +15,7 @@ import { closePanes, LINE_HEIGHT, openPanes, repaint, TokenPane } from "./tokens
 
 /** @typedef {{ trace: Trace, t: number }} Token */
 
+const MISMATCH = "mismatch"; // a channel that few sources record
 /** @type {Token | null} */
 let hovered = null; // while the pointer is on a token
 
@@ -151,6 +152,7 @@ function drawModes() {
 function drawChannels() {
   for (const button of /** @type {NodeListOf<HTMLButtonElement>} */ (document.querySelectorAll("#channels button"))) {
     setAria(button, { pressed: button.dataset.channel === state.channel });
+    if (button.dataset.channel === MISMATCH) button.hidden = report.columns[MISMATCH].length === 0 && state.channel !== MISMATCH;
   }
   const trace = openTrace(report, state.at);
   const scale = scaleOf(report, trace, state);

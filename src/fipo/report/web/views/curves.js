@@ -44,6 +44,7 @@ const markOf = (step) => ({
  *   `takeText` gives plotly's script; `open` gets the runs and the step of a point that is clicked
  */
 export async function drawCurves(takeText, open) {
+  byId("curves-hint").hidden = report.tracedSteps.length === 0;
   if (state.tab !== "curves" || drawn === report.charts || !report.charts) return;
   drawn = report.charts;
   for (const { title, figure } of drawn) showFigure(title, figure);

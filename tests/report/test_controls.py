@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from page_driver import facts, slide, state
 from playwright.sync_api import expect
-from synthetic_traces import PARAMS, trace
+from synthetic_traces import PARAMS, trace, write_metrics
 
 from fipo.params import KNOBS
 from fipo.report import render_report
@@ -183,3 +183,55 @@ def test_the_address_takes_the_knobs_that_fipo_params_takes(html, open_page):
     assert state(page)["knobs"] == expected
     for name in expected:
         assert page.locator(f"label:has(#knob-{name})").get_attribute("title") == KNOBS[name].help
+
+
+def test_one_completion_in_two_runs_side_by_side(tmp_path, open_page):
+    """As two runs from one seed sample the same at first; the second's weights differ."""
+    for run, spread in {"fipo": 0.05, "mean": 0.2}.items():
+        write_traces(
+            [trace(sample, run=run, spread=spread) for sample in range(3)], tmp_path / f"{run}.parquet", PARAMS
+        )
+    page = open_page(render_report([tmp_path / "fipo.parquet", tmp_path / "mean.parquet"], tmp_path / "a.html"))
+    page.keyboard.press("u")
+    heads = page.locator("#stage article header")
+    assert heads.count() == 2
+    assert [head.split(" · ")[0] for head in heads.locator("h3").all_text_contents()] == ["fipo", "mean"]
+    changes = page.locator("#stage .change").all_text_contents()
+    assert len(changes) == 1 and changes[0].startswith("mean change from the first column: weight ")
+    first, second = (page.evaluate(f"fipo.columns({at}).weight") for at in (0, 3))
+    trained = trace(0).trained
+    expected = np.abs(np.array(second) - np.array(first))[trained].mean()
+    assert float(changes[0].split("weight ")[1].split(",")[0]) == pytest.approx(expected, rel=0.01)
+
+
+def test_the_summary_follows_kinds_of_tokens_over_training(tmp_path, open_page):
+    rows = [trace(sample, rollout=rollout) for rollout in (0, 8, 16) for sample in range(4)]
+    write_traces(rows, tmp_path / "a.parquet", PARAMS)
+    page = open_page(render_report(tmp_path / "a.parquet", tmp_path / "a.html"))
+    page.click("#tab-summary")
+    card = page.locator("section.card", has_text="Mean weight by kind of token, over training")
+    assert card.locator("tbody td:nth-child(2)").all_text_contents() == ["0", "8", "16"]
+    assert "reflection words" in card.locator("thead").text_content()
+    tally = page.evaluate("[...fipo.summary().rollouts.values()].map(({ classes }) => classes[0])")
+    shown = [float(text) for text in card.locator("tbody td:nth-child(3)").all_text_contents()]
+    assert shown == pytest.approx([sums["sum"] / sums["count"] for sums in tally], abs=1e-3)
+
+
+def test_a_point_of_a_curve_opens_the_nearest_rollout(tmp_path, open_page):
+    run = write_metrics(tmp_path / "run")
+    rows = [trace(sample, rollout=rollout, update=sample % 2) for rollout in (0, 2) for sample in range(8)]
+    write_traces(rows, run / "traces" / "a.parquet", PARAMS, updates_per_rollout=2)
+    page = open_page(render_report(run, tmp_path / "a.html"), "")
+    page.wait_for_selector(".plot.drawn .scatterlayer")
+    assert page.evaluate("fipo.page.tracedSteps") == [1, 5]
+    assert page.locator("#curves-hint").is_visible()
+    plot = page.locator("#charts .plot").first
+    box = plot.locator(".nsewdrag").first.bounding_box()
+    for place, expected in {0.15: (0, 0), 0.98: (2, 1)}.items():  # steps 1 and 7
+        page.click("#tab-curves")
+        page.mouse.move(box["x"] + place * box["width"], box["y"] + box["height"] / 2)
+        page.wait_for_timeout(300)
+        page.mouse.click(box["x"] + place * box["width"], box["y"] + box["height"] / 2)
+        page.wait_for_selector("#stage .token")
+        at = page.evaluate("fipo.page.traces[fipo.state.at]")
+        assert (at["rollout"], at["update"]) == expected

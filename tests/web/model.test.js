@@ -113,7 +113,14 @@ test("a group has one trace a completion, by falling reward; updates are in orde
   ];
   assert.deepEqual(groupOf(traces, 2), [1, 2, 3]);
   assert.deepEqual(groupOf(traces, 0), [1, 0, 3]);
-  assert.deepEqual(updatesOf(traces, 0), [2, 0]);
+  const columns = { tokens: Uint32Array.of(7, 8, 7, 8, 7, 9) };
+  const placed = traces.map((facts, index) => ({ ...facts, prompt: 0, length: 2, at: { tokens: index % 2 ? 4 : 0 } }));
+  assert.deepEqual(updatesOf({ traces: placed, columns }, 0).slice(0, 2), [2, 0]);
+  const other = { ...placed[0], set: 1, run: "seed 1", at: { tokens: 2 } };
+  const strangers = [{ at: { tokens: 4 } }, { prompt: 1 }, { length: 1 }].map((change) => ({ ...other, sample: 9, ...change }));
+  const report = { traces: [placed[2], ...strangers, other, placed[0]], columns };
+  assert.deepEqual(updatesOf(report, 5), [0, 5, 4]); // its own updates, then the other run's
+  assert.deepEqual(updatesOf(report, 4), [4, 0, 5]);
 });
 
 test("the report opens on the widest weights, before all in a group with both rewards", async () => {

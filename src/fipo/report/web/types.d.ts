@@ -159,6 +159,7 @@ export interface Tally {
   traces: number;
   unknown: number; // traces without log-ratios, left out
   runs: Map<string, WeightSums>;
+  rollouts: Map<string, { run: string; rollout: number; classes: WeightSums[] }>;
   positions: WeightSums[]; // equal parts of the response
   classes: WeightSums[]; // as in CLASS_NAMES
   tokens: TokenSums;

@@ -3,7 +3,7 @@
 import { computeCredit } from "./credit.js";
 import { isMeasured, openTrace } from "./traces.js";
 
-/** @import { Facts, Report, Trace } from "../types.js" */
+/** @import { Column, Facts, Report, Trace } from "../types.js" */
 
 /** @type {(a: Facts, b: Facts) => boolean} */
 const sameRollout = (a, b) => a.set === b.set && a.run === b.run && a.rollout === b.rollout;
@@ -29,11 +29,27 @@ export function groupOf(traces, index) {
   return [...bySample.values()].sort((a, b) => reward(b) - reward(a) || a - b);
 }
 
-/** The traces of one completion, by update. @type {(traces: Facts[], index: number) => number[]} */
-export function updatesOf(traces, index) {
+/**
+ * The traces of one completion: its updates, and what else has its prompt and its tokens, as another run from the same seed
+ * may; the run's own first, each run by rollout and update.
+ * @type {(report: Report, index: number) => number[]}
+ */
+export function updatesOf(report, index) {
+  const { traces } = report;
   const looked = traces[index];
-  const same = indicesWhere(traces, (facts) => sameRollout(facts, looked) && facts.sample === looked.sample);
-  return same.sort((a, b) => traces[a].update - traces[b].update);
+  const same = indicesWhere(traces, (facts) => sameRollout(facts, looked) ? facts.sample === looked.sample : sameTokens(report, facts, looked));
+  /** @type {(at: number) => number} */
+  const away = (at) => (traces[at].set === looked.set && traces[at].run === looked.run ? -1 : traces[at].set);
+  return same.sort((a, b) => away(a) - away(b) || traces[a].rollout - traces[b].rollout || traces[a].update - traces[b].update);
+}
+
+/** @type {(report: Report, a: Facts, b: Facts) => boolean} */
+function sameTokens({ columns }, a, b) {
+  if (a.length !== b.length || a.prompt !== b.prompt || a.length === 0) return false;
+  /** @type {(facts: Facts) => Column} */
+  const tokens = ({ at, length }) => columns.tokens.subarray(at.tokens, at.tokens + length);
+  const others = tokens(b);
+  return tokens(a).every((token, t) => token === others[t]);
 }
 
 /**

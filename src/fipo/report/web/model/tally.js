@@ -1,4 +1,4 @@
-// What the credit does over many traces: sums over trained tokens by run, position, kind of token, and token.
+// What the credit does over many traces: sums over trained tokens by run, position, kind of token, rollout, and token.
 
 import { computeCredit, knobsOf } from "./credit.js";
 import { clippedWeight, participates, weightHigh, weightLow } from "./fipo.js";
@@ -47,7 +47,7 @@ export function tallyTraces(report, indices, moved) {
   /** @type {Tally} */
   const tally = {
     traces: 0, unknown: 0, runs: new Map(), positions: Array.from({ length: POSITION_BINS }, noSums),
-    classes: CLASS_NAMES.map(noSums),
+    classes: CLASS_NAMES.map(noSums), rollouts: new Map(),
     tokens: {
       count: new Uint32Array(size), sum: new Float64Array(size), up: new Uint32Array(size), down: new Uint32Array(size),
     },
@@ -68,13 +68,17 @@ function tallyTrace(trace, moved, tally) {
   const classes = classesOf(trace.vocabulary);
   const own = tally.runs.get(trace.facts.run) ?? noSums();
   tally.runs.set(trace.facts.run, own);
+  const place = `${trace.facts.run}\n${trace.facts.rollout}`;
+  const ofRollout = tally.rollouts.get(place) ?? { run: trace.facts.run, rollout: trace.facts.rollout, classes: CLASS_NAMES.map(noSums) };
+  tally.rollouts.set(place, ofRollout);
   tally.traces += 1;
   for (let t = 0; t < trace.length; t++) {
     if (!trace.trained[t] || Number.isNaN(weight[t])) continue;
     const entry = trace.tokens[t];
     const raw = Math.exp(futureKl[t]);
     const part = tally.positions[Math.floor((t * POSITION_BINS) / trace.length)];
-    for (const sums of [own, part, tally.classes[classes[entry]]]) addWeight(sums, weight[t], raw < low, raw > high);
+    const kind = classes[entry];
+    for (const sums of [own, part, tally.classes[kind], ofRollout.classes[kind]]) addWeight(sums, weight[t], raw < low, raw > high);
     own.safety += Number(fipo[t] !== clippedWeight(futureKl[t], knobs));
     own.outside += Number(!participates(trace.logRatio[t], true, knobs));
     addToken(tally.tokens, entry, weight[t]);

@@ -2,7 +2,7 @@
 
 import { byId, make, makeNotice, setAria, showString } from "../dom.js";
 import { formatCount, formatNumber, formatReward } from "../format.js";
-import { background, CHANNELS, isContribution, scaleOf, scaledValues, valueAt } from "../model/channels.js";
+import { background, CHANNELS, isContribution, scaleOf, scaledValues, valueAt, valuesOf } from "../model/channels.js";
 import { markOf } from "../model/credit.js";
 import { clamp } from "../model/fipo.js";
 import { groupOf, updatesOf } from "../model/groups.js";
@@ -70,7 +70,7 @@ function onTokenClick(event) {
 /** Indices of the traces on the stage, the present one among them. @type {() => number[]} */
 export function stagedTraces() {
   if (state.mode === "group") return groupOf(report.traces, state.at);
-  if (state.mode === "updates") return updatesOf(report.traces, state.at);
+  if (state.mode === "updates") return updatesOf(report, state.at);
   return [state.at];
 }
 
@@ -97,7 +97,8 @@ function drawStage() {
   const stage = byId("stage");
   const indices = stagedTraces();
   stage.className = indices.length > 1 ? "columns" : "";
-  stage.replaceChildren(...indices.map((index) => makeColumn(openTrace(report, index), stage)));
+  const first = state.mode === "updates" ? openTrace(report, indices[0]) : null;
+  stage.replaceChildren(...indices.map((index) => makeColumn(openTrace(report, index), stage, first)));
   stage.scrollTop = 0;
   if (indices.length > 1) revealColumn();
 }
@@ -110,8 +111,8 @@ function revealColumn() {
   if (pane) columnOf(pane).scrollIntoView({ block: "nearest", inline: "nearest" });
 }
 
-/** @type {(trace: Trace, scroller: Element) => HTMLElement} */
-function makeColumn(trace, scroller) {
+/** `first`: the trace that this one is compared with. @type {(trace: Trace, scroller: Element, first: Trace | null) => HTMLElement} */
+function makeColumn(trace, scroller, first) {
   const { element } = new TokenPane(trace, scroller);
   element.role = "listbox";
   element.tabIndex = 0;
@@ -119,6 +120,7 @@ function makeColumn(trace, scroller) {
   element.addEventListener("focus", () => state.at === trace.index && state.active === null && activateToken(0));
   if (trace.length === 0) element.textContent = "This completion is empty.";
   const column = make("article", {}, makeHead(trace), element);
+  if (first && first !== trace) column.firstElementChild?.append(make("p", { className: "change" }, changeSince(first, trace)));
   column.dataset.trace = String(trace.index);
   return column;
 }
@@ -137,8 +139,19 @@ function makeHead(trace) {
   return head;
 }
 
+/** What changed on the same tokens. @type {(first: Trace, trace: Trace) => string} */
+function changeSince(first, trace) {
+  const parts = ["weight", "log_ratio"].map((id) => {
+    const [before, now] = [first, trace].map((each) => valuesOf(each, id, state.knobs));
+    const changes = Array.from(trace.trained, (trained, t) => (trained ? Math.abs(now(t) - before(t)) : NaN)).filter((change) => !Number.isNaN(change));
+    const mean = changes.reduce((sum, change) => sum + change, 0) / changes.length;
+    return `${id} ${changes.length ? formatNumber(mean, 3) : "unknown"}`;
+  });
+  return `mean change from the first column: ${parts.join(", ")}`;
+}
+
 function drawModes() {
-  const sizes = new Map([["group", groupOf(report.traces, state.at).length], ["updates", updatesOf(report.traces, state.at).length]]);
+  const sizes = new Map([["group", groupOf(report.traces, state.at).length], ["updates", updatesOf(report, state.at).length]]);
   for (const button of modeButtons()) {
     const { mode = "", label } = button.dataset;
     const size = sizes.get(mode);

@@ -23,13 +23,15 @@ export function drawSummary() {
 }
 
 /** @type {(tally: Tally) => HTMLElement[]} */
-function summaryCards({ runs, positions, classes, tokens }) {
+function summaryCards({ runs, positions, classes, rollouts, tokens }) {
   const saturation = makeCard("Saturation", saturationTable(runs));
-  saturation.classList.add("wide");
+  const overTime = makeCard("Mean weight by kind of token, over training", rolloutTable([...rollouts.values()]));
+  for (const card of [saturation, overTime]) card.classList.add("wide");
   return [
     saturation,
     makeCard("Weight by position in the response", positionChart(positions)),
     makeCard("Weight by kind of token", classTable(classes)),
+    ...(rollouts.size > 1 ? [overTime] : []),
     makeCard("Most often amplified", tokenTable(tokens, tokens.up, "weight above 1")),
     makeCard("Most often attenuated", tokenTable(tokens, tokens.down, "weight below 1")),
   ];
@@ -60,6 +62,18 @@ function classTable(classes) {
     CLASS_NAMES[i], formatCount(own.count), meanWeight(own), formatPercent(own.up / own.count), formatPercent(own.down / own.count),
   ]);
   return makeTable(["kind", "tokens", "mean weight", "weight above 1", "weight below 1"], rows.filter((_, i) => classes[i].count > 0));
+}
+
+/**
+ * A row a rollout, a column a kind of token that occurs.
+ * @type {(rollouts: { run: string, rollout: number, classes: WeightSums[] }[]) => HTMLElement}
+ */
+function rolloutTable(rollouts) {
+  const kinds = CLASS_NAMES.map((_, kind) => kind).filter((kind) => rollouts.some(({ classes }) => classes[kind].count > 0));
+  const rows = [...rollouts].sort((a, b) => a.run.localeCompare(b.run) || a.rollout - b.rollout).map(({ run, rollout, classes }) => [
+    decodeString(run), String(rollout), ...kinds.map((kind) => meanWeight(classes[kind])),
+  ]);
+  return makeTable(["run", "rollout", ...kinds.map((kind) => CLASS_NAMES[kind])], rows);
 }
 
 /** @type {(tokens: TokenSums, hits: Uint32Array, label: string) => HTMLElement} */

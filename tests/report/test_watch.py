@@ -3,12 +3,14 @@
 import fcntl
 import http.client
 import json
+import math
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
@@ -322,3 +324,75 @@ class TestInABrowser:
             page.locator("#live-runs li").wait_for()
             assert page.locator("img").count() == 0
             assert "<img src=x" in page.locator("#live-runs").text_content().replace("·", " ")
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_long_run_stays_fluid(browser, tmp_path):
+    """10,000 updates, 200 traced rollouts of 64 × 4,096 tokens: data are fetched as they are looked at."""
+    run = tmp_path / "long"
+    rows = [trace(sample, length=4096, run="long", update=sample % UPDATES) for sample in range(64)]
+    first = write_traces(rows, run / "traces" / trace_file(0, 0, 0), PARAMS, updates_per_rollout=50)
+    for rollout in range(1, 200):  # how long reading takes does not depend on what the others hold
+        os.link(first, run / "traces" / trace_file(rollout, 0, 0))
+    names = ["reward", *(f"fipo/length_p{q}" for q in (10, 50, 90, 99)), "entropy", "fipo/policy_kl"]
+    names += [f"fipo/weight_{name}" for name in ("mean", "min", "max", "at_low", "at_high")]
+    names += [f"other/{number}" for number in range(40)]
+    with (run / "metrics.jsonl").open("w") as file:
+        for step in range(1, 10_001):
+            values = {name: math.sin(step * (number + 1) / 300) for number, name in enumerate(names)}
+            file.write(json.dumps({"step": step} | values) + "\n")
+
+    with watching(run) as address:
+        times = {name: seconds(get, address, path) for name, path in PATHS.items()}
+        sizes = {name: len(get(address, path, **{"Accept-Encoding": "gzip"})[2]) for name, path in PATHS.items()}
+        page = browser.new_context(viewport={"width": 1300, "height": 850}).new_page()
+        start = time.monotonic()
+        page.goto(f"{address.geturl()}#tab=credit")
+        page.locator("#stage .token").first.wait_for()
+        times["credit shown"] = time.monotonic() - start
+        page.evaluate("window.before = fipo.page.traces; 0")
+        start = time.monotonic()
+        page.locator("#rollout").select_option("0.100")
+        wait_until(page, "fipo.page.traces !== window.before")
+        page.locator("#stage .token").first.wait_for()
+        times["another rollout"] = time.monotonic() - start
+        start = time.monotonic()
+        page.click("#tab-curves")
+        page.locator("#charts .plot.drawn .scatterlayer").first.wait_for()
+        times["curves drawn"] = time.monotonic() - start
+        frames = page.evaluate(SLOWEST_FRAME)
+        heap = page.evaluate("performance.memory.usedJSHeapSize / 1e6")
+        page.context.close()
+    print(
+        {name: f"{value:.2f} s" for name, value in times.items()},
+        sizes,
+        f"slowest frame {frames:.0f} ms, {heap:.0f} MB",
+    )
+    assert max(times.values()) < 10
+    assert times["state, again"] < 0.2  # this is asked every two seconds, beside the training
+    assert frames < 200
+
+
+PATHS = {
+    "state": "/state",
+    "state, again": "/state",
+    "charts": "/charts",
+    "traces": "/traces?run=0&rollout=199",
+}
+SLOWEST_FRAME = """async () => {
+    let [slowest, last] = [0, performance.now()];
+    for (const end = last + 5000; last < end; ) {
+        const now = await new Promise(requestAnimationFrame);
+        slowest = Math.max(slowest, now - last);
+        last = now;
+    }
+    return slowest;
+}"""
+
+
+def seconds(call, *arguments):
+    start = time.monotonic()
+    call(*arguments)
+    return time.monotonic() - start

@@ -103,6 +103,7 @@ class Workshop:
             **os.environ,
             "UPDATES_PER_ROLLOUT": str(UPDATES_PER_ROLLOUT),
             "OMP_NUM_THREADS": "1",
+            "PYTHONFAULTHANDLER": "1",  # a crash in C++ tells where Python was
             "PYTHONPATH": f"{self.folder}{os.pathsep}{HERE.parent}",
             "TORCH_EXTENSIONS_DIR": str(self.folder / "extensions"),
             **VLLM,

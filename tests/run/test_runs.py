@@ -18,6 +18,7 @@ from fipo.cli import main
 from fipo.run.output_folder import other_runs_files
 from fipo.run.prompts import _require_room
 from fipo.run.train import write_report
+from fipo.run_folder import status_of
 from fipo.traces import read_traces
 
 FIPO = [sys.executable, "-m", "fipo.cli", "train"]
@@ -136,11 +137,13 @@ def test_killed_between_checkpoints_and_resumed_equals_uninterrupted(recipe):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    assert status_of(run) == "killed"
     assert not (run / "checkpoint-9").exists() and not (run / "checkpoint-12").exists()
 
     train(recipe, "--output_dir", "killed", "--resume", "true")
     resumed = curve(run, *NAMES)
     assert resumed == expected
+    assert status_of(run) == "finished"
 
 
 def test_ctrl_c_checkpoints_and_leaves(recipe):
@@ -152,6 +155,7 @@ def test_ctrl_c_checkpoints_and_leaves(recipe):
     process.send_signal(signal.SIGINT)
     stdout, _ = process.communicate(timeout=120)
     assert process.returncode == 130
+    assert status_of(run) == "stopped"
     (checkpoint,) = run.glob("checkpoint-*")
     assert f"Stopped at update {checkpoint.name.removeprefix('checkpoint-')}, with a checkpoint" in stdout.decode()
     assert "Stopping after this update" in stdout.decode()
@@ -296,6 +300,7 @@ def test_two_runs_never_share_a_folder(recipe, inside):
     wait_for(run / "checkpoint-3", first)
     second = inside("--overwrite", "true", expect=2)
     assert "belongs to a run that is under way in another process" in second.err
+    assert status_of(run) == "running"
     first.communicate(timeout=120)
     assert first.returncode == 0 and sorted(curve(run)) == list(range(1, 13))
 

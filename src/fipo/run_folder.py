@@ -4,7 +4,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -15,7 +15,7 @@ TRACES_FOLDER = "traces"  # Parquet, see fipo.traces
 REPORT_FILE = "report.html"
 LOCK_FILE = ".lock"  # locked as long as a run is under way, whatever ends its process; then it says how that ended
 MISSING, UNKNOWN, RUNNING, KILLED = "missing", "unknown", "running", "killed"
-FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"  # what the lock file says: stopped by a signal, or an error
+FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"  # what the lock file says at the end; before, RUNNING
 
 
 def trace_file(rollout: int, step: int, rank: int) -> str:
@@ -53,13 +53,15 @@ class Lock:
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
-        self.end("")
+        self.end(RUNNING)
 
     def end(self, how: str) -> None:
-        self._file.seek(0)
-        self._file.truncate()
-        self._file.write(how)
-        self._file.flush()
+        """A full disk costs the note, not the run."""
+        with suppress(OSError):
+            self._file.seek(0)
+            self._file.truncate()
+            self._file.write(how)
+            self._file.flush()
 
 
 @contextmanager
@@ -97,14 +99,19 @@ def _acquire(file: TextIO) -> bool:
 
 def status_of(folder: Path) -> str:
     """How a run of `fipo train` stands: one of the names above; MISSING without a folder, UNKNOWN without a lock."""
-    if not folder.exists():
-        return MISSING
+    path = folder / LOCK_FILE
     try:
-        with (folder / LOCK_FILE).open() as file:
+        if not folder.exists():
+            return MISSING
+        if not path.is_file():  # a pipe would block
+            return UNKNOWN
+        with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            ended = file.read(20)
-            return ended if ended in (FINISHED, STOPPED, FAILED) else KILLED
+            said = file.read(20).decode(errors="replace")
     except BlockingIOError:
         return RUNNING
     except OSError:
         return UNKNOWN
+    if said in (FINISHED, STOPPED, FAILED):
+        return said
+    return KILLED if said == RUNNING else UNKNOWN  # fipo once left it empty

@@ -38,7 +38,7 @@ def completion(tokens=5, sample=0, **place):
 
 
 def writer(folder, tokenizer=None, **options):
-    return TraceWriter(TraceOptions(folder, **options), tokenizer or tiny.tokenizer(), 0)
+    return TraceWriter(TraceOptions(folder, **options), tokenizer or tiny.tokenizer(), 0, 1)
 
 
 def warnings(caplog):
@@ -49,7 +49,8 @@ def test_what_is_written_is_read(tmp_path):
     writer(tmp_path / "run").write(8, 2, [completion(sample=7)], FIPOParams())
     traces = read_traces(tmp_path / "run")
     (trace,) = traces
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["rollout_000008_step_0002_rank_0.parquet"]
+    (file,) = (tmp_path / "run").glob("*.parquet")
+    assert file.name == "rollout_000008_step_0002_rank_0.parquet"
     assert (trace.run, trace.rollout, trace.update, trace.group, trace.sample) == ("run", 8, 1, 3, 7)
     assert (trace.reward, trace.stop_reason, trace.entropy, trace.dropped) == (0.5, "stop", None, False)
     assert trace.text == "".join(tiny.tokenizer().convert_ids_to_tokens(list(range(6, 11))))
@@ -108,17 +109,30 @@ def test_without_a_tokenizer_tokens_show_as_their_ids(tmp_path, caplog):
 def test_a_second_writer_stops_and_says_so(tmp_path, caplog):
     first, second = writer(tmp_path), writer(tmp_path)
     first.write(0, 0, [completion(rollout=0)], FIPOParams())
-    second.write(8, 0, [completion()], FIPOParams())
+    for step in range(3):
+        second.write(8, step, [completion()], FIPOParams())
     first.write(8, 0, [completion(sample=1)], FIPOParams())
     (sentence,) = warnings(caplog)
     assert f"another run writes into {tmp_path}; give each run a trace_dir of its own" in sentence
-    assert [trace.sample for trace in read_traces(tmp_path)] == [0, 0]
+    assert [trace.sample for trace in read_traces(tmp_path)] == [0, 1]
 
 
-def test_a_resumed_run_replaces_its_traces(tmp_path, caplog):
-    writer(tmp_path).write(8, 0, [completion()], FIPOParams())
-    writer(tmp_path).write(8, 0, [completion(sample=1)], FIPOParams())
-    assert [trace.sample for trace in read_traces(tmp_path)] == [1]
+def test_a_resumed_run_replaces_its_traces_however_it_splits_them(tmp_path, caplog):
+    """Also those that the abandoned branch left later, and those of ranks that are no more."""
+    for rank in (0, 1):
+        one = TraceWriter(TraceOptions(tmp_path), tiny.tokenizer(), rank, 2)
+        for rollout in (0, 8, 16):
+            for step in range(3):
+                one.write(rollout, step, [completion(rollout=rollout, sample=100 * rank + step)], FIPOParams())
+        del one
+    (tmp_path / "rollout_of_mine_rank_0.parquet").write_bytes(b"")
+    writer(tmp_path).write(8, 1, [completion(sample=7)], FIPOParams())
+    found = read_traces(tmp_path, "rollout_0*")
+    assert [(trace.rollout, trace.sample) for trace in found] == [
+        *((0, sample) for sample in (0, 1, 2, 100, 101, 102)),
+        (8, 7),
+    ]
+    assert (tmp_path / "rollout_of_mine_rank_0.parquet").exists()
     assert not warnings(caplog)
 
 

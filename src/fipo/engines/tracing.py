@@ -4,13 +4,14 @@ What a trainer's loss sees becomes `Completion`s here; `fipo.traces`, which need
 written.
 """
 
+import fcntl
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from zlib import crc32
 
 from torch import Tensor
@@ -106,21 +107,25 @@ class TraceWriter:
     options: TraceOptions
     tokenizer: Any  # a fast tokenizer of transformers, or the name or folder that it is loaded from
     rank: int  # of the processes that write
+    ranks: int  # how many do
     _bytes_of: Callable[[int], bytes] | None = None
     _told: set[str] = field(default_factory=set)
-    _others: set[str] | None = None  # files that lay there before this process wrote
-    _own: set[str] = field(default_factory=set)
+    _lock: TextIO | None = None  # of this rank's place in the folder, held as long as the process lives
+    _off: bool = False
 
-    def write(self, rollout: int, step: int, completions: list[Completion], params: FIPOParams) -> None:
-        """Writes one file, whole or not at all, with the completions of one micro-batch."""
-        if not completions:
+    def write(self, rollout: int, step: int, completions: Iterable[Completion], params: FIPOParams) -> None:
+        """Writes one file, whole or not at all, with the completions of one micro-batch, if there are any."""
+        if self._off:
             return
         name = trace_file(rollout, step, self.rank)
         with self.costs_no_run(f"{name} was not written"):
             from fipo.traces import write_traces
 
-            self._check_alone(name)
-            write_traces(self._traces(completions), self.options.folder / name, params)
+            if self._lock is None:
+                self._begin(rollout)
+            rows = list(completions)
+            if rows:
+                write_traces(self._traces(rows), self.options.folder / name, params)
 
     def log_report(self, rollout: int) -> None:
         """Logs the report about this rollout's credit where W&B tracks the run in this process."""
@@ -144,15 +149,27 @@ class TraceWriter:
                 self._told.add(cause)
                 logger.warning(f"{lost}, and the run goes on: {cause}")
 
-    def _check_alone(self, name: str) -> None:
-        """Files of an earlier start may be replaced; one that appears under this process' name is another run's."""
-        if self._others is None:
-            self._others = {path.name for path in self.options.folder.glob("rollout_*.parquet")}
-        if name not in self._others | self._own and (self.options.folder / name).exists():
-            raise FileExistsError(
-                f"another run writes into {self.options.folder}; give each run a trace_dir of its own."
-            )
-        self._own.add(name)
+    def _begin(self, rollout: int) -> None:
+        """Takes this rank's place in the folder, and removes what an earlier start left of this and later rollouts.
+
+        Raises:
+            FileExistsError: The process of another run has the place; nothing more is traced.
+        """
+        folder = self.options.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / f".rank_{self.rank}.lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            self._off = True
+            raise FileExistsError(f"another run writes into {folder}; give each run a trace_dir of its own.") from None
+        self._lock = lock
+        for path in folder.glob("rollout_*_rank_*.parquet"):
+            _, number, *_, rank = path.stem.split("_")
+            mine = rank == str(self.rank) or (self.rank == 0 and rank.isdigit() and int(rank) >= self.ranks)
+            if mine and number.isdigit() and int(number) >= rollout:
+                path.unlink(missing_ok=True)
 
     def _traces(self, completions: Iterable[Completion]) -> Iterable[Any]:
         from fipo.traces.schema import Trace, token_columns

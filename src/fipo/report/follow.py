@@ -3,17 +3,21 @@
 Nothing is read twice: of metrics.jsonl what was appended, of traces the names, and a rollout's traces when it is shown.
 """
 
+import os
 import re
+import time
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fipo.errors import DataError
 from fipo.report.curves import Metrics, add_lines
 from fipo.report.pack import pack_traces
 from fipo.run_folder import METRICS_FILE, MISSING, TRACES_FOLDER, UNKNOWN, status_of, trace_files_of
 from fipo.traces import read_traces
+from fipo.traces.store import updates_per_rollout
 
 NOT_STARTED, DELETED = "not started", "deleted"  # beside what status_of says
 MAX_ROLLOUT_BYTES = 100_000_000  # of Parquet that a browser is given at once
@@ -32,15 +36,16 @@ class FollowedRun:
     status: str = MISSING
     written: float | None = None  # when its traces last were, as time.time()
     version: int = 0  # of the metrics
-    _read: tuple[int, int] = (0, 0)  # the inode of metrics.jsonl, and the bytes of it that were read
+    _read: "ReadPart" = field(default_factory=lambda: ReadPart())  # of metrics.jsonl
+    _scanned: tuple[Path, int] | None = None  # the folder of traces, and when it had last changed
+    _asked: int | None = None  # the rollout that told `updates`
     _seen: bool = False
 
     def look(self) -> None:
         """Looks at the folder; nothing that lies there, or does not, is an error."""
         self._read_metrics()
         self.rollouts = self._find_rollouts()
-        if self.updates is None and self.rollouts:
-            self.updates = self._read_updates()
+        self._find_updates()
         self.status = status_of(self.path)
         self._seen = self._seen or self.status != MISSING
         if self.status == MISSING and self._seen:
@@ -57,53 +62,100 @@ class FollowedRun:
         found = read_traces(self.path, trace_files_of(rollout), max_bytes=MAX_ROLLOUT_BYTES)
         return {"blocks": pack_traces([(self.label, found)]), "problems": found.problems}
 
+    def _find_updates(self) -> None:
+        """From the footer of the newest rollout's first file, once a rollout."""
+        newest = max(self.rollouts, default=None)
+        if newest != self._asked:
+            files = sorted(self._folder.glob(trace_files_of(newest))) if newest is not None else []
+            self._asked, self.updates = newest, updates_per_rollout(files[0]) if files else None
+
     def _read_metrics(self) -> None:
-        """Of a file that only grew, what was appended; of another file in its place, or a shorter one, all."""
+        """Of a file that only grew, what was appended; of another file in its place, or a changed one, all."""
         path = self.path / METRICS_FILE
         try:
+            if not path.is_file():  # a pipe would block
+                raise FileNotFoundError(path)
             with path.open("rb") as file:
-                inode = path.stat().st_ino
-                known, at = self._read
-                if inode != known or path.stat().st_size < at:
-                    self.metrics, at = Metrics(self.label), 0
+                at = self._read.at if self._read.is_start_of(file) else 0
+                if at == 0:
+                    self._forget_metrics()
                 file.seek(at)
                 appended = file.read()
+                whole = appended[: appended.rfind(b"\n") + 1]  # a line may be half written
+                self._read = ReadPart.of(file, at + len(whole))
         except OSError:
-            self.metrics, self._read = Metrics(self.label), (0, 0)
+            self._forget_metrics()
+            self._read = ReadPart()
             return
-        whole = appended[: appended.rfind(b"\n") + 1]  # a line may be half written
-        if whole or at == 0:
-            add_lines(self.metrics, whole.splitlines())
-            self.version += bool(whole)
-        self._read = (inode, at + len(whole))
+        add_lines(self.metrics, whole.splitlines())
+        self.version += bool(whole)
 
-    def _read_updates(self) -> int | None:
-        try:
-            return read_traces(self.path, trace_files_of(max(self.rollouts)), max_bytes=1).updates_per_rollout
-        except DataError:
-            return None
+    def _forget_metrics(self) -> None:
+        self.version += bool(self.metrics.series)
+        self.metrics = Metrics(self.label)
+
+    @property
+    def _folder(self) -> Path:
+        """Of the traces."""
+        return self.path / TRACES_FOLDER if (self.path / TRACES_FOLDER).is_dir() else self.path
 
     def _find_rollouts(self) -> dict[int, str]:
-        folder = self.path / TRACES_FOLDER if (self.path / TRACES_FOLDER).is_dir() else self.path
-        files: dict[int, list[tuple[int, int]]] = defaultdict(list)  # rollout → time in ns and size
+        """As before, while no file came or went: a folder may hold thousands."""
+        folder = self._folder
         try:
-            entries = sorted(folder.iterdir())
+            changed = folder.stat().st_mtime_ns
+            if self._scanned == (folder, changed):
+                return self.rollouts
+            found = _scan(folder)
         except OSError:
+            self._scanned, self.written = None, None
             return {}
+        settled = time.time_ns() - changed > 2 * 10**9  # what comes within one tick of a clock does not change the time
+        self._scanned = (folder, changed) if settled else None
+        times = [moment for files in found.values() for moment, _ in files]
+        self.written = max(times) / 1e9 if times else None
+        return {number: _version(files) for number, files in sorted(found.items())}
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPart:
+    """How much of a file was read, and what it ended with."""
+
+    inode: int = 0
+    at: int = 0
+    tail: bytes = b""
+
+    @classmethod
+    def of(cls, file: BinaryIO, at: int) -> "ReadPart":
+        return cls(os.fstat(file.fileno()).st_ino, at, _bytes_before(file, at))
+
+    def is_start_of(self, file: BinaryIO) -> bool:
+        return os.fstat(file.fileno()).st_ino == self.inode and _bytes_before(file, self.at) == self.tail
+
+
+def _bytes_before(file: BinaryIO, at: int) -> bytes:
+    file.seek(max(0, at - 256))
+    return file.read(at - max(0, at - 256))
+
+
+Files = list[tuple[int, int]]  # when each was written, in ns, and its size
+
+
+def _scan(folder: Path) -> dict[int, Files]:
+    """The files of every rollout."""
+    found: dict[int, Files] = defaultdict(list)
+    with os.scandir(folder) as entries:
         for entry in entries:
-            found = _TRACE_FILE.fullmatch(entry.name)
-            if found is None:
-                continue
-            try:
-                facts = entry.stat()
-            except OSError:  # removed meanwhile
-                continue
-            files[int(found[1])].append((facts.st_mtime_ns, facts.st_size))
-        self.written = max(max(parts)[0] for parts in files.values()) / 1e9 if files else None
-        return {
-            number: f"{len(parts)}-{max(parts)[0]}-{sum(size for _, size in parts)}"
-            for number, parts in sorted(files.items())
-        }
+            named = _TRACE_FILE.fullmatch(entry.name)
+            with suppress(OSError):  # removed meanwhile, or a link to nowhere
+                if named and entry.is_file():
+                    facts = entry.stat()
+                    found[int(named[1])].append((facts.st_mtime_ns, facts.st_size))
+    return found
+
+
+def _version(files: Files) -> str:
+    return f"{len(files)}-{max(files)[0]}-{sum(size for _, size in files)}"
 
 
 def follow(paths: list[Path], labels: list[str]) -> list[FollowedRun]:

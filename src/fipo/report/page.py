@@ -155,7 +155,7 @@ def labels_of(paths: list[Path]) -> list[str]:
     """The last part of each path, as much of it as tells the runs apart."""
     whole = [path.resolve().with_suffix("") if path.is_file() else path.resolve() for path in paths]
     for depth in range(1, max(len(path.parts) for path in whole) + 1):
-        labels = ["/".join(path.parts[-depth:]) for path in whole]
+        labels = [os.fsencode("/".join(path.parts[-depth:])).decode(errors="replace") for path in whole]
         if len(set(labels)) == len(set(whole)):
             break
     return labels

@@ -135,6 +135,7 @@ def _listen(port: int) -> socket.socket:
     try:
         listener.bind((LOOPBACK, port))
         listener.listen()  # so that the address answers as soon as it is told
-    except OSError as error:
-        raise DataError(f"port {port} cannot be had ({error.strerror}); choose another with --port.") from error
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise DataError(f"port {port} cannot be had ({why}); choose another with --port.") from error
     return listener

@@ -1,9 +1,13 @@
 """A whole run of `fipo train`, top to bottom."""
 
+import atexit
 import json
+import os
 import re
+import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from peft import PeftConfig
@@ -43,9 +47,18 @@ def train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) -> 
         with locked(Path(config.output_dir)) as lock:  # before it is looked at
             code = _train(run, config, model_args)
             lock.end(STOPPED if code else FINISHED)
-    if torch.distributed.is_initialized():  # or its threads may abort Python at its end
+    if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+        _leave(code)
     return code
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends a rank's process without Python's own end, where a thread of gloo's may drop a tensor and so abort."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) -> int:

@@ -128,6 +128,14 @@ def read_traces(path: str | os.PathLike[str], pattern: str = "*.parquet", *, max
     return found
 
 
+def updates_per_rollout(file: Path) -> int | None:
+    """What the footer of a trace file says of it; None where it says nothing or cannot be read."""
+    try:
+        return _updates_of(pq.read_schema(file).metadata or {})
+    except UNREADABLE:
+        return None
+
+
 def _files(path: Path, pattern: str) -> list[Path]:
     if path.is_file():
         return [path]

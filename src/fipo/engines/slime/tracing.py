@@ -30,6 +30,7 @@ SEEN = "fipo_traced"  # in a micro-batch: --recompute-loss-function asks twice
 class Sample:
     """What the rollout's data tell of a sample."""
 
+    tokens: Tensor  # kept, so that no other tensor takes its identity
     group: int
     place: int  # in the rollout
     reward: float | None
@@ -47,13 +48,14 @@ class Traces:
         self.unreported: int | None = None  # the last traced rollout, until its report is logged
 
     def note(self, args: Namespace, data: dict[str, Any]) -> None:
-        """What a rollout's data, before it is trained on, tell of the samples of this process."""
+        """What a rollout's data, right before it is trained on, tell of the samples of this process."""
         rewards, size = data.get("raw_reward"), args.rollout_batch_size * args.n_samples_per_prompt
         self.known.clear()
         for row, (tokens, place) in enumerate(zip(data["tokens"], data["partition"], strict=True)):
             whole = rewards is not None and len(rewards) == size  # else prompts have unequal numbers of samples
             prompt = tokens[: len(tokens) - data["response_lengths"][row]]
             self.known[id(tokens)] = Sample(
+                tokens,
                 group=place // args.n_samples_per_prompt if whole else _group_of(prompt),
                 place=place,
                 reward=_number(rewards[place]) if rewards is not None else None,
@@ -102,8 +104,9 @@ class Traces:
         mpu = slime_function("mpu")
         if mpu.get_tensor_model_parallel_rank() == 0 and mpu.get_context_parallel_rank() == 0:
             if self.writer is None:
-                self.writer = TraceWriter(options, args.hf_checkpoint, mpu.get_data_parallel_rank())
-            completions = [self._completion(batch, row, samples[row], whole[row], out) for row in chosen]
+                place = (mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size())
+                self.writer = TraceWriter(options, args.hf_checkpoint, *place)
+            completions = (self._completion(batch, row, samples[row], whole[row], out) for row in chosen)
             self.writer.write(self.rollout, self.micro_batches, completions, params_of(args))
             self.unreported = self.rollout
         self.micro_batches += 1
@@ -113,7 +116,10 @@ class Traces:
         mpu = slime_function("mpu")
         own = self.samples * mpu.get_data_parallel_world_size() + mpu.get_data_parallel_rank()
         self.samples += 1
-        return self.known.get(id(tokens)) or Sample(_group_of(tokens[: len(tokens) - response]), own, None, None)
+        known = self.known.get(id(tokens))
+        if known is not None and known.tokens is tokens:
+            return known
+        return Sample(tokens, _group_of(tokens[: len(tokens) - response]), own, None, None)
 
     def _is_chosen(self, sample: Sample, args: Namespace, options: TraceOptions) -> bool:
         """Whole groups from all over the rollout, and so from all its updates."""
@@ -148,13 +154,18 @@ TRACES = Traces()
 
 
 def note_rollout(args: Namespace, rollout_id: int | None = None, rollout_data: dict[str, Any] | None = None) -> None:
-    """For slime's --rollout-data-postprocess-path: notes what traces show of samples, then calls the user's own."""
-    if rollout_data is not None and trace_options(args) is not None:
-        TRACES.note(args, rollout_data)
+    """For slime's --rollout-data-postprocess-path: calls the user's own, then notes what traces show of samples."""
     own = getattr(args, "fipo_next_postprocess_path", None)
     if own is not None:
         given = () if rollout_data is None else (rollout_id, rollout_data)
         slime_function("load_function")(own)(args, *given)
+    if rollout_data is None or trace_options(args) is None:
+        return
+    try:
+        TRACES.note(args, rollout_data)
+    except Exception as error:  # of data that another function made
+        TRACES.known.clear()
+        logger.warning(f"Traces have no rewards, and the run goes on: slime's rollout data are unusual ({error!r}).")
 
 
 def install_postprocess(args: Namespace) -> None:

@@ -7,6 +7,7 @@ with entropies, and with the whole micro-batch, which holds the tokens, the prom
 
 import inspect
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import fields
 from functools import wraps
 from typing import Any
@@ -22,7 +23,7 @@ from fipo.engines.tracing import Completion, TraceWriter, among, group_number
 from fipo.engines.verl.metrics import rows_of_an_update
 from fipo.errors import FIPOError
 
-REMEDY = "drop policy_loss.trace_dir, or train with verl 0.9.1's main_ppo and trainer.use_legacy_worker_impl=disable"
+REMEDY = "drop policy_loss.trace_dir, or train with verl 0.9.1's main_ppo"
 CALL = 'log_prob = no_padding_2_padding(model_output["log_probs"], data)'  # in ppo_loss of verl 0.7.1, 0.8.0 and 0.9.1
 
 
@@ -116,21 +117,25 @@ class Traces:
         columns = {"logps": log_prob, "old_logps": old_log_prob, "advantages": advantages}
         columns |= {} if entropy is None else {"entropy": entropy}
         if "rollout_log_probs" in data:
-            columns["rollout_logps"] = _padded(data["rollout_log_probs"], log_prob.shape[1])
+            sampled = _padded(data["rollout_log_probs"], log_prob.shape[1])
+            if not torch.equal(sampled[mask.bool()], old_log_prob[mask.bool()]):  # else π_old is the engine's
+                columns["rollout_logps"] = sampled
         share = options.samples / ranks / (self.rows_before / config.ppo_epochs)
         completions = self._completions(data, out, mask.bool(), columns, update, share)
         if not writes:
             return
         if self.writer is None:
-            self.writer = TraceWriter(options, _tokenizer(config), rank)
+            self.writer = TraceWriter(options, _tokenizer(config), rank, ranks)
         self.writer.write(self.rollout, step, completions, config.policy_loss.params(config.clip_ratio_c))
 
     def _advance(self, data: Any) -> None:
         """Finds the rollout in the micro-batch; with a new one counting starts again."""
         steps = tensordict_utils.get(data, "global_steps")
-        if not steps:
-            raise FIPOError(f"policy_loss.trace_dir is set, but verl's batches do not tell the step; {REMEDY}.")
-        rollout = int(steps[0] if isinstance(steps, list) else steps)
+        found = set(steps if isinstance(steps, list) else [] if steps is None else [steps])
+        if len(found) != 1 or min(found) < self.rollout:
+            told = f"tell the steps {sorted(found)} after {self.rollout}" if found else "do not tell the step"
+            raise FIPOError(f"policy_loss.trace_dir is set, but verl's batches {told}; {REMEDY}.")
+        rollout = int(min(found))
         if rollout != self.rollout:
             self.rollout, self.rows_before = rollout, self.rows
             self.rows = self.micro_batches = 0
@@ -138,34 +143,30 @@ class Traces:
 
     def _completions(
         self, data: Any, out: FIPOOutput, mask: Tensor, columns: dict[str, Tensor], update: int, share: float
-    ) -> list[Completion]:
+    ) -> Iterator[Completion]:
         """The chosen rows: about this share of them."""
-        uids = tensordict_utils.get(data, "uid", list(range(len(mask))))
         prompts, responses = _token_ids(data)
+        uids = tensordict_utils.get(data, "uid") or [tuple(prompt.tolist()) for prompt in prompts]
         rewards = tensordict_utils.get(data, "rm_scores")
         numbers = self._numbers(data, uids, responses)
-        found = []
         for row, (uid, prompt, tokens) in enumerate(zip(uids, prompts, responses, strict=True)):
             group = group_number(str(uid).encode())
             if not among(group, share) or not mask[row].any():
                 continue
             part = slice(len(tokens))
             credit = {e.name: getattr(out, e.name)[row, part] for e in fields(FIPOOutput) if e.name != "dropped"}
-            found.append(
-                Completion(
-                    rollout=self.rollout,
-                    update=update,
-                    group=group,
-                    sample=numbers[row],
-                    prompt=prompt,
-                    tokens=tokens,
-                    trained=mask[row, part],
-                    credit=FIPOOutput(**credit, dropped=out.dropped[row]),
-                    columns={name: column[row, part] for name, column in columns.items()},
-                    reward=None if rewards is None else float(rewards[row].sum()),
-                )
+            yield Completion(
+                rollout=self.rollout,
+                update=update,
+                group=group,
+                sample=numbers[row],
+                prompt=prompt,
+                tokens=tokens,
+                trained=mask[row, part],
+                credit=FIPOOutput(**credit, dropped=out.dropped[row]),
+                columns={name: column[row, part] for name, column in columns.items()},
+                reward=None if rewards is None else float(rewards[row].sum()),
             )
-        return found
 
     def _numbers(self, data: Any, uids: list[Any], responses: list[Tensor]) -> list[int]:
         """A number for every row, the same in every epoch over the rollout, and on every rank another."""

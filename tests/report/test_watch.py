@@ -18,6 +18,7 @@ import pytest
 from synthetic_traces import HOSTILE, PARAMS, trace, write_metrics
 
 from fipo.report.follow import FollowedRun, follow
+from fipo.report.page import labels_of
 from fipo.run_folder import locked, trace_file
 from fipo.traces import write_traces
 
@@ -207,6 +208,44 @@ def test_metrics_are_read_as_they_are_appended(tmp_path):
     assert not run.metrics.series
 
 
+def test_another_run_in_the_place_of_one_is_read_anew(tmp_path):
+    run = FollowedRun(tmp_path, "run")
+    path = tmp_path / "metrics.jsonl"
+    log(tmp_path, 1, 2, 3)
+    run.look()
+    with path.open("r+") as file:  # the same inode, and longer than before
+        file.truncate(0)
+        file.writelines(json.dumps({"step": step, "reward": 1.0}) + "\n" for step in range(1, 9))
+    run.look()
+    assert run.metrics.series["reward"] == dict.fromkeys(range(1, 9), 1.0)
+
+
+def test_a_long_run_costs_little_while_nothing_comes(tmp_path):
+    one = write_rollout(tmp_path, 0)
+    for rollout in range(1, 100):
+        for step in range(60):
+            os.link(one, one.with_name(trace_file(rollout, step, 0)))
+    os.utime(one.parent, (time.time() - 60,) * 2)
+    run = FollowedRun(tmp_path, "run")
+    run.look()
+    assert len(run.rollouts) == 100 and run.updates == UPDATES
+    assert seconds(run.look) < 0.02
+    write_rollout(tmp_path, 200)
+    run.look()
+    assert max(run.rollouts) == 200
+
+
+def test_odd_things_under_the_names_of_a_run(tmp_path):
+    (run,) = follow([tmp_path], ["run"])
+    for name in (".lock", "metrics.jsonl"):
+        os.mkfifo(tmp_path / name)  # opening it would wait for a writer
+    assert looked_at(run) == "not started"
+    (tmp_path / ".lock").unlink()
+    (tmp_path / ".lock").write_bytes(b"\xff\xfe")
+    assert looked_at(run) == "not started"
+    assert labels_of([tmp_path / os.fsdecode(b"\xff")])[0].encode().endswith("\ufffd".encode())
+
+
 def test_damaged_and_hostile_files_cost_no_more_than_themselves(tmp_path):
     folder = tmp_path / "run"
     write_rollout(folder, 1)
@@ -292,6 +331,53 @@ class TestInABrowser:
             shutil.rmtree(run)
             runs.get_by_text("has been deleted").wait_for()
             assert page.locator("#samples .row").count() > 0  # what was shown stays to be read
+
+    def test_new_data_leave_the_reader_where_he_is(self, tmp_path, open_live):
+        run = tmp_path / "run"
+        log(run, 1)
+        write_rollout(run, 0)
+        long = [trace(20 + sample, length=1500, rollout=1, group=5, run="live") for sample in range(60)]
+        write_traces(long, run / "traces" / trace_file(1, 0, 0), PARAMS, updates_per_rollout=UPDATES)
+        with watching(run) as address:
+            page = open_live(address, "#tab=credit&watched=0.1&at=0")
+            page.locator("#token-0-3").click()
+            page.evaluate(
+                "document.getElementById('stage').scrollTop = 400; document.getElementById('samples').scrollTop = 900"
+            )
+            page.wait_for_timeout(300)
+            where = "['stage', 'samples'].map((id) => document.getElementById(id).scrollTop)"
+            before = page.evaluate(where)
+            log(run, 2, 3)
+            wait_until(page, "JSON.stringify(fipo.page.charts[0].figure.data[0].x).endsWith('3]')")
+            assert page.evaluate(where) == before
+            page.evaluate("document.querySelector('#stage .tokens').focus({ preventScroll: true })")
+            another = [trace(200, length=40, rollout=1, group=50, run="live")]
+            write_traces(another, run / "traces" / trace_file(1, 1, 0), PARAMS, updates_per_rollout=UPDATES)
+            page.locator("#sample-count", has_text="61 traces").wait_for()
+            assert page.evaluate(where) == before
+            assert page.evaluate("document.activeElement.className") == "tokens"
+
+    def test_what_cannot_be_read_or_is_not_there_gives_way(self, tmp_path, open_live):
+        run = tmp_path / "run"
+        write_rollout(run, 1)
+        (run / "traces" / trace_file(2, 0, 0)).write_bytes(b"PAR1 nonsense")
+        for fragment in ("", "#watched=0.77", "#watched=5.1", "#watched=0.2"):
+            with watching(run) as address:
+                page = open_live(address, fragment)
+                wait_until(page, "fipo.page.traces[0]?.rollout === 1")
+                assert page.evaluate("fipo.state.watched") == "0.1"
+
+    def test_the_filter_knows_the_run_that_is_shown(self, tmp_path, open_live):
+        runs = [tmp_path / name for name in ("a", "b")]
+        for run in runs:
+            write_traces([trace(0, run=run.name)], run / "traces" / trace_file(0, 0, 0), PARAMS)
+        with watching(*runs) as address:
+            page = open_live(address, "#tab=credit&watched=0.0&filter.run=a")
+            options = "Array.from(document.getElementById('filter-run').options, (option) => option.value).join()"
+            wait_until(page, f"{options} === ',a'")
+            page.locator("#rollout").select_option("1.0")
+            wait_until(page, f"{options} === ',b'")
+            assert page.locator("#sample-count").text_content() == "1 traces"
 
     def test_a_point_of_a_curve_opens_its_rollout(self, run, open_live):
         with watching(run) as address:

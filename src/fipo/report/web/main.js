@@ -10,8 +10,8 @@ import { tallyTraces } from "./model/tally.js";
 import { traceAt } from "./model/steps.js";
 import { openTrace } from "./model/traces.js";
 import { change, onChange, redraw, report, state, tabsOf, viewOf } from "./state.js";
-import { drawCredit, setUpCredit } from "./views/credit.js";
-import { drawCurves } from "./views/curves.js";
+import { drawCredit, focusTokens, setUpCredit } from "./views/credit.js";
+import { drawCurves, refreshCurves } from "./views/curves.js";
 import { setUpExport, viewAsCsv } from "./views/export.js";
 import { setUpKeyboard } from "./views/keyboard.js";
 import { drawKnobs, setUpKnobs } from "./views/knobs.js";
@@ -50,8 +50,11 @@ function startLive() {
     /** @type {(charts: Chart[]) => void} */
     charts: (charts) => {
       report.charts = charts.length > 0 ? charts : null;
-      redraw({ tab: state.tab || tabsOf(report)[0] });
+      if (!state.tab) return redraw({ tab: tabsOf(report)[0] });
+      drawTabs();
+      drawCurvesNow();
     },
+    marks: refreshCurves,
     /** @type {(fresh: Report) => void} */
     traces: (fresh) => {
       const before = report.traces[state.at];
@@ -64,7 +67,9 @@ function startLive() {
       const opening = same >= 0 ? same : openingTrace(report);
       const view = begun ? { at: opening, ...(same >= 0 ? {} : { selected: null, active: null }) } : viewOf(asked, report, opening);
       begun = true;
+      const putBack = same >= 0 && before?.rollout === traces[same].rollout ? keepPlace() : () => {};
       redraw({ tab: state.tab || tabsOf(report)[0], ...view, watched: state.watched });
+      putBack();
     },
   };
   onChange((changed) => {
@@ -72,6 +77,16 @@ function startLive() {
   });
   document.body.dataset.ready = performance.now().toFixed(0);
   return follow(show);
+}
+
+/** Remembers where the reader is; what it returns goes back there. @type {() => () => void} */
+function keepPlace() {
+  const places = [byId("stage"), byId("samples")].map((element) => ({ element, top: element.scrollTop, left: element.scrollLeft }));
+  const onTokens = byId("stage").contains(document.activeElement);
+  return () => {
+    for (const { element, top, left } of places) element.scrollTo({ top, left });
+    if (onTokens) focusTokens();
+  };
 }
 
 /** Whether two lines of the list are one trace. @type {(a: Facts, b: Facts) => boolean} */
@@ -93,8 +108,10 @@ function draw(changed) {
     drawCredit(changed);
     drawKnobs();
   }
-  drawCurves((name) => unpackText(takeBlock(name) ?? ""), openStep).catch(showFailure);
+  drawCurvesNow();
 }
+
+const drawCurvesNow = () => void drawCurves((name) => unpackText(takeBlock(name) ?? ""), openStep).catch(showFailure);
 
 /** From a point of a curve to the traces that lie nearest. @type {(runs: string[], step: number) => void} */
 function openStep(runs, step) {

@@ -192,6 +192,9 @@ function drawDetails() {
   showArithmetic(trace, t, state.knobs);
 }
 
+/** The keyboard goes to the present completion. */
+export const focusTokens = () => openPanes.get(state.at)?.element.focus({ preventScroll: true });
+
 /** Moves the keyboard's token. @type {(t: number) => void} */
 export function activateToken(t) {
   const pane = openPanes.get(state.at);

@@ -44,7 +44,7 @@ const markOf = (step) => ({
  *   `takeText` gives plotly's script; `open` gets the runs and the step of a point that is clicked
  */
 export async function drawCurves(takeText, open) {
-  byId("curves-hint").hidden = report.tracedSteps.length === 0;
+  showHint();
   if (state.tab !== "curves" || drawn === report.charts || !report.charts) return;
   drawn = report.charts;
   for (const { title, figure } of drawn) showFigure(title, figure);
@@ -59,8 +59,10 @@ export async function drawCurves(takeText, open) {
     }
   });
   for (const plot of figures.keys()) observer.observe(plot);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolourCurves);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", refreshCurves);
 }
+
+const showHint = () => void (byId("curves-hint").hidden = report.tracedSteps.length === 0);
 
 /** @type {(title: string, figure: Chart["figure"]) => void} */
 function showFigure(title, figure) {
@@ -82,7 +84,9 @@ function drawPlot(plot, open) {
   plot.on("plotly_click", (/** @type {any} */ { points }) => open(points[0].data.meta?.runs ?? [], points[0].x));
 }
 
-function recolourCurves() {
+/** Draws again what is drawn, in the present colours and with the present marks. */
+export function refreshCurves() {
+  showHint();
   for (const [plot, figure] of figures) {
     if (plot.classList.contains("drawn")) plotly().react(plot, figure.data, layoutOf(figure));
   }

@@ -7,7 +7,7 @@ import { change, report, state } from "../state.js";
 
 /** @import { Chart, LiveRun, LiveState, Report } from "../types.js" */
 
-/** @typedef {{ charts: (charts: Chart[]) => void, traces: (fresh: Report) => void }} Show what shows new data */
+/** @typedef {{ charts: (charts: Chart[]) => void, marks: () => void, traces: (fresh: Report) => void }} Show what shows new data */
 
 const PAUSE = 2000; // ms between two questions
 const DESCRIPTIONS = new Map([
@@ -18,6 +18,8 @@ const DESCRIPTIONS = new Map([
 /** @type {LiveState} */
 let latest = { charts: 0, runs: [] };
 let charts = 0; // the version that is drawn
+/** @type {Set<string>} */
+const unreadable = new Set(); // rollouts, with their versions
 let shown = ""; // rollout and version of the traces on the page
 
 /** Follows the runs as long as the page is open. @type {(show: Show) => Promise<never>} */
@@ -35,9 +37,14 @@ const chooser = () => byId("rollout", HTMLSelectElement);
 /** @type {(show: Show) => Promise<void>} */
 async function look(show) {
   latest = await ask("state");
+  chosen();
   drawRuns();
   drawChoices();
-  report.tracedSteps = latest.runs.flatMap(({ updates, rollouts }) => rollouts.map(([number]) => (updates ? stepOf(updates, number) : [])).flat());
+  const steps = latest.runs.flatMap(({ updates, rollouts }) => (updates ? rollouts.map(([number]) => stepOf(updates, number)) : []));
+  if (steps.join() !== report.tracedSteps.join()) {
+    report.tracedSteps = steps;
+    show.marks();
+  }
   if (latest.charts !== charts) {
     const version = latest.charts;
     show.charts(await ask("charts"));
@@ -49,7 +56,7 @@ async function look(show) {
 /** The traces of the rollout that was chosen, once, and again when it has more; at first the newest. @type {(show: Show) => Promise<void>} */
 export async function showChosen(show) {
   const [run, rollout] = chosen();
-  const version = latest.runs[run]?.rollouts.find(([number]) => number === rollout)?.[1];
+  const version = versionOf(run, rollout);
   const wanted = `${run}.${rollout}@${version}`;
   if (version === undefined || shown === wanted) return;
   shown = wanted;
@@ -61,20 +68,31 @@ export async function showChosen(show) {
     show.traces(fresh);
   } catch (error) {
     shown = "";
+    unreadable.add(wanted);
     throw error;
   }
 }
 
-/** @type {() => [number, number]} */
+/**
+ * Run and rollout that were chosen. As long as nothing is shown, and the chosen one is not there or cannot be read, it is the
+ * newest that can.
+ * @type {() => [number, number]}
+ */
 function chosen() {
-  if (state.watched === "") {
-    const run = latest.runs.findIndex(({ rollouts }) => rollouts.length > 0);
-    const newest = latest.runs[run]?.rollouts.at(-1);
-    if (newest) state.watched = `${run}.${newest[0]}`;
-  }
   const [run, rollout] = state.watched.split(".").map(Number);
-  return [run, rollout];
+  const version = versionOf(run, rollout);
+  if (report.traces.length > 0 || (version !== undefined && !unreadable.has(`${run}.${rollout}@${version}`))) return [run, rollout];
+  for (const [number, { rollouts }] of latest.runs.entries()) {
+    const newest = [...rollouts].reverse().find(([rollout, version]) => !unreadable.has(`${number}.${rollout}@${version}`));
+    if (!newest) continue;
+    state.watched = `${number}.${newest[0]}`;
+    return [number, newest[0]];
+  }
+  return [NaN, NaN];
 }
+
+/** @type {(run: number, rollout: number) => string | undefined} */
+const versionOf = (run, rollout) => latest.runs[run]?.rollouts.find(([number]) => number === rollout)?.[1];
 
 /** To the traces that lie nearest to a point of a curve. @type {(runs: string[], step: number) => void} */
 export function openRollout(runs, step) {

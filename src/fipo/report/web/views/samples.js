@@ -8,7 +8,7 @@ import { clamp } from "../model/fipo.js";
 import { sortTraces } from "../model/order.js";
 import { change, report, SORTS, state } from "../state.js";
 
-/** @import { Changed, Filters } from "../types.js" */
+/** @import { Changed, Facts, Filters } from "../types.js" */
 
 const ROW_HEIGHTS = { oneRun: 50, severalRuns: 70 }; // pixels; two or three lines
 const TYPING_PAUSE = 120; // ms: a search through a million tokens takes a moment
@@ -20,6 +20,8 @@ const FIELDS = {
 /** @type {Record<string, string>} */
 const ORDERS = { "": "as trained", reward: "reward", spread: "spread of weights", length: "length" };
 let rowHeight = ROW_HEIGHTS.oneRun;
+/** @type {Facts[]} */
+let listed = []; // the traces whose runs can be chosen
 let typing = 0; // the timer of a pause
 /** @type {number[]} */
 let passing = [];
@@ -28,9 +30,6 @@ let passing = [];
 export const passingTraces = () => passing;
 
 export function setUpSamples() {
-  const runs = [...new Set(report.traces.map((facts) => facts.run))];
-  if (runs.length > 1) rowHeight = ROW_HEIGHTS.severalRuns;
-  addOptions("filter-run", [["", "all runs"], ...runs.map((run) => [run, plainName(run)])]);
   const flags = [...TRACE_FLAGS, ...Object.keys(report.flags)];
   addOptions("filter-flag", [["", "any marks"], ...flags.map((name) => [name, name])]);
   for (const id of Object.values(FIELDS)) {
@@ -47,6 +46,17 @@ export function setUpSamples() {
   byId("sort").addEventListener("change", () => change({ sort: byId("sort", HTMLSelectElement).value }));
   byId("samples").addEventListener("scroll", drawRows, { passive: true });
   new ResizeObserver(drawRows).observe(byId("samples"));
+}
+
+/** The runs that can be chosen are those of the traces at hand. */
+function listRuns() {
+  if (listed === report.traces) return;
+  listed = report.traces;
+  const runs = [...new Set(report.traces.map((facts) => facts.run))];
+  rowHeight = runs.length > 1 ? ROW_HEIGHTS.severalRuns : ROW_HEIGHTS.oneRun;
+  byId("filter-run").replaceChildren();
+  addOptions("filter-run", [["", "all runs"], ...runs.map((run) => [run, plainName(run)])]);
+  if (!runs.includes(state.filters.run)) state.filters = { ...state.filters, run: "" };
 }
 
 /** @type {(id: string, options: string[][]) => void} */
@@ -69,9 +79,10 @@ export function drawSamples(changed) {
 }
 
 function applyFilters() {
+  listRuns();
   for (const [name, value] of Object.entries(state.filters)) {
     const input = /** @type {HTMLInputElement} */ (byId(FIELDS[/** @type {keyof Filters} */ (name)]));
-    if (input.value !== value) input.value = value;
+    if (input.value !== value && input !== document.activeElement) input.value = value; // what is being typed comes next
   }
   passing = sortTraces(report, filterTraces(report, state.filters, state.knobs), state.sort);
   byId("sort", HTMLSelectElement).value = state.sort;

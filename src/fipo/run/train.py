@@ -49,6 +49,7 @@ def train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) -> 
             lock.end(STOPPED if code else FINISHED)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    if config.world_size > 1:
         _leave(code)
     return code
 

@@ -18,6 +18,12 @@ MISSING, UNKNOWN, RUNNING, KILLED = "missing", "unknown", "running", "killed"
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"  # what the lock file says at the end; before, RUNNING
 
 
+def traces_folder(run: Path) -> Path:
+    """Where a run's traces lie: in its own folder for them, or, as slime's and verl's, in the folder itself."""
+    inner = run / TRACES_FOLDER
+    return inner if inner.is_dir() else run
+
+
 def trace_file(rollout: int, step: int, rank: int) -> str:
     """The name of the file with the traces of one micro-batch: the rollout's `step`-th on this rank."""
     return f"rollout_{rollout:06d}_step_{step:04d}_rank_{rank}.parquet"

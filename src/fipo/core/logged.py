@@ -31,6 +31,7 @@ CLIP_MEANS: dict[str, Values] = {  # over trained tokens; engines log them under
     "high": lambda out: out.clipped_high,
     "region": lambda out: out.clipped_low | out.clipped_high,
 }
+CREDIT_REPORT = "fipo/credit"  # the page about a traced rollout, where a tracker shows pages
 DROPPED_SEQUENCES = "fipo/dropped_sequences"  # the share of sequences whose `FIPOOutput.dropped` is true
 WEIGHT_MIN, WEIGHT_MAX = "fipo/weight_min", "fipo/weight_max"  # over trained tokens
 

@@ -16,6 +16,7 @@ from zlib import crc32
 
 from torch import Tensor
 
+from fipo.core.logged import CREDIT_REPORT
 from fipo.core.loss import FIPOOutput
 from fipo.errors import InvalidParameterError
 from fipo.params import FIPOParams
@@ -23,7 +24,6 @@ from fipo.run_folder import TRACES_FOLDER, trace_file
 
 logger = logging.getLogger(__name__)
 
-REPORT = "fipo/credit"
 TRACE_SETTINGS = {  # what TraceOptions.of reads, and what it means
     "trace_dir": "A folder for traces of token credit; nothing is traced without it.",
     "trace_every": "Trace every so many rollouts. Default 8.",
@@ -136,7 +136,7 @@ class TraceWriter:
             from fipo.report.page import rollout_report
 
             page = rollout_report(self.options.folder, rollout)
-            wandb.log({REPORT: wandb.Html(page, inject=False), "rollout/step": rollout})
+            wandb.log({CREDIT_REPORT: wandb.Html(page, inject=False), "rollout/step": rollout})
 
     @contextmanager
     def costs_no_run(self, lost: str) -> Iterator[None]:

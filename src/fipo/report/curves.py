@@ -157,35 +157,23 @@ def _lines(metric: str, metrics: list[str], families: Families) -> Iterable[Line
     """Where several runs are shown, colour tells them apart and dashes the metrics; else colour tells the metrics."""
     place = metrics.index(metric)
     for number, (family, members) in enumerate(families):
-        values = [run.series[metric] for run in members if metric in run.series]
-        if not values:
+        having = [run for run in members if metric in run.series]
+        if not having:
             continue
+        values = [run.series[metric] for run in having]
         several = len(families) > 1
         label = metric.removeprefix("fipo/").removeprefix("eval_")
         name = (f"{family} · {label}" if len(metrics) > 1 else family) if several else label
         if len(values) > 1:
             name += f", {len(values)} seeds"
         middle, low, high = _mean_and_range(values)
-        if metric in RANGES and len(values) == 1:
-            (one,) = (run.series for run in members if metric in run.series)
-            low, high = (one.get(end, {}) for end in RANGES[metric])
+        if metric in RANGES and len(having) == 1:
+            low, high = (having[0].series.get(end, {}) for end in RANGES[metric])
         elif metric in RANGES:
             low, high = (_extreme(members, end, pick) for end, pick in zip(RANGES[metric], (min, max), strict=True))
         colour = COLOURS[(number if several else place) % len(COLOURS)]
-        yield Line(
-            name,
-            metric,
-            colour,
-            DASHES[place % len(DASHES) if several else 0],
-            _names(metric, members),
-            middle,
-            low,
-            high,
-        )
-
-
-def _names(metric: str, members: list[Metrics]) -> list[str]:
-    return [run.run for run in members if metric in run.series]
+        dash, runs = DASHES[place % len(DASHES) if several else 0], [run.run for run in having]
+        yield Line(name, metric, colour, dash, runs, middle, low, high)
 
 
 def _mean_and_range(values: list[Series]) -> tuple[Series, Series, Series]:

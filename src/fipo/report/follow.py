@@ -15,12 +15,12 @@ from typing import Any, BinaryIO
 from fipo.errors import DataError
 from fipo.report.curves import Metrics, add_lines
 from fipo.report.pack import pack_traces
-from fipo.run_folder import METRICS_FILE, MISSING, TRACES_FOLDER, UNKNOWN, status_of, trace_files_of
+from fipo.report.page import MAX_TRACE_BYTES
+from fipo.run_folder import METRICS_FILE, MISSING, UNKNOWN, status_of, trace_files_of, traces_folder
 from fipo.traces import read_traces
 from fipo.traces.store import updates_per_rollout
 
 NOT_STARTED, DELETED = "not started", "deleted"  # beside what status_of says
-MAX_ROLLOUT_BYTES = 100_000_000  # of Parquet that a browser is given at once
 _TRACE_FILE = re.compile(r"rollout_(\d{6,9})_.*\.parquet")
 
 
@@ -59,14 +59,14 @@ class FollowedRun:
         Raises:
             DataError: There are none, or none that can be read.
         """
-        found = read_traces(self.path, trace_files_of(rollout), max_bytes=MAX_ROLLOUT_BYTES)
+        found = read_traces(self.path, trace_files_of(rollout), max_bytes=MAX_TRACE_BYTES)
         return {"blocks": pack_traces([(self.label, found)]), "problems": found.problems}
 
     def _find_updates(self) -> None:
         """From the footer of the newest rollout's first file, once a rollout."""
         newest = max(self.rollouts, default=None)
         if newest != self._asked:
-            files = sorted(self._folder.glob(trace_files_of(newest))) if newest is not None else []
+            files = sorted(traces_folder(self.path).glob(trace_files_of(newest))) if newest is not None else []
             self._asked, self.updates = newest, updates_per_rollout(files[0]) if files else None
 
     def _read_metrics(self) -> None:
@@ -94,14 +94,9 @@ class FollowedRun:
         self.version += bool(self.metrics.series)
         self.metrics = Metrics(self.label)
 
-    @property
-    def _folder(self) -> Path:
-        """Of the traces."""
-        return self.path / TRACES_FOLDER if (self.path / TRACES_FOLDER).is_dir() else self.path
-
     def _find_rollouts(self) -> dict[int, str]:
         """As before, while no file came or went: a folder may hold thousands."""
-        folder = self._folder
+        folder = traces_folder(self.path)
         try:
             changed = folder.stat().st_mtime_ns
             if self._scanned == (folder, changed):

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from fipo.errors import DataError
 from fipo.params import FORMER_KNOBS, FIPOParams
-from fipo.run_folder import TRACES_FOLDER, whole_file
+from fipo.run_folder import traces_folder, whole_file
 from fipo.traces.schema import OPTIONAL, PER_SAMPLE, PER_TOKEN, SCHEMA, SCHEMA_VERSION, Trace
 
 VERSION_KEY, PARAMS_KEY, CONTROL_KEY = b"fipo.schema_version", b"fipo.params", b"fipo.control"
@@ -139,8 +139,7 @@ def updates_per_rollout(file: Path) -> int | None:
 def _files(path: Path, pattern: str) -> list[Path]:
     if path.is_file():
         return [path]
-    folder = path / TRACES_FOLDER if (path / TRACES_FOLDER).is_dir() else path
-    return sorted(folder.glob(pattern))
+    return sorted(traces_folder(path).glob(pattern))
 
 
 def _last(files: list[Path], max_bytes: int, found: TraceSet) -> list[tuple[Path, int]]:

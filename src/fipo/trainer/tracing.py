@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 from transformers.utils import logging
 
+from fipo.core.logged import CREDIT_REPORT
 from fipo.errors import DataError
 from fipo.report.page import rollout_report
 from fipo.run_folder import TRACES_FOLDER, trace_file
@@ -19,7 +20,6 @@ from fipo.trainer.credit import Credit
 logger = logging.get_logger(__name__)
 
 TRACKERS_WITH_HTML = ("wandb", "trackio")  # both have Html and log
-REPORT = "fipo/credit"
 
 
 class TraceWriter:
@@ -53,12 +53,15 @@ class TraceWriter:
             return
         columns = self._columns(credit)
         traces = [self._trace(row, columns, credit) for row in rows]
-        name = trace_file(credit.rollout, credit.micro_batch, self.rank)
-        config = self.config
-        how = {"updates_per_rollout": config.updates_per_rollout}
+        name, config = trace_file(credit.rollout, credit.micro_batch, self.rank), self.config
         try:
-            path = self.run / TRACES_FOLDER / name
-            write_traces(traces, path, config.fipo_params, control=config.fipo_control, **how)
+            write_traces(
+                traces,
+                self.run / TRACES_FOLDER / name,
+                config.fipo_params,
+                control=config.fipo_control,
+                updates_per_rollout=config.updates_per_rollout,
+            )
         except OSError as error:
             logger.warning(f"{name} was not written, and the run goes on without it: {error}")
 
@@ -119,4 +122,4 @@ class ReportsForTrackers(TrainerCallback):
             logger.warning(f"No report was logged: {error}")
             return
         for tracker in trackers:
-            tracker.log({REPORT: tracker.Html(report, inject=False), "train/global_step": state.global_step})
+            tracker.log({CREDIT_REPORT: tracker.Html(report, inject=False), "train/global_step": state.global_step})

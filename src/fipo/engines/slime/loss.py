@@ -52,15 +52,15 @@ def fipo_loss_function(
     log_probs, entropy = _score(args, batch, logits)
     old = old_log_probs(args, batch)
     out = token_credit(args, batch, log_probs)
+    trained = _trained(batch)
     columns = {"logps": log_probs, "old_logps": old, "advantages": batch["advantages"], "entropy": entropy}
     if batch.get("rollout_log_probs") and not args.use_rollout_logprobs:
         columns["rollout_logps"] = batch["rollout_log_probs"]
-    TRACES.see(args, batch, out, _trained(batch), columns)
+    TRACES.see(args, batch, out, trained, columns)
 
     policy, masks, metrics = _policy(args, batch, out, log_probs, old, sum_of_sample_mean)
     reduce = sum_of_sample_mean if masks is batch["loss_masks"] else _reducer(args, batch, masks)
     pg_loss = _policy_reducer(args, batch, masks, reduce)(torch.where(out.kept, policy, 0))
-    trained = _trained(batch)
     entropy_loss = reduce(torch.where(trained, torch.cat(entropy), 0))
     loss = pg_loss - args.entropy_coef * entropy_loss
     if args.use_kl_loss:

@@ -98,7 +98,8 @@ class Traces:
         batch[SEEN] = True
         if not options.due(self.rollout):
             return
-        samples = [self._sample(tokens, length) for tokens, length in _tokens_of(batch)]
+        sequences = zip(batch["unconcat_tokens"], batch["response_lengths"], strict=True)
+        samples = [self._sample(tokens, length) for tokens, length in sequences]
         chosen = [row for row, sample in enumerate(samples) if self._is_chosen(sample, args, options)]
         whole = _whole_responses(batch, chosen, out, trained, columns)
         mpu = slime_function("mpu")
@@ -106,7 +107,7 @@ class Traces:
             if self.writer is None:
                 place = (mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size())
                 self.writer = TraceWriter(options, args.hf_checkpoint, *place)
-            completions = (self._completion(batch, row, samples[row], whole[row], out) for row in chosen)
+            completions = (self._completion(samples[row], whole[row], out) for row in chosen)
             self.writer.write(self.rollout, self.micro_batches, completions, params_of(args))
             self.unreported = self.rollout
         self.micro_batches += 1
@@ -129,10 +130,7 @@ class Traces:
         wanted = max(1, options.samples // args.n_samples_per_prompt)
         return wanted >= groups or sample.group * wanted % groups < wanted
 
-    def _completion(
-        self, batch: dict[str, Any], row: int, sample: Sample, whole: dict[str, Tensor], out: FIPOOutput
-    ) -> Completion:
-        tokens, length = _tokens_of(batch)[row]
+    def _completion(self, sample: Sample, whole: dict[str, Tensor], out: FIPOOutput) -> Completion:
         kept, trained = whole["kept"].bool(), whole.pop("trained").bool()
         credit = {name: whole.pop(name).to(getattr(out, name).dtype) for name in OF_CREDIT}
         return Completion(
@@ -140,8 +138,8 @@ class Traces:
             update=self.update,
             group=sample.group,
             sample=sample.place,
-            prompt=tokens[: len(tokens) - length],
-            tokens=tokens[len(tokens) - length :],
+            prompt=sample.tokens[: len(sample.tokens) - len(trained)],
+            tokens=sample.tokens[len(sample.tokens) - len(trained) :],
             trained=trained,
             credit=FIPOOutput(**credit, dropped=trained.any() & ~kept.any()),
             columns=whole,
@@ -173,11 +171,6 @@ def install_postprocess(args: Namespace) -> None:
     own = getattr(args, "rollout_data_postprocess_path", None)
     if trace_options(args) is not None and own != POSTPROCESS_PATH:
         args.fipo_next_postprocess_path, args.rollout_data_postprocess_path = own, POSTPROCESS_PATH
-
-
-def _tokens_of(batch: dict[str, Any]) -> list[tuple[Tensor, int]]:
-    """Every sequence's tokens, prompt and response, and the response's length."""
-    return list(zip(batch["unconcat_tokens"], batch["response_lengths"], strict=True))
 
 
 def _whole_responses(

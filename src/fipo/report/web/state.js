@@ -40,7 +40,7 @@ export function redraw(changes) {
 }
 
 /** Names the view in the address bar. */
-export const writeHash = () => history.replaceState(history.state, "", `#${hashOf(state)}`);
+export const writeHash = () => history.replaceState(null, "", `#${hashOf(state)}`);
 
 /** @type {(report: Report) => string[]} */
 export const tabsOf = (report) => TABS.filter((name) => (name === "curves" ? report.charts : report.traces.length > 0));

@@ -57,7 +57,7 @@ async function look(show) {
 export async function showChosen(show) {
   const [run, rollout] = chosen();
   const version = versionOf(run, rollout);
-  const wanted = `${run}.${rollout}@${version}`;
+  const wanted = keyOf(run, rollout, version);
   if (version === undefined || shown === wanted) return;
   shown = wanted;
   try {
@@ -81,15 +81,18 @@ export async function showChosen(show) {
 function chosen() {
   const [run, rollout] = state.watched.split(".").map(Number);
   const version = versionOf(run, rollout);
-  if (report.traces.length > 0 || (version !== undefined && !unreadable.has(`${run}.${rollout}@${version}`))) return [run, rollout];
+  if (report.traces.length > 0 || (version !== undefined && !unreadable.has(keyOf(run, rollout, version)))) return [run, rollout];
   for (const [number, { rollouts }] of latest.runs.entries()) {
-    const newest = [...rollouts].reverse().find(([rollout, version]) => !unreadable.has(`${number}.${rollout}@${version}`));
+    const newest = [...rollouts].reverse().find(([rollout, version]) => !unreadable.has(keyOf(number, rollout, version)));
     if (!newest) continue;
     state.watched = `${number}.${newest[0]}`;
     return [number, newest[0]];
   }
   return [NaN, NaN];
 }
+
+/** Names a rollout's traces as they are now. @type {(run: number, rollout: number, version?: string) => string} */
+const keyOf = (run, rollout, version) => `${run}.${rollout}@${version}`;
 
 /** @type {(run: number, rollout: number) => string | undefined} */
 const versionOf = (run, rollout) => latest.runs[run]?.rollouts.find(([number]) => number === rollout)?.[1];

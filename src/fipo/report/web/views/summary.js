@@ -25,13 +25,12 @@ export function drawSummary() {
 /** @type {(tally: Tally) => HTMLElement[]} */
 function summaryCards({ runs, positions, classes, rollouts, tokens }) {
   const saturation = makeCard("Saturation", saturationTable(runs));
-  const overTime = makeCard("Mean weight by kind of token, over training", rolloutTable([...rollouts.values()]));
-  for (const card of [saturation, overTime]) card.classList.add("wide");
+  saturation.classList.add("wide");
   return [
     saturation,
     makeCard("Weight by position in the response", positionChart(positions)),
     makeCard("Weight by kind of token", classTable(classes)),
-    ...(rollouts.size > 1 ? [overTime] : []),
+    ...(rollouts.size > 1 ? [overTimeCard([...rollouts.values()])] : []),
     makeCard("Most often amplified", tokenTable(tokens, tokens.up, "weight above 1")),
     makeCard("Most often attenuated", tokenTable(tokens, tokens.down, "weight below 1")),
   ];
@@ -62,6 +61,13 @@ function classTable(classes) {
     CLASS_NAMES[i], formatCount(own.count), meanWeight(own), formatPercent(own.up / own.count), formatPercent(own.down / own.count),
   ]);
   return makeTable(["kind", "tokens", "mean weight", "weight above 1", "weight below 1"], rows.filter((_, i) => classes[i].count > 0));
+}
+
+/** @type {(rollouts: { run: string, rollout: number, classes: WeightSums[] }[]) => HTMLElement} */
+function overTimeCard(rollouts) {
+  const card = makeCard("Mean weight by kind of token, over training", rolloutTable(rollouts));
+  card.classList.add("wide");
+  return card;
 }
 
 /**

@@ -102,8 +102,9 @@ def test_nothing_but_the_report_is_served(run):
     (run / "secret").write_text("secret")
     with watching(run) as address:
         for path in ("/secret", "/traces/secret", "/../secret", "/%2e%2e/secret", "/state/..%2fsecret", "/docs"):
-            status, _, body = get(address, path)
+            status, headers, body = get(address, path)
             assert status in (403, 404) and b"secret" not in body
+            assert headers["x-frame-options"] == "DENY"
         odd = [
             "",
             "run=0",

@@ -8,12 +8,13 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
@@ -39,17 +40,28 @@ HEADERS = {
 
 
 class Watch:
-    """What the server answers. Requests are answered one at a time: they share what was read."""
+    """What the server answers. Requests are answered one at a time: they share what was read. `ready` is called once a
+    signal ends it as it should."""
 
-    def __init__(self, runs: list[FollowedRun], token: str) -> None:
-        self.runs, self.token = runs, token
+    def __init__(self, runs: list[FollowedRun], token: str, ready: Callable[[], None]) -> None:
+        self.runs, self.token, self.ready = runs, token, ready
         self.lock = threading.Lock()
         self.page = live_page([run.label for run in runs])
 
     def app(self) -> Starlette:
         routes = {"/": self._page, "/state": self._state, "/charts": self._charts, "/traces": self._traces}
         guarded = [Route(path, self._guard(answer), methods=["GET"]) for path, answer in routes.items()]
-        return Starlette(routes=guarded, middleware=[Middleware(GZipMiddleware, minimum_size=2000)])
+        return Starlette(
+            routes=guarded,
+            middleware=[Middleware(GZipMiddleware, minimum_size=2000)],
+            exception_handlers={HTTPException: _no_such_page},
+            lifespan=self._lifespan,
+        )
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        self.ready()
+        yield
 
     def _guard(self, answer: Callable[[Request], Response]) -> Callable[[Request], Response]:
         def guarded(request: Request) -> Response:
@@ -110,6 +122,11 @@ class Watch:
         return JSONResponse(self.runs[run].traces(rollout))
 
 
+def _no_such_page(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return PlainTextResponse(error.detail, error.status_code, HEADERS)
+
+
 def _index(text: str | None) -> int | None:
     return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else None
 
@@ -123,9 +140,10 @@ def watch(paths: list[Path], port: int, tell: Callable[[str], None]) -> None:
     runs = follow(paths, labels_of(paths))
     token = secrets.token_urlsafe(24)
     listener = _listen(port)
-    config = uvicorn.Config(Watch(runs, token).app(), log_level="error", access_log=False, server_header=False)
+    address = f"http://{LOOPBACK}:{listener.getsockname()[1]}/?token={token}"
+    app = Watch(runs, token, lambda: tell(address)).app()
     with suppress(KeyboardInterrupt):  # uvicorn ends well, and then raises it again
-        tell(f"http://{LOOPBACK}:{listener.getsockname()[1]}/?token={token}")
+        config = uvicorn.Config(app, lifespan="on", log_level="error", access_log=False, server_header=False)
         uvicorn.Server(config).run(sockets=[listener])
 
 

@@ -52,14 +52,16 @@ def test_the_saved_model_is_that_of_one_process(curves, workshop, engine):
             torch.testing.assert_close(found[name], expected[name], rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_killed_run_resumes_to_the_same_curve(curves, workshop, engine):
+@pytest.mark.parametrize(
+    ("engine", "variant"), [*((engine, "one_pass") for engine in ENGINES), ("fsdp2", "lora"), ("zero3", "lora")]
+)
+def test_a_killed_run_resumes_to_the_same_curve(curves, workshop, engine, variant):
     """kill −9 of every worker between two checkpoints; the rollout in use is 2 of 4 updates old."""
-    whole, name = curves("one_pass", engine), f"killed_{engine}"
-    process = workshop.start(name, engine)
+    whole, name = curves(variant, engine), f"killed_{variant}_{engine}"
+    process = workshop.start(name, engine, **VARIANTS[variant])
     workshop.kill_after(process, name, step=7)
     assert max(workshop.metrics(name)) < UPDATES
-    resumed = workshop.run(name, engine, resume="true")
+    resumed = workshop.run(name, engine, resume="true", **VARIANTS[variant])
     assert_same_curve(resumed, whole, rel=0)
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from distributed.engines import HERE, UPDATES, UPDATES_PER_ROLLOUT, VLLM, assert_same_curve
 
+from fipo.traces import read_traces
+
 pytestmark = pytest.mark.engines
 
 COLOCATED = {
@@ -64,6 +66,12 @@ def test_dynamic_sampling_and_evaluation(workshop):
     assert curve[1]["fipo/dynamic_sampling/replaced_groups"] > 0
     without_vllm = workshop.run("greedy", model_name_or_path="dynamic", **task, max_steps=UPDATES_PER_ROLLOUT)
     assert curve[UPDATES]["eval_greedy"] == without_vllm[0]["eval_greedy"]
+
+
+def test_a_response_ends_at_a_character(workshop):
+    workshop.run("stops", **COLOCATED, stop_character="5", fipo_trace_every=1, max_steps=UPDATES_PER_ROLLOUT)
+    texts = [b"".join(trace.token_bytes) for trace in read_traces(workshop.folder / "stops")]
+    assert all(b"5" not in text[:-1] for text in texts) and any(text.endswith(b"5") for text in texts)
 
 
 def test_a_killed_run_resumes_to_the_same_curve(workshop, colocated):

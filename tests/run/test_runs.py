@@ -333,6 +333,16 @@ def test_a_base_model_is_trained_on_plain_text(recipe, inside):
     inside(*flags, "--overwrite", "true", "--prompt_format", "chat", "--chat_template", "chat.jinja")
 
 
+def test_a_response_ends_at_a_character(recipe, inside):
+    """In rollouts, in evaluations, and in what the saved model says of itself."""
+    inside("--max_steps", "4", "--stop_character", "a", "--fipo_trace_every", "1", "--max_completion_length", "40")
+    texts = [b"".join(trace.token_bytes) for trace in read_traces(recipe.parent / "run")]
+    assert all(b"a" not in text[:-1] for text in texts) and any(text.endswith(b"a") for text in texts)
+    assert not any(trace.truncated for trace in read_traces(recipe.parent / "run") if trace.token_bytes[-1] == b"a")
+    saved = json.loads((recipe.parent / "run" / "generation_config.json").read_text())
+    assert saved["eos_token_id"] == [1, tiny.tokenizer().convert_tokens_to_ids("a")]
+
+
 def test_a_damaged_checkpoint_points_to_the_one_before(recipe, inside):
     inside("--max_steps", "6", "--eval_size", "0")
     run = recipe.parent / "run"

@@ -27,6 +27,9 @@ class RunArguments:
     )
     system_prompt: str | None = field(default=None, metadata={"help": "System message before every prompt."})
     chat_template: str | None = field(default=None, metadata={"help": "Jinja file that replaces the model's template."})
+    stop_character: str = field(
+        default="", metadata={"help": "A response ends with the first token that holds it, as a newline; empty: none."}
+    )
     max_prompt_length: int = field(default=2048, metadata={"help": "Longer prompts, in tokens, are left out."})
 
     rewards: list[str] = field(
@@ -52,6 +55,11 @@ class RunArguments:
             value = getattr(self, name)
             if value < least:
                 raise InvalidParameterError(f"{name} is {value}, but must be at least {least}; change it.")
+        if len(self.stop_character) > 1:
+            raise InvalidParameterError(
+                f"stop_character is {self.stop_character!r}, but must be one character: a longer text may come in any "
+                "number of tokens; choose its last one."
+            )
         if self.prompt_format not in PROMPT_FORMATS:
             raise InvalidParameterError(
                 f"prompt_format is {self.prompt_format!r}, but must be one of {', '.join(PROMPT_FORMATS)}; change it."

@@ -61,6 +61,26 @@ def load_model(
     return model, tokenizer
 
 
+def end_at(character: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Makes every token that holds the character an end of the model's responses, here and where it is saved; returns
+    all ends.
+
+    Raises:
+        InvalidParameterError: No token holds it.
+    """
+    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    holding = [token for token, text in enumerate(texts) if character in text]
+    if not holding:
+        raise InvalidParameterError(
+            f"stop_character is {character!r}, but no token of the model's vocabulary holds it; choose another."
+        )
+    known = model.generation_config.eos_token_id
+    known = [known] if isinstance(known, int) else known or []
+    ends = sorted({*known, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]), *holding})
+    model.generation_config.eos_token_id = ends
+    return ends
+
+
 def _choose_dtype(name: str, adapters: bool) -> torch.dtype:
     if name != "auto":
         dtype = getattr(torch, name, None)

@@ -22,7 +22,7 @@ from fipo.run.arguments import ModelArguments, RunArguments
 from fipo.run.callbacks import AtTheEnd, MetricsFile, StopOnSignal
 from fipo.run.doctor import require_vllm
 from fipo.run.evaluate import Accuracy
-from fipo.run.model import load_model
+from fipo.run.model import end_at, load_model
 from fipo.run.output_folder import checkpoint_before, checkpoint_to_resume, make_room, require_usable
 from fipo.run.prompts import Prompts, prompts_of, ready_for
 from fipo.run.rewards import Reward, load_rewards
@@ -227,6 +227,10 @@ def build_trainer(
         attn_implementation=model_args.attn_implementation,
         **kwargs,
     )
+    if run.stop_character:
+        ends = end_at(run.stop_character, model, tokenizer)
+        if config.use_vllm:  # it does not read the loaded model's
+            config.generation_kwargs = {**(config.generation_kwargs or {}), "stop_token_ids": ends}
     if run.chat_template:
         tokenizer.chat_template = _read_template(run.chat_template)
     if config.beta and model_args.model_revision != "main":  # TRL loads the reference by the model's name

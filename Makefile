@@ -6,7 +6,8 @@ ENGINES := .venv-engines
 SLIME := .venv-slime
 OLDER_VERL := 0.7.1 0.8.0
 
-.PHONY: demo test test-slow test-browser test-web test-verl test-engines test-slime lint bench evidence clean
+.PHONY: demo test test-slow test-browser test-web test-verl test-engines test-slime test-lowest lint docs dist bench \
+	evidence clean
 
 demo: .venv/installed
 	$(BIN)/fipo train recipes/trl/demo.yaml --overwrite true
@@ -40,10 +41,33 @@ test-slime: $(SLIME)/installed
 	unshare --map-root-user --net sh -c 'ip link set lo up && exec "$$@"' sh \
 		$(SLIME)/bin/pytest -m slime tests/engines/slime_train
 
+# The lowest versions that pyproject.toml allows, as far as they can be had together.
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet uv
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct \
+		--editable '.[train]' pytest pytest-timeout hypothesis
+	.venv-lowest/bin/pytest tests/core tests/trainer tests/traces
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt mkdocs-material mkdocstrings-python
+	$(BIN)/mkdocs build --strict
+
+# The source archive, the wheel made of it, and each extra of the wheel in an empty environment. vllm needs a GPU.
+dist: .venv/installed
+	rm -rf dist
+	$(BIN)/pip install --quiet --constraint constraints.txt build twine
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+	for extra in '' '[report]' '[watch]' '[train]'; do \
+		rm -rf build/empty && $(PYTHON) -m venv build/empty && \
+		build/empty/bin/pip install --quiet --constraint constraints.txt torch "$$(echo dist/*.whl)$$extra" && \
+		build/empty/bin/python -I tests/smoke.py || exit 1; done
 
 bench: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt matplotlib
@@ -93,4 +117,4 @@ $(SLIME)/installed: pyproject.toml constraints-slime.txt
 	touch $@
 
 clean:
-	rm -rf .venv $(VERL) $(ENGINES) $(SLIME) node_modules build dist runs
+	rm -rf .venv .venv-lowest $(VERL) $(ENGINES) $(SLIME) node_modules build dist site runs

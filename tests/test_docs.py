@@ -1,11 +1,15 @@
 """What the documents show runs: every Python block, and every link to a file or a heading."""
 
+import importlib
+import inspect
 import re
 from pathlib import Path
 
 import pytest
+import torch
 from support import knobs, tiny
 
+from fipo import FIPOParams, fipo_loss
 from fipo.run.rewards import load_rewards
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +46,28 @@ def test_the_trainer_from_python(tmp_path, monkeypatch):
     trainer = namespace["trainer"]
     assert trainer.state.global_step == 8
     assert any("fipo/weight_mean" in record for record in trainer.state.log_history)
+
+
+def test_five_tokens_by_hand():
+    """The table of docs/method.md, number by number."""
+    log_ratio = torch.tensor([[0.02, -0.4, 0.3, 0.0, 0.04]], dtype=torch.float64)
+    trained, params = torch.ones_like(log_ratio), FIPOParams(decay_rate=1.0)
+    out = fipo_loss(log_ratio, torch.zeros_like(log_ratio), torch.tensor([-1.0]), trained, params)
+    rows = re.findall(r"^\| `.` \| (.*) \|$", (ROOT / "docs" / "method.md").read_text(), re.MULTILINE)
+    told = [[float(cell.rpartition("= ")[2].replace("−", "-")) for cell in row.split(" | ")] for row in rows]
+    found = torch.stack([out.log_ratio, out.future_kl, out.raw_weight, out.weight, -out.weight])[:, 0].T
+    torch.testing.assert_close(torch.tensor(told, dtype=torch.float64), found, atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("module", ["fipo", "fipo.trainer", "fipo.traces", "fipo.report"])
+def test_every_public_name_is_documented(module):
+    """In docs/api.md, from a docstring of its own."""
+    page = (ROOT / "docs" / "api.md").read_text().split()
+    for name in (names := importlib.import_module(module)).__all__:
+        public = getattr(names, name)
+        assert f"{module}.{name}" in page
+        if inspect.isclass(public) or inspect.isfunction(public):
+            assert vars(public).get("__doc__") if inspect.isclass(public) else public.__doc__, name
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -84,6 +84,12 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
         return added[name]
 
     add("train", None, "fipo train recipe.yaml [--flag value …]: train")
+    init = add("init", _init, "write a commented recipe for a model and data of your own")
+    init.add_argument("recipe", type=Path, help="the YAML file to write")
+    init.add_argument("--model", required=True, help="a hub name, a folder or a .gguf file")
+    init.add_argument("--dataset", required=True, help="rg:task?option=value, a local file, or a hub dataset")
+    init.add_argument("--prompt-column", help="if it has an unusual name")
+    init.add_argument("--answer-column", help="if it has an unusual name")
     score = add("test-reward", _test_reward, "score completions with a recipe's rewards, without a model")
     score.add_argument("recipe", help="a recipe whose rewards are used")
     score.add_argument("completions", type=Path, help="JSONL with completion and answer a line")
@@ -175,6 +181,16 @@ def _quiet_libraries() -> None:
     logging.disable_progress_bar()
     warnings.simplefilter("ignore", FutureWarning)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
+
+
+def _init(options: argparse.Namespace) -> int:
+    with _extra("train"):
+        from fipo.run.init import write_recipe
+
+        _quiet_libraries()
+    columns = {"prompt_column": options.prompt_column, "answer_column": options.answer_column}
+    print(write_recipe(options.recipe, options.model, options.dataset, **columns))
+    return 0
 
 
 def _test_reward(options: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
 """What a person sees of a run in a terminal or a log file."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from accelerate import Accelerator, DistributedType
@@ -17,7 +18,7 @@ from fipo.trainer.trainer import FIPOTrainer
 
 
 def header(trainer: FIPOTrainer, model_name: str, updates: int) -> str:
-    """One line: model, parameters trained, prompts × samples, updates per rollout, tokens per update, device, dtype."""
+    """One line: model, parameters trained, prompts × samples, updates per rollout and their size, device, dtype."""
     args: FIPOConfig = trainer.args
     parameters = list(trainer.model.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
@@ -26,8 +27,8 @@ def header(trainer: FIPOTrainer, model_name: str, updates: int) -> str:
     return (
         f"{model_name}: {_millions(trained)} of {_millions(total)} parameters trained · a rollout is "
         f"{args.generation_batch_size // args.num_generations} prompts × {args.num_generations} samples and feeds "
-        f"{args.updates_per_rollout} updates of {sequences} sequences, at most "
-        f"{sequences * args.max_completion_length:,} completion tokens · {updates} updates · "
+        f"{args.updates_per_rollout} updates of {sequences} completions, each at most "
+        f"{args.max_completion_length:,} tokens · {updates} updates · "
         f"{trainer.accelerator.device} × {trainer.accelerator.num_processes}{_engine(trainer.accelerator)}, "
         f"{str(parameters[0].dtype).removeprefix('torch.')}"
     )
@@ -56,8 +57,12 @@ def summary(before: dict[str, float], after: Evaluation | None, seconds: float, 
     return "\n".join(lines)
 
 
-def before_and_after(prompt: Any, before: str, after: str) -> str:
-    return f"Prompt:  {_last(prompt)}\n  before  {_one_line(before)}\n  after   {_one_line(after)}"
+def before_and_after(prompts: Sequence[Any], before: Evaluation, after: Evaluation) -> str:
+    """The first held-out prompt whose sampled completion changed its score, or the first prompt."""
+    pairs = list(zip(before.completions, after.completions, strict=True))
+    shown = next((place for place, ((_, old), (_, new)) in enumerate(pairs) if old != new), 0)
+    (old, _), (new, _) = pairs[shown]
+    return f"Prompt:  {_last(prompts[shown])}\n  before  {_one_line(old)}\n  after   {_one_line(new)}"
 
 
 class Display(TrainerCallback):
@@ -118,9 +123,13 @@ def _millions(count: int) -> str:
 
 
 def _last(prompt: Any) -> str:
-    return _one_line(prompt if isinstance(prompt, str) else prompt[-1]["content"])
+    """The last message of a chat, or the last line of a text: what comes before it may be examples."""
+    if not isinstance(prompt, str):
+        return _one_line(prompt[-1]["content"])
+    lines = prompt.rstrip().splitlines() or [""]
+    return ("… " if len(lines) > 1 else "") + _one_line(lines[-1])
 
 
 def _one_line(text: str, limit: int = 160) -> str:
-    shown = printable(text)
+    shown = printable(text.rstrip("\n"))
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"

@@ -50,7 +50,7 @@ def load_prompts(
     Raises:
         DataError: No such source, split or column, or no rows.
     """
-    dataset = _procedural(source, seed) if source.startswith(PROCEDURAL) else _stored(source, config, split)
+    dataset = read_source(source, config, split, seed)
     if not len(dataset):
         raise DataError(f"{source} has no rows, but training needs prompts; check the file or the split {split!r}.")
     if prompt_column not in dataset.column_names:
@@ -76,6 +76,15 @@ def load_prompts(
     dataset = dataset.remove_columns(list(replaced)).rename_columns(named)
     _require_prompts(dataset, source)
     return dataset
+
+
+def read_source(source: str, config: str | None = None, split: str = "train", seed: int = 0) -> Dataset:
+    """The rows of a task of reasoning-gym, of a file or of a hub dataset, as they are.
+
+    Raises:
+        DataError: No such source or split.
+    """
+    return _procedural(source, seed) if source.startswith(PROCEDURAL) else _stored(source, config, split)
 
 
 def _require_prompts(dataset: Dataset, source: str) -> None:

@@ -22,7 +22,7 @@ CORRECT = 1.0  # a completion is correct when the recipe's first reward gives it
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Shares of held-out prompts or samples, in [0, 1], and the first sampled completion of each prompt.
+    """Shares of held-out prompts or samples, in [0, 1], and the first sampled completion of each prompt with its score.
 
     Completions whose scoring raised are counted in `failed` and in nothing else; shares of none are NaN.
     """
@@ -32,7 +32,7 @@ class Evaluation:
     pass_at_k: float
     k: int
     failed: int
-    completions: list[str]
+    completions: list[tuple[str, float | None]]
 
     def shares(self) -> dict[str, float]:
         """By the names under which they are logged."""
@@ -63,7 +63,7 @@ def evaluate(trainer: FIPOTrainer, prompts: Dataset, reward: Reward, k: int) -> 
         pass_at_k=_mean([[any(_correct(samples))] for _, samples in results.values()]),
         k=k,
         failed=sum(score is None for pair in results.values() for samples in pair for _, score in samples),
-        completions=[results[index][1][0][0] for index in sorted(results)],
+        completions=[results[index][1][0] for index in sorted(results)],
     )
 
 

@@ -1,34 +1,53 @@
-"""`fipo train --help`: fipo's own settings; `--help-all`: every flag of TRL's too."""
+"""`fipo train --help`: the settings that matter, in groups; `--help-all`: every flag of TRL's too."""
 
+import re
+import shutil
+import textwrap
 from dataclasses import MISSING, Field, fields
 
 from trl import TrlParser
 
+from fipo.params import KNOBS
 from fipo.run.arguments import ModelArguments, RunArguments
 from fipo.trainer.config import FIPOConfig
 
-OFTEN = (
-    "output_dir, learning_rate, max_steps, num_generations, per_device_train_batch_size, beta, "
-    "steps_per_generation, max_completion_length, temperature, use_vllm, report_to, save_steps, use_peft"
-)
+ALL = (RunArguments, FIPOConfig, ModelArguments)
+GROUPS = {
+    "Model": "model_name_or_path dtype use_peft lora_r gradient_checkpointing",
+    "Data": "dataset prompt_column answer_column prompt_format",
+    "Rewards": "rewards",
+    "Rollout": "num_generations max_completion_length stop_character use_vllm",
+    "Updates": "per_device_train_batch_size steps_per_generation max_steps learning_rate beta seed",
+    "FIPO": "fipo_preset fipo_decay_rate fipo_clip_ratio_low fipo_clip_ratio_high fipo_control",
+    "Evaluation": "eval_dataset eval_size eval_k",
+    "Files": "output_dir report_to fipo_trace_every resume overwrite dry_run",
+}
+NAME = 31  # the width of the names
 
 
 def print_help(everything: bool) -> int:
     """Returns the exit code."""
     if everything:
-        print(TrlParser((RunArguments, FIPOConfig, ModelArguments), prog="fipo train").format_help())
+        print(TrlParser(ALL, prog="fipo train").format_help())
         return 0
-    own = [entry for entry in fields(FIPOConfig) if entry.name.startswith("fipo_")]
+    known = {entry.name: entry for kind in reversed(ALL) for entry in fields(kind)}
     print("fipo train recipe.yaml [--key value …], or fipo train --model_name_or_path … --dataset … --rewards …\n")
-    print("Every key of a recipe is a flag. fipo's own:\n")
-    for entry in (*fields(RunArguments), *own):
-        print(f"  {_line(entry)}")
-    print(f"\nOf TRL's GRPOConfig and ModelConfig, among others: {OFTEN}.")
-    print("`fipo train --help-all` lists all of them; docs/training.md explains.")
+    print("Every key of a recipe is a flag, and a flag wins. `fipo init recipe.yaml` writes a recipe for your data.")
+    for title, names in GROUPS.items():
+        print(f"\n{title}")
+        for name in names.split():
+            print(_entry(known[name]))
+    print("\n`fipo train --help-all` lists every key, TRL's among them; docs/training.md explains fipo's.")
     return 0
 
 
-def _line(entry: Field) -> str:
-    default = entry.default if entry.default is not MISSING else []
+def _entry(entry: Field) -> str:
+    knob = KNOBS.get(entry.name.removeprefix("fipo_"))
+    default = knob.default if knob else entry.default if entry.default is not MISSING else []
     shown = "" if default in (None, "", []) else f" [{default}]"
-    return f"{entry.name:<30} {entry.metadata.get('help', '')}{shown}"
+    told = re.sub(r"\s+", " ", entry.metadata.get("help") or "").replace("`", "")
+    first = re.split(r"(?<=[a-z)])\. ", told)[0]
+    width = max(60, min(shutil.get_terminal_size((120, 24)).columns, 120))
+    return textwrap.fill(
+        first + shown, width, initial_indent=f"  {entry.name:<{NAME - 2}}", subsequent_indent=" " * NAME
+    )

@@ -166,8 +166,7 @@ def _tell_the_end(console: Console, config: FIPOConfig, prompts: Prompts, accura
     before = _shares_before(config.output_dir)
     console.print(view.summary(before, accuracy.latest, seconds, config.output_dir), markup=False, soft_wrap=True)
     if prompts.held_out is not None and accuracy.before and accuracy.latest:
-        pair = (accuracy.before.completions[0], accuracy.latest.completions[0])
-        told = view.before_and_after(prompts.held_out[0]["prompt"], *pair)
+        told = view.before_and_after(prompts.held_out["prompt"], accuracy.before, accuracy.latest)
         console.print(told, markup=False, soft_wrap=True)
     console.print(write_report(config.output_dir), markup=False, soft_wrap=True)
 

@@ -117,15 +117,15 @@ def test_least_and_greatest_weight_are_exact(runs, split, option):
     assert (metrics["fipo/weight_min"], metrics["fipo/weight_max"]) == pytest.approx(expected, rel=1e-5)
 
 
-def test_pull_request_1801_crashes_under_context_parallelism(runs):
+def test_every_split_can_be_run(runs):
     """Chunks and whole ranks without a response token, prompts longer than a chunk: every split was run."""
     for split in SPLITS:
         assert torch.isfinite(runs[0][split, "plain", "fipo"]["gradient"]).all()
 
 
 @pytest.mark.parametrize("split", ["whole", "cp2", "cp4"])
-def test_pull_request_1801_never_drops_a_sequence(runs, split):
-    """The two dual-clipped tokens lie in different chunks, so no rank sees both."""
+def test_dual_clipped_tokens_in_different_chunks_drop_the_sequence(runs, split):
+    """No rank sees both."""
     gradient, dropped = runs[0][split, "dropped"]
     assert gradient == 0 and dropped > 0
     gradient, dropped = runs[0][split, "not_dropped"]
@@ -142,7 +142,7 @@ def test_dropped_sequences_stay_in_the_denominators(runs):
     assert share == pytest.approx(tokens[DROPPED] / sum(tokens))
 
 
-def test_pull_request_1801_statistics_depend_on_the_split(runs):
+def test_statistics_do_not_depend_on_the_split(runs):
     """Ours are sums over rollouts of means over their tokens; a mean of micro-batch means would be another number."""
     samples, weights = runs[0]["samples"], runs[0]["whole", "weights"]
     masks = [sample["loss_masks"].bool() for sample in samples]

@@ -1,0 +1,144 @@
+"""`fipo init`: a commented recipe for somebody's own model and data. What can be found out is not asked."""
+
+import json
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+
+from fipo.errors import DataError, InvalidParameterError
+from fipo.run.data import PROCEDURAL, read_source
+from fipo.terminal import did_you_mean
+
+PROMPTS = ("prompt", "question", "problem", "query", "instruction", "input", "messages")
+ANSWERS = ("answer", "solution", "final_answer", "ground_truth", "target", "label", "output")
+ALIGNED = 34  # the column of comments; in RECIPE a tab stands before them
+LOOKED_AT = 200  # rows, for what answers look like
+NUMBER = re.compile(r"\s*[-+]?[\d,]*\.?\d+\s*")
+
+RECIPE = """\
+# Written by `fipo init`. Every key is also a flag; `fipo train --help` explains them, docs/training.md has them all.
+model_name_or_path: {model}
+output_dir: {output}
+
+dataset: {dataset}	# {rows} rows
+prompt_column: {prompt}
+answer_column: {answer}	# rewards see it as `answer`; "" if there is none
+eval_size: {eval_size}	# held-out prompts, which are not trained on; accuracy is measured before and after
+eval_k: 4
+prompt_format: auto	# chat messages if the model has a chat template; `text` for a base model
+# stop_character: "\\n"	# where a base model would go on after its answer
+# system_prompt: Think step by step, and end with the answer.
+
+# The first reward decides what counts as accurate. Others: math, last_number, exact, regex?pattern=…, overlong, or a
+# function of yours in a file beside the recipe, python:my_reward:score.
+rewards: [{reward}]
+
+# A rollout is {prompts} prompts × {samples} samples, and feeds {updates} updates. FIPO needs more than one.
+num_generations: {samples}
+per_device_train_batch_size: {batch}
+gradient_accumulation_steps: {accumulation}
+steps_per_generation: {steps}	# {updates} updates × gradient_accumulation_steps
+max_completion_length: {length}
+max_steps: {max_steps}
+learning_rate: {rate}
+
+use_peft: true	# LoRA; false trains all parameters, with a learning rate of about 1e-6
+lora_r: 16
+lora_target_modules: all-linear
+
+fipo_preset: 7b	# the paper's settings for 7B and below; 32b only amplifies
+fipo_trace_every: 4	# every fourth rollout is shown in the report, token by token
+save_steps: 50
+save_total_limit: 2
+logging_steps: 1
+report_to: none	# or wandb, trackio, tensorboard
+{machine}
+"""
+ON_A_CPU = "use_cpu: true\t# no GPU was found when this was written"
+ON_A_GPU = "bf16: true"
+BY_VLLM = "\nuse_vllm: true\t# rollouts by vLLM in the same process\nvllm_mode: colocate"
+
+
+def write_recipe(
+    path: Path, model: str, dataset: str, *, prompt_column: str | None = None, answer_column: str | None = None
+) -> str:
+    """Writes the recipe and returns what to do next.
+
+    Args:
+        path: The recipe, which must not exist.
+        model: What `model_name_or_path` takes.
+        dataset: What `dataset` takes; it is read, to find out its columns and what answers look like.
+        prompt_column, answer_column: Where their names are unusual.
+
+    Raises:
+        InvalidParameterError: The file exists.
+        DataError: The dataset cannot be read, or has no column of prompts that can be told.
+    """
+    if path.exists():
+        raise InvalidParameterError(f"{path} exists already; name another file, or delete it.")
+    rows = read_source(dataset)
+    if not len(rows):
+        raise DataError(f"{dataset} has no rows, but training needs prompts; check the file.")
+    prompt = prompt_column or _column(rows, PROMPTS)
+    if prompt not in rows.column_names:
+        remedy = did_you_mean(str(prompt), rows.column_names, "name it with --prompt-column.")
+        raise DataError(f"{dataset} has no column of prompts among {rows.column_names}; {remedy}")
+    answer = answer_column or _column(rows, ANSWERS) or ""
+    reward = _reward(dataset, rows, answer)
+    settings = _sizes(len(rows)) | {
+        "model": json.dumps(model, ensure_ascii=False),
+        "output": json.dumps(f"runs/{path.stem}", ensure_ascii=False),
+        "dataset": json.dumps(dataset, ensure_ascii=False),
+        "rows": len(rows),
+        "prompt": json.dumps(prompt, ensure_ascii=False),
+        "answer": json.dumps(answer, ensure_ascii=False),
+        "reward": json.dumps(reward),
+    }
+    recipe = re.sub("^(.*)\t", lambda line: f"{line[1]:<{ALIGNED}}", RECIPE.format(**settings), flags=re.MULTILINE)
+    path.write_text(recipe, encoding="utf-8")
+    own = " Write my_reward.py with a function `score` first." if reward.startswith("python:") else ""
+    return f"{path}: {len(rows)} prompts, reward {reward}.{own} Next: fipo train {path} --dry_run true"
+
+
+def _column(rows: Dataset, usual: tuple[str, ...]) -> str | None:
+    return next((name for name in usual if name in rows.column_names), None)
+
+
+def _reward(dataset: str, rows: Dataset, answer: str) -> str:
+    """What fits the answers: a task's own scorer, numbers, mathematics, or short texts."""
+    if dataset.startswith(PROCEDURAL):
+        return "reasoning_gym"
+    if answer not in rows.column_names:
+        return "python:my_reward:score"
+    answers = [str(value) for value in rows[:LOOKED_AT][answer]]
+    if all(NUMBER.fullmatch(text) or "####" in text for text in answers):  # GSM8K's mark before the number
+        return "last_number"
+    if any("\\" in text or "$" in text for text in answers):
+        return "math"
+    return "exact" if max(map(len, answers)) < 40 else "python:my_reward:score"
+
+
+def _sizes(rows: int) -> dict[str, object]:
+    """Of a rollout and its updates, for a GPU or a CPU and for few prompts."""
+    gpu = torch.cuda.is_available()
+    eval_size = min(64 if gpu else 16, rows // 5)
+    prompts = next(size for size in (64, 32, 16, 8, 4, 2, 1) if size <= max(rows - eval_size, 1) and (gpu or size <= 8))
+    samples, updates = 8, min(8, prompts) if prompts > 1 else 2
+    batch = min(prompts * samples // updates, 16 if gpu else 8)
+    accumulation = prompts * samples // updates // batch
+    return {
+        "eval_size": eval_size,
+        "prompts": prompts,
+        "samples": samples,
+        "updates": updates,
+        "batch": batch,
+        "accumulation": accumulation,
+        "steps": updates * accumulation,
+        "length": 1024 if gpu else 128,
+        "max_steps": 400 if gpu else 80,
+        "rate": "1.0e-5" if gpu else "1.0e-4",
+        "machine": (ON_A_GPU + (BY_VLLM if find_spec("vllm") else "")) if gpu else ON_A_CPU,
+    }

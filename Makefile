@@ -23,6 +23,7 @@ test-browser: .venv/installed  # needs Debian's package chromium
 
 test-web: node_modules/.package-lock.json  # needs node 20 or later, and npm
 	npm test
+	npm run workflows
 
 node_modules/.package-lock.json: package.json package-lock.json
 	npm ci
@@ -58,14 +59,14 @@ docs: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt mkdocs-material mkdocstrings-python
 	$(BIN)/mkdocs build --strict
 
-# The source archive, the wheel made of it, and each extra of the wheel in an empty environment. vllm needs a GPU.
+# The source archive and the wheel made of it, in an empty environment that gets one extra more each time. vllm needs a GPU.
 dist: .venv/installed
 	rm -rf dist
 	$(BIN)/pip install --quiet --constraint constraints.txt build twine
 	$(BIN)/python -m build --outdir dist
 	$(BIN)/twine check --strict dist/*
+	rm -rf build/empty && $(PYTHON) -m venv build/empty
 	for extra in '' '[report]' '[watch]' '[train]'; do \
-		rm -rf build/empty && $(PYTHON) -m venv build/empty && \
 		build/empty/bin/pip install --quiet --constraint constraints.txt torch "$$(echo dist/*.whl)$$extra" && \
 		build/empty/bin/python -I tests/smoke.py || exit 1; done
 

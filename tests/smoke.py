@@ -19,6 +19,7 @@ from fipo import FIPOParams, fipo_loss, token_mean
 def fipo(*arguments, expect=0):
     done = subprocess.run([sys.executable, "-I", "-m", "fipo.cli", *arguments], capture_output=True, text=True)
     assert done.returncode == expect, (arguments, done.stdout, done.stderr)
+    assert "Warning" not in done.stderr, done.stderr
     return done.stdout + done.stderr
 
 

@@ -1,5 +1,11 @@
 """FIPO, Future-KL Influenced Policy Optimization: every token of a rollout gets its own credit. Needs torch alone."""
 
+import warnings
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # which fipo does not need
+    import torch as _  # noqa: F401
+
 from fipo.core import (
     FIPOOutput,
     LMHead,

@@ -25,7 +25,7 @@ def test_every_problem_is_right_and_held_out_ones_are_not_trained_on():
             *shown, (question, nothing) = (line.split(":") for line in prompt.split("\n"))
             assert not nothing and eval(question) == int(answer)
             for terms, steps in shown:
-                assert all(eval(step.replace("=", "==")) for step in steps.split(", "))
+                assert all(eval(step.replace("=", "==")) for step in steps.split(", and "))
                 assert steps.endswith(f" {eval(terms)}")
     assert len(problems["held_out"]) == 40 and not problems["held_out"].keys() & problems["train"].keys()
 

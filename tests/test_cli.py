@@ -86,6 +86,8 @@ def test_usage(capsys):
     ("arguments", "sentence"),
     [
         (["train", "nowhere.yaml"], "The recipe nowhere.yaml does not exist"),
+        (["train", "recipes/trl/dmo.yaml"], "does not exist; did you mean recipes/trl/demo.yaml?"),
+        (["train", "recipe/trl/demo.yaml"], "there is no folder recipe/trl"),
         (
             ["import", "--from", "trl", "x", "--tokenizer", "./no/where"],
             "--tokenizer is ./no/where, but must be a folder",

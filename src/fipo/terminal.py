@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 def printable(text: str) -> str:
@@ -12,6 +13,16 @@ def printable(text: str) -> str:
 def one_line(error: BaseException) -> str:
     """What a library says about an error, as a part of a sentence: such messages may have several lines."""
     return " ".join(str(error).split())
+
+
+def nearest_file(path: Path) -> str:
+    """The remedy for a path that does not exist: what lies beside it and is spelled like it."""
+    try:
+        beside = {entry.name: entry for entry in path.parent.iterdir()}
+    except OSError:
+        return f"check the path: there is no folder {path.parent}."
+    near = get_close_matches(path.name, beside, n=1)
+    return f"did you mean {beside[near[0]]}?" if near else "check the path."
 
 
 def did_you_mean(word: str, choices: Iterable[str], otherwise: str) -> str:

@@ -24,7 +24,7 @@ def problem(terms: tuple[int, ...]) -> dict[str, str]:
 
 
 def main() -> None:
-    problems = [terms for terms in product(range(2, 7), repeat=3) if terms not in SHOWN]
+    problems = [terms for terms in product(range(2, 8), repeat=3) if terms not in SHOWN]
     random.Random(0).shuffle(problems)
     parts = {"held_out": problems[:HELD_OUT], "train": problems[HELD_OUT:]}
     for name, rows in parts.items():

@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from fipo.errors import DataError
 from fipo.run.specs import Spec, typed
-from fipo.terminal import one_line
+from fipo.terminal import did_you_mean, nearest_file, one_line
 
 FORMATS = {  # ending → reader and its options; .gz may follow
     ".jsonl": ("json", {}),
@@ -121,7 +121,7 @@ def _stored(source: str, config: str | None, split: str) -> Dataset:
     ending = Path(path.name.lower().removesuffix(".gz")).suffix
     if ending in FORMATS:
         if not path.is_file():
-            raise DataError(f"The dataset file {source} does not exist; check the path.")
+            raise DataError(f"The dataset file {source} does not exist; {nearest_file(path)}")
         with _failing_as(f"{source} cannot be read as {ending[1:]}", "repair the file"):
             return _read(path, *FORMATS[ending])
     if path.is_file() or (not path.is_dir() and (source.startswith((".", "/", "~")) or source.count("/") > 1)):
@@ -166,7 +166,8 @@ def _procedural(source: str, seed: int) -> Dataset:
 
     spec = Spec.parse(source.removeprefix(PROCEDURAL))
     if spec.name not in DATASETS:
-        raise DataError(f"reasoning-gym has no task {spec.name!r}; choose one of {', '.join(sorted(DATASETS))}.")
+        known = f"choose one of {', '.join(sorted(DATASETS))}."
+        raise DataError(f"reasoning-gym has no task {spec.name!r}; {did_you_mean(spec.name, DATASETS, known)}")
     options = typed(spec.options, DATASETS[spec.name][1], f"reasoning-gym's {spec.name}")
     try:
         task = reasoning_gym.create_dataset(spec.name, **{"size": 1000, "seed": seed, **options})

@@ -14,7 +14,7 @@ import yaml
 
 from fipo.errors import InvalidParameterError
 from fipo.params import FORMER_KNOBS, NO_EFFECT
-from fipo.terminal import did_you_mean, one_line
+from fipo.terminal import did_you_mean, nearest_file, one_line
 
 if TYPE_CHECKING:
     from fipo.run.arguments import ModelArguments, RunArguments
@@ -51,8 +51,9 @@ def read_recipe(path: str) -> dict[str, Any]:
     """
     recipe = Path(path)
     if not recipe.is_file():
-        found = "is a folder" if recipe.is_dir() else "does not exist"
-        raise InvalidParameterError(f"The recipe {recipe} {found}, but must be a YAML file; check the path.")
+        if recipe.is_dir():
+            raise InvalidParameterError(f"The recipe {recipe} is a folder, but must be a YAML file; name the file.")
+        raise InvalidParameterError(f"The recipe {recipe} does not exist; {nearest_file(recipe)}")
     try:
         content = yaml.load(recipe.read_text(encoding="utf-8"), _UniqueKeys)
     except UnicodeDecodeError as error:

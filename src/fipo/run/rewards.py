@@ -16,6 +16,7 @@ from transformers.utils import logging
 from fipo.errors import FIPOError, InvalidParameterError
 from fipo.run.safe_tasks import SAFE_TASKS
 from fipo.run.specs import Spec, number, typed
+from fipo.terminal import did_you_mean
 
 logger = logging.get_logger(__name__)
 
@@ -144,9 +145,8 @@ def _batch_function(name: str, options: dict[str, str], max_completion_length: i
         extra = typed(options, function, f"the reward {name!r}")
         return lambda **batch: function(**batch, **extra)
     if name not in BUILT_IN:
-        raise InvalidParameterError(
-            f"The reward {name!r} is unknown; use one of {', '.join(BUILT_IN)} or python:package.module:function."
-        )
+        known = f"use one of {', '.join(BUILT_IN)} or python:package.module:function."
+        raise InvalidParameterError(f"The reward {name!r} is unknown; {did_you_mean(name, BUILT_IN, known)}")
     if name == "overlong":
         options.setdefault("limit", str(max_completion_length))
     if name == "regex" and "pattern" not in options:

@@ -71,3 +71,12 @@ def test_fsdp_that_accelerate_would_replace_is_refused(workshop):
     log = (workshop.folder / "replaced.log").read_text()
     assert "fipo: FSDP is asked for, but accelerate runs MULTI_CPU with 2 process(es) on cpu" in log
     assert not workshop.metrics("replaced")
+
+
+def test_a_world_size_that_does_not_divide_is_refused(workshop):
+    """2 processes × 3 completions × 3 mini-batches make no whole groups of 4."""
+    process = workshop.start("odd", "ddp", per_device_train_batch_size=3, steps_per_generation=3)
+    assert process.wait(timeout=280) != 0
+    log = (workshop.folder / "odd.log").read_text()
+    assert "fipo: The recipe or the flags cannot be used: generation_batch_size (18)" in log
+    assert not workshop.metrics("odd")

@@ -1,5 +1,5 @@
-# `make demo` and `make test` need Python 3.11 and nothing else: they set up .venv themselves.
-PYTHON ?= python3.11
+# `make demo` and `make test` need Python and a C compiler, for one dependency, and set up .venv themselves.
+PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 VERL := .venv-verl
 ENGINES := .venv-engines
@@ -42,12 +42,13 @@ test-slime: $(SLIME)/installed
 	unshare --map-root-user --net sh -c 'ip link set lo up && exec "$$@"' sh \
 		$(SLIME)/bin/pytest -m slime tests/engines/slime_train
 
-# The lowest versions that pyproject.toml allows, as far as they can be had together.
+# The lowest versions that pyproject.toml allows, as far as they can be had together; TORCH=torch==… asks for another torch.
 test-lowest:
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/pip install --quiet uv
 	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct \
-		--editable '.[train]' pytest pytest-timeout hypothesis
+		--editable '.[train]' $(TORCH)
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python pytest pytest-timeout hypothesis psutil
 	.venv-lowest/bin/pytest tests/core tests/trainer tests/traces
 
 lint: .venv/installed

@@ -88,6 +88,8 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     init.add_argument("recipe", type=Path, help="the YAML file to write")
     init.add_argument("--model", required=True, help="a hub name, a folder or a .gguf file")
     init.add_argument("--dataset", required=True, help="rg:task?option=value, a local file, or a hub dataset")
+    init.add_argument("--dataset-config", help="of a hub dataset")
+    init.add_argument("--dataset-split", help="of a hub dataset")
     init.add_argument("--prompt-column", help="if it has an unusual name")
     init.add_argument("--answer-column", help="if it has an unusual name")
     score = add("test-reward", _test_reward, "score completions with a recipe's rewards, without a model")
@@ -188,8 +190,9 @@ def _init(options: argparse.Namespace) -> int:
         from fipo.run.init import write_recipe
 
         _quiet_libraries()
-    columns = {"prompt_column": options.prompt_column, "answer_column": options.answer_column}
-    print(write_recipe(options.recipe, options.model, options.dataset, **columns))
+    about = {"config": options.dataset_config, "split": options.dataset_split}
+    about |= {"prompt_column": options.prompt_column, "answer_column": options.answer_column}
+    print(write_recipe(options.recipe, options.model, options.dataset, **about))
     return 0
 
 

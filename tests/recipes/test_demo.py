@@ -22,10 +22,10 @@ def test_every_problem_is_right_and_held_out_ones_are_not_trained_on():
         problems[name] = {row["prompt"]: row["answer"] for row in rows}
         assert len(problems[name]) == len(rows)
         for prompt, answer in problems[name].items():
-            *shown, (question, nothing) = (line.split(":") for line in prompt.split("\n"))
+            *shown, (question, nothing) = (line.split(" ->") for line in prompt.split("\n"))
             assert not nothing and eval(question) == int(answer)
             for terms, steps in shown:
-                assert all(eval(step.replace("=", "==")) for step in steps.split(", and "))
+                assert all(eval(step.replace("=", "==")) for step in steps.split(", "))
                 assert steps.endswith(f" {eval(terms)}")
     assert len(problems["held_out"]) == 40 and not problems["held_out"].keys() & problems["train"].keys()
 

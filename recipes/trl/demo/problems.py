@@ -10,13 +10,13 @@ HELD_OUT = 40
 
 
 def question(terms: tuple[int, ...]) -> str:
-    return " + ".join(map(str, terms)) + ":"
+    return " + ".join(map(str, terms)) + " ->"
 
 
 def worked_out(terms: tuple[int, ...]) -> str:
     totals = pairwise(accumulate(terms))
     steps = [f"{before} + {term} = {after}" for (before, after), term in zip(totals, terms[1:], strict=True)]
-    return f"{question(terms)} {', and '.join(steps)}\n"
+    return f"{question(terms)} {', '.join(steps)}\n"
 
 
 def problem(terms: tuple[int, ...]) -> dict[str, str]:
@@ -24,7 +24,7 @@ def problem(terms: tuple[int, ...]) -> dict[str, str]:
 
 
 def main() -> None:
-    problems = [terms for terms in product(range(2, 8), repeat=3) if terms not in SHOWN]
+    problems = [terms for terms in product(range(2, 7), repeat=3) if terms not in SHOWN]
     random.Random(0).shuffle(problems)
     parts = {"held_out": problems[:HELD_OUT], "train": problems[HELD_OUT:]}
     for name, rows in parts.items():

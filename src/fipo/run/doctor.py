@@ -103,7 +103,8 @@ def _devices() -> Iterator[Check]:
 
 def _device() -> torch.device:
     """The one that a run would take."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
 
 
 def _gradients() -> Check:

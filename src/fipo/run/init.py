@@ -2,7 +2,6 @@
 
 import json
 import re
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -10,9 +9,10 @@ from datasets import Dataset
 
 from fipo.errors import DataError, InvalidParameterError
 from fipo.run.data import PROCEDURAL, read_source
+from fipo.run.doctor import require_vllm
 from fipo.terminal import did_you_mean
 
-PROMPTS = ("prompt", "question", "problem", "query", "instruction", "input", "messages")
+PROMPTS = ("prompt", "question", "problem", "query", "instruction", "input")
 ANSWERS = ("answer", "solution", "final_answer", "ground_truth", "target", "label", "output")
 ALIGNED = 34  # the column of comments; in RECIPE a tab stands before them
 LOOKED_AT = 200  # rows, for what answers look like
@@ -24,32 +24,34 @@ model_name_or_path: {model}
 output_dir: {output}
 
 dataset: {dataset}	# {rows} rows
-prompt_column: {prompt}
+{more}prompt_column: {prompt}
 answer_column: {answer}	# rewards see it as `answer`; "" if there is none
 eval_size: {eval_size}	# held-out prompts, which are not trained on; accuracy is measured before and after
 eval_k: 4
 prompt_format: auto	# chat messages if the model has a chat template; `text` for a base model
 # stop_character: "\\n"	# where a base model would go on after its answer
-# system_prompt: Think step by step, and end with the answer.
+{system_prompt}
 
 # The first reward decides what counts as accurate. Others: math, last_number, exact, regex?pattern=…, overlong, or a
-# function of yours in a file beside the recipe, python:my_reward:score.
+# function of yours in a file in the folder that you start from, python:my_reward:score.
 rewards: [{reward}]
 
-# A rollout is {prompts} prompts × {samples} samples, and feeds {updates} updates. FIPO needs more than one.
+# A rollout is {prompts} prompts × {samples} samples (on n GPUs n times as many), and feeds {updates} updates;
+# FIPO needs more than one.
 num_generations: {samples}
 per_device_train_batch_size: {batch}
+per_device_eval_batch_size: 64	# samples generated at a time where accuracy is measured
 gradient_accumulation_steps: {accumulation}
 steps_per_generation: {steps}	# {updates} updates × gradient_accumulation_steps
 max_completion_length: {length}
 max_steps: {max_steps}
-learning_rate: {rate}
+learning_rate: {rate}	# a guess: raise it while fipo/weight_std stays below 0.01, lower it if weights sit at bounds
 
 use_peft: true	# LoRA; false trains all parameters, with a learning rate of about 1e-6
 lora_r: 16
 lora_target_modules: all-linear
 
-fipo_preset: 7b	# the paper's settings for 7B and below; 32b only amplifies
+fipo_preset: 7b	# the paper's for Qwen2.5-Math-7B, weights in [0.8, 1.2]; 32b: in [1, 1.2]
 fipo_trace_every: 4	# every fourth rollout is shown in the report, token by token
 save_steps: 50
 save_total_limit: 2
@@ -57,13 +59,22 @@ logging_steps: 1
 report_to: none	# or wandb, trackio, tensorboard
 {machine}
 """
+BRIEF = "system_prompt: Answer with nothing but the answer.\t# delete it where prompts stay text"
+THOUGHTFUL = "# system_prompt: Think step by step, and end with the answer."
 ON_A_CPU = "use_cpu: true\t# no GPU was found when this was written"
 ON_A_GPU = "bf16: true"
 BY_VLLM = "\nuse_vllm: true\t# rollouts by vLLM in the same process\nvllm_mode: colocate"
 
 
 def write_recipe(
-    path: Path, model: str, dataset: str, *, prompt_column: str | None = None, answer_column: str | None = None
+    path: Path,
+    model: str,
+    dataset: str,
+    *,
+    config: str | None = None,
+    split: str | None = None,
+    prompt_column: str | None = None,
+    answer_column: str | None = None,
 ) -> str:
     """Writes the recipe and returns what to do next.
 
@@ -71,6 +82,7 @@ def write_recipe(
         path: The recipe, which must not exist.
         model: What `model_name_or_path` takes.
         dataset: What `dataset` takes; it is read, to find out its columns and what answers look like.
+        config, split: Of a hub dataset.
         prompt_column, answer_column: Where their names are unusual.
 
     Raises:
@@ -79,7 +91,7 @@ def write_recipe(
     """
     if path.exists():
         raise InvalidParameterError(f"{path} exists already; name another file, or delete it.")
-    rows = read_source(dataset)
+    rows = read_source(dataset, config, split or "train")
     if not len(rows):
         raise DataError(f"{dataset} has no rows, but training needs prompts; check the file.")
     prompt = prompt_column or _column(rows, PROMPTS)
@@ -88,6 +100,7 @@ def write_recipe(
         raise DataError(f"{dataset} has no column of prompts among {rows.column_names}; {remedy}")
     answer = answer_column or _column(rows, ANSWERS) or ""
     reward = _reward(dataset, rows, answer)
+    named = {"dataset_config": config, "dataset_split": split}
     settings = _sizes(len(rows)) | {
         "model": json.dumps(model, ensure_ascii=False),
         "output": json.dumps(f"runs/{path.stem}", ensure_ascii=False),
@@ -96,8 +109,10 @@ def write_recipe(
         "prompt": json.dumps(prompt, ensure_ascii=False),
         "answer": json.dumps(answer, ensure_ascii=False),
         "reward": json.dumps(reward),
+        "more": "".join(f"{key}: {json.dumps(value)}\n" for key, value in named.items() if value is not None),
+        "system_prompt": BRIEF if reward == "exact" else THOUGHTFUL,
     }
-    recipe = re.sub("^(.*)\t", lambda line: f"{line[1]:<{ALIGNED}}", RECIPE.format(**settings), flags=re.MULTILINE)
+    recipe = re.sub("^(.*)\t", lambda line: f"{line[1]:<{ALIGNED - 1}} ", RECIPE.format(**settings), flags=re.MULTILINE)
     path.write_text(recipe, encoding="utf-8")
     own = " Write my_reward.py with a function `score` first." if reward.startswith("python:") else ""
     return f"{path}: {len(rows)} prompts, reward {reward}.{own} Next: fipo train {path} --dry_run true"
@@ -140,5 +155,13 @@ def _sizes(rows: int) -> dict[str, object]:
         "length": 1024 if gpu else 128,
         "max_steps": 400 if gpu else 80,
         "rate": "1.0e-5" if gpu else "1.0e-4",
-        "machine": (ON_A_GPU + (BY_VLLM if find_spec("vllm") else "")) if gpu else ON_A_CPU,
+        "machine": (ON_A_GPU + BY_VLLM * _has_vllm()) if gpu else ON_A_CPU,
     }
+
+
+def _has_vllm() -> bool:
+    try:
+        require_vllm()
+    except (ImportError, DataError):
+        return False
+    return True

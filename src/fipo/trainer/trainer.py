@@ -24,8 +24,7 @@ from fipo.trainer.tracing import ReportsForTrackers, TraceWriter
 logger = logging.get_logger(__name__)
 
 NOISE_CAUSES = (
-    "usual causes are log-probs of the rollout engine as π_old, logits rounded to bfloat16 (fipo_streaming: false), "
-    "dropout, or another temperature or top-p in sampling than in scoring"
+    "usual causes are rounded logits (fipo_streaming: false), dropout, and kernels that are not deterministic"
 )
 
 

@@ -6,7 +6,7 @@ ENGINES := .venv-engines
 SLIME := .venv-slime
 OLDER_VERL := 0.7.1 0.8.0
 
-.PHONY: demo test test-slow test-browser test-web test-verl test-engines test-slime test-lowest lint docs dist bench \
+.PHONY: demo test test-slow test-browser test-web test-verl test-engines test-slime lint docs dist bench \
 	evidence clean
 
 demo: .venv/installed
@@ -41,15 +41,6 @@ test-engines: $(ENGINES)/installed
 test-slime: $(SLIME)/installed
 	unshare --map-root-user --net sh -c 'ip link set lo up && exec "$$@"' sh \
 		$(SLIME)/bin/pytest -m slime tests/engines/slime_train
-
-# The lowest versions that pyproject.toml allows, as far as they can be had together; TORCH=torch==… asks for another torch.
-test-lowest:
-	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/pip install --quiet uv
-	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct \
-		--editable '.[train]' $(TORCH)
-	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python pytest pytest-timeout hypothesis psutil
-	.venv-lowest/bin/pytest tests/core tests/trainer tests/traces
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -119,4 +110,4 @@ $(SLIME)/installed: pyproject.toml constraints-slime.txt
 	touch $@
 
 clean:
-	rm -rf .venv .venv-lowest $(VERL) $(ENGINES) $(SLIME) node_modules build dist site runs
+	rm -rf .venv $(VERL) $(ENGINES) $(SLIME) node_modules build dist site runs

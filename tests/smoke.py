@@ -48,7 +48,7 @@ def a_report(folder):
 
 def a_run(folder):
     if not find_spec("trl"):
-        assert "pip install 'fipo[train]'" in fipo("train", expect=2)
+        assert "pip install 'fipo[train]'" in fipo("train", "--dry_run", "true", expect=2)
         return
     (folder / "sums.jsonl").write_text("".join(f'{{"prompt": "{i} + 1 =", "answer": "{i + 1}"}}\n' for i in range(32)))
     flags = {"dataset": folder / "sums.jsonl", "model_name_or_path": "none", "output_dir": folder / "out"}

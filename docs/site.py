@@ -29,9 +29,10 @@ def _within(link: re.Match[str], folder: Path) -> str:
     """The link as the site knows its target; the text alone where the target is code, which the site does not hold."""
     path, _, heading = link[3].partition("#")
     target = (folder / path).resolve().relative_to(ROOT).as_posix()
-    inside = PAGES.get(target) or (target if target.startswith(PICTURES) and target.endswith(".png") else None)
-    if inside is None and target.startswith("docs/"):
+    if target in PAGES:
+        inside = PAGES[target]
+    elif target.startswith("docs/") or (target.startswith(PICTURES) and target.endswith(".png")):
         inside = target.removeprefix("docs/")
-    if inside is None:
+    else:
         return link[2]
     return f"{link[1]}[{link[2]}]({inside}{'#' * bool(heading)}{heading})"

@@ -336,9 +336,10 @@ def test_a_base_model_is_trained_on_plain_text(recipe, inside):
 def test_a_response_ends_at_a_character(recipe, inside):
     """In rollouts, in evaluations, and in what the saved model says of itself."""
     inside("--max_steps", "4", "--stop_character", "a", "--fipo_trace_every", "1", "--max_completion_length", "40")
-    texts = [b"".join(trace.token_bytes) for trace in read_traces(recipe.parent / "run")]
+    traces = read_traces(recipe.parent / "run")
+    texts = [b"".join(trace.token_bytes) for trace in traces]
     assert all(b"a" not in text[:-1] for text in texts) and any(text.endswith(b"a") for text in texts)
-    assert not any(trace.truncated for trace in read_traces(recipe.parent / "run") if trace.token_bytes[-1] == b"a")
+    assert not any(trace.truncated for trace in traces if trace.token_bytes[-1] == b"a")
     saved = json.loads((recipe.parent / "run" / "generation_config.json").read_text())
     assert saved["eos_token_id"] == [1, tiny.tokenizer().convert_tokens_to_ids("a")]
 

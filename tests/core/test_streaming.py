@@ -319,7 +319,7 @@ def test_half_precision_inputs_are_multiplied_exactly(dtype, autocast):
         rounded["bias"] = inputs["bias"].detach().double().requires_grad_()
     expected_loss, out, *_ = plain({**inputs, **rounded})
     expected = gradients(expected_loss, rounded)
-    with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+    with torch.autocast(inputs["hidden"].device.type, dtype=dtype, enabled=autocast):
         result = stream(inputs, chunk_tokens=11)
     torch.testing.assert_close(result.tokens.log_ratio, out.log_ratio.detach(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(result.loss, expected_loss, rtol=1e-5, atol=1e-5, check_dtype=False)

@@ -144,12 +144,16 @@ test("the report opens on the widest weights, before all in a group with both re
 test("a step leads to its rollout and back", async () => {
   assert.deepEqual([stepOf(8, 0), stepOf(8, 2), stepOf(8, 2, 3), stepOf(8, 2, -1)], [1, 17, 20, 17]);
   for (const step of [1, 8, 9, 16, 17]) assert.equal(rolloutOf(8, stepOf(8, rolloutOf(8, step), (step - 1) % 8)), rolloutOf(8, step));
+  assert.deepEqual([stepOf(0, 5), stepOf(0, 5, 3), rolloutOf(0, 5)], [5, 5, 5]); // verl's metrics have one step a rollout
   const report = await goldenReport();
   assert.equal(traceAt(report, [], 5), null); // nobody knows the updates a rollout
   for (const set of report.sets) set.updates = 4;
   report.traces = report.traces.map((facts, index) => ({ ...facts, rollout: 8 * index, update: 1 }));
   assert.deepEqual(stepsOf(report), [1, 33, 65, 97]);
   assert.deepEqual([0, 30, 34, 80, 1e6].map((step) => traceAt(report, [], step)), [0, 1, 1, 2, 3]);
+  for (const set of report.sets) set.updates = 0;
+  assert.deepEqual(stepsOf(report), [0, 8, 16, 24]);
+  assert.deepEqual([0, 7, 17, 100].map((step) => traceAt(report, [], step)), [0, 1, 2, 3]);
 });
 
 test("the list by reward, spread and length", async () => {

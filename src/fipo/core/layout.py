@@ -10,7 +10,8 @@ from fipo.errors import InvalidInputError
 def per_token(name: str, values: float | Tensor, like: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     """To the shape of `like`: a number (then of the widest float), one a sequence, (S,) or (S, 1), or one a token."""
     if not isinstance(values, Tensor) or values.dim() == 0:
-        return torch.as_tensor(values, dtype=widest_float(like.device), device=like.device).expand(like.shape)
+        number = values if isinstance(values, Tensor) else torch.full((), values, dtype=widest_float(like.device))
+        return number.to(like.device, widest_float(like.device), non_blocking=True).expand(like.shape)
     if values.shape == like.shape:
         return values
     sequences = len(like) if cu_seqlens is None else len(cu_seqlens) - 1
@@ -26,7 +27,7 @@ def spread(per_sequence: Tensor, like: Tensor, cu_seqlens: Tensor | None) -> Ten
     """(S,) to the shape of `like`: every token gets its sequence's value."""
     if cu_seqlens is None:
         return per_sequence[:, None].expand(like.shape)
-    return per_sequence.repeat_interleave(cu_seqlens.diff())
+    return per_sequence.repeat_interleave(cu_seqlens.diff(), output_size=like.numel())
 
 
 def count_per_sequence(flags: Tensor, cu_seqlens: Tensor | None) -> Tensor:
@@ -38,7 +39,7 @@ def count_per_sequence(flags: Tensor, cu_seqlens: Tensor | None) -> Tensor:
 
 
 def check_layout(tensors: dict[str, Tensor], cu_seqlens: Tensor | None, carry: Tensor | None = None) -> None:
-    """All of one shape and device, floating point unless a mask, and fit for `cu_seqlens` and `carry`."""
+    """All of one shape and device, floating point unless a mask, fit for `cu_seqlens`, which is read, and `carry`."""
     (name, first), *others = tensors.items()
     dimensions = 2 if cu_seqlens is None else 1
     if first.dim() != dimensions:
@@ -62,7 +63,7 @@ def check_layout(tensors: dict[str, Tensor], cu_seqlens: Tensor | None, carry: T
             )
     sequences = first.shape[0]
     if cu_seqlens is not None:
-        _check_cu_seqlens(cu_seqlens, first.numel())
+        check_boundaries(cu_seqlens, cu_seqlens.tolist(), first.numel())
         sequences = len(cu_seqlens) - 1
     if carry is not None and carry.shape != (sequences,):
         raise InvalidInputError(
@@ -70,10 +71,11 @@ def check_layout(tensors: dict[str, Tensor], cu_seqlens: Tensor | None, carry: T
         )
 
 
-def _check_cu_seqlens(cu_seqlens: Tensor, tokens: int) -> None:
+def check_boundaries(cu_seqlens: Tensor, values: list[int], tokens: int) -> None:
+    """`values` are those of `cu_seqlens`, which an accelerator would have to be waited for."""
     integer = not cu_seqlens.is_floating_point() and cu_seqlens.dim() == 1 and len(cu_seqlens) > 0
-    if not integer or cu_seqlens[0] != 0 or cu_seqlens[-1] != tokens or (cu_seqlens.diff() < 0).any():
+    if not integer or values[0] != 0 or values[-1] != tokens or values != sorted(values):
         raise InvalidInputError(
-            f"cu_seqlens is {cu_seqlens.tolist()[:8]}…, but must be integer boundaries that rise from 0 to {tokens}, "
+            f"cu_seqlens is {values[:8]}…, but must be integer boundaries that rise from 0 to {tokens}, "
             "the number of packed tokens; pass the cumulative sequence lengths."
         )

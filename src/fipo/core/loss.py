@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fipo.core.layout import check_layout, count_per_sequence, per_token, spread
 from fipo.core.scan import discounted_suffix_sum
@@ -83,8 +84,36 @@ def fipo_loss(
         InvalidInputError: Shapes, dtypes or devices do not fit.
         InvalidParameterError: The clip range is not one.
     """
-    _check_clip_range(epsilon_low, epsilon_high)
     check_layout({"logps": logps, "old_logps": old_logps, "loss_mask": loss_mask}, cu_seqlens, carry)
+    return loss_of_checked(
+        logps,
+        old_logps,
+        advantages,
+        loss_mask,
+        params,
+        epsilon_low=epsilon_low,
+        epsilon_high=epsilon_high,
+        cu_seqlens=cu_seqlens,
+        carry=carry,
+        dual_clipped_outside=dual_clipped_outside,
+    )
+
+
+def loss_of_checked(
+    logps: Tensor,
+    old_logps: Tensor,
+    advantages: Tensor,
+    loss_mask: Tensor,
+    params: FIPOParams,
+    *,
+    epsilon_low: float,
+    epsilon_high: float,
+    cu_seqlens: Tensor | None,
+    carry: Tensor | None,
+    dual_clipped_outside: Tensor | None,
+) -> FIPOOutput:
+    """`fipo_loss` of tensors that fit together; it reads nothing back from an accelerator."""
+    _check_clip_range(epsilon_low, epsilon_high)
     dtype = torch.promote_types(torch.promote_types(logps.dtype, old_logps.dtype), torch.float32)
     mask = loss_mask.bool()
     advantages = torch.where(mask, per_token("advantages", advantages, logps, cu_seqlens).to(dtype), 0)
@@ -93,7 +122,7 @@ def fipo_loss(
 
     with torch.no_grad():
         detached = log_ratio.detach()
-        credit = future_kl(detached, mask, params, cu_seqlens=cu_seqlens, carry=carry)
+        credit = _future_kl(detached, mask, params, cu_seqlens, carry)
         raw_weight = torch.where(mask, credit.exp(), 1)
         weight = torch.where(mask, influence_weights(credit, detached, advantages, params), 1)
 
@@ -151,8 +180,13 @@ def future_kl(
         InvalidInputError: Shapes, dtypes or devices do not fit.
     """
     check_layout({"log_ratio": log_ratio, "loss_mask": loss_mask}, cu_seqlens, carry)
-    mask = loss_mask.bool()
     log_ratio = log_ratio.to(torch.promote_types(log_ratio.dtype, torch.float32))
+    return _future_kl(log_ratio, loss_mask.bool(), params, cu_seqlens, carry)
+
+
+def _future_kl(
+    log_ratio: Tensor, mask: Tensor, params: FIPOParams, cu_seqlens: Tensor | None, carry: Tensor | None
+) -> Tensor:
     summands = torch.where(_participates(log_ratio, mask, params), log_ratio, 0)
     summands.clamp_(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     if carry is not None:
@@ -199,16 +233,20 @@ def _scan_trained(
     boundaries = cu_seqlens
     if boundaries is None:
         boundaries = torch.arange(len(summands) + 1, device=flat.device) * summands.shape[1]
-    trained_before = torch.nn.functional.pad(mask.reshape(-1).cumsum(0), (1, 0))
+    total, trained_before = len(flat), pad(mask.reshape(-1).cumsum(0), (1, 0))
+    next_trained, ends = trained_before[:-1], trained_before[boundaries]
+    # Trained tokens side by side; what is left over at the end is one sequence more, and one entry takes all others.
+    place = torch.where(mask.reshape(-1), next_trained, total)
     packed = discounted_suffix_sum(
-        flat[mask.reshape(-1)], params.decay_rate, carry=carry, cu_seqlens=trained_before[boundaries]
+        flat.new_zeros(total + 1).index_put((place,), flat)[:-1],
+        params.decay_rate,
+        carry=None if carry is None else pad(carry, (0, 1)),
+        cu_seqlens=pad(ends, (0, 1), value=total),
     )
-    sequence = torch.arange(len(boundaries) - 1, device=flat.device).repeat_interleave(boundaries.diff())
-    next_trained = trained_before[:-1]
-    has_next = next_trained < trained_before[boundaries[1:]][sequence]
-    at_end = flat.new_zeros(len(boundaries) - 1) if carry is None else carry
-    everywhere = at_end[sequence].masked_scatter(has_next, packed[next_trained[has_next]])
-    return everywhere.view(summands.shape)
+    sequence = torch.arange(len(ends) - 1, device=flat.device).repeat_interleave(boundaries.diff(), output_size=total)
+    at_end = flat.new_zeros(len(ends) - 1) if carry is None else carry
+    has_next = next_trained < ends[1:][sequence]
+    return torch.where(has_next, packed[next_trained.clamp(max=total - 1)], at_end[sequence]).view(summands.shape)
 
 
 def _check_clip_range(epsilon_low: float, epsilon_high: float) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fipo.core.layout import check_layout, per_token
-from fipo.core.loss import FIPOOutput, fipo_loss
+from fipo.core.loss import FIPOOutput, fipo_loss, loss_of_checked
 from fipo.errors import InvalidInputError
 from fipo.params import FIPOParams
 
@@ -68,9 +68,10 @@ class Objective:
         cu_seqlens: Tensor | None = None,
         carry: Tensor | None = None,
         dual_clipped_outside: Tensor | None = None,
+        checked: bool = False,
     ) -> FIPOOutput:
-        """`fipo_loss` of `batch` under log π_θ, whose arguments these are."""
-        return fipo_loss(
+        """`fipo_loss` of `batch` under log π_θ, whose arguments these are; `checked` ones are taken as they are."""
+        return (loss_of_checked if checked else fipo_loss)(
             logps,
             batch.old_logps,
             batch.advantages,

@@ -1,13 +1,13 @@
 """The walk from the last token to the first behind `streaming_loss`."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
-from fipo.core.layout import count_per_sequence
+from fipo.core.chunks import Chunk, Chunks
+from fipo.core.layout import count_per_sequence, spread
 from fipo.core.lm_head import ChunkedHead
 from fipo.core.loss import FIPOOutput
 from fipo.core.objective import Objective, TokenBatch
@@ -32,8 +32,7 @@ class ReversePass:
         hidden, targets, batch: (B, T, H) and (B, T), or (N, H) and (N,); they keep their shapes, so that nothing is
             copied.
         objective: What is minimised.
-        boundaries: Where sequences begin in the row of all positions, and where the last one ends.
-        chunk_tokens: Trained tokens in a chunk at most.
+        chunks: How the row is cut.
     """
 
     @torch.no_grad()
@@ -44,16 +43,11 @@ class ReversePass:
         targets: Tensor,
         batch: TokenBatch,
         objective: Objective,
-        *,
-        boundaries: list[int],
-        chunk_tokens: int,
+        chunks: Chunks,
     ) -> None:
-        self.head, self.hidden, self.targets, self.objective = head, hidden, targets, objective
-        self.where = batch.loss_mask.nonzero(as_tuple=True)
+        self.head, self.hidden, self.targets, self.objective, self.chunks = head, hidden, targets, objective, chunks
         self.batch = batch.map(lambda values: values.reshape(-1))
-        self.trained = self.batch.loss_mask.nonzero()[:, 0]
-        self.boundaries, self.chunk_tokens = boundaries, chunk_tokens
-        self.dual_clipped = torch.zeros(len(boundaries) - 1, dtype=torch.long, device=hidden.device)
+        self.dual_clipped = torch.zeros(len(chunks.boundaries) - 1, dtype=torch.long, device=hidden.device)
         self.logps, self.entropy, self.grad_policy = torch.zeros(
             3, targets.numel(), dtype=head.dtype, device=hidden.device
         )
@@ -68,8 +62,8 @@ class ReversePass:
         ]
         carry, seen, policies = None, [], []
         self.regularizer = torch.zeros((), dtype=self.head.dtype, device=self.hidden.device)
-        for positions, trained in self._chunks():
-            out, policy, carry = self._visit(positions, trained, carry)
+        for chunk in self.chunks.right_to_left:
+            out, policy, carry = self._visit(chunk, carry)
             seen.append(out)
             policies.append(policy)
         out = self._join(seen)
@@ -80,20 +74,10 @@ class ReversePass:
             loss, self.gradients = loss / kept, [None if x is None else x.div_(kept) for x in self.gradients]
         return Walk(loss, self.gradients, out, self.logps, self.entropy)
 
-    def _chunks(self) -> Iterator[tuple[slice, slice]]:
-        """From right to left: slices of positions that cover the row, and of the trained tokens within each."""
-        total = len(self.trained)
-        ends = list(range(total, 0, -self.chunk_tokens))
-        starts = [*ends[1:], 0]
-        first_positions = [0] if not ends else [*self.trained[starts[:-1]].tolist(), 0]
-        right = len(self.logps)
-        for start, end, left in zip(starts, ends or [0], first_positions, strict=True):
-            yield slice(left, right), slice(start, end)
-            right = left
-
-    def _visit(self, positions: slice, trained: slice, carry: Tensor | None) -> tuple[FIPOOutput, Tensor, Tensor]:
+    def _visit(self, chunk: Chunk, carry: Tensor | None) -> tuple[FIPOOutput, Tensor, Tensor]:
         """One chunk: its FIPOOutput, the policy term per position, and future_kl at its first position."""
-        here = self.trained[trained]
+        positions, trained = chunk.positions, chunk.trained
+        here = self.chunks.trained[trained]
         self.logps[here], self.entropy[here] = self._score(trained)
         logps = self.logps[positions].clone().requires_grad_()
         entropy = self.entropy[positions].clone().requires_grad_()
@@ -101,10 +85,12 @@ class ReversePass:
         sequences, cu_seqlens, carry = self._layout(positions, carry)
         with torch.enable_grad():
             outside = self.dual_clipped[sequences]
-            out = self.objective.credit(logps, batch, cu_seqlens=cu_seqlens, carry=carry, dual_clipped_outside=outside)
+            out = self.objective.credit(
+                logps, batch, cu_seqlens=cu_seqlens, carry=carry, dual_clipped_outside=outside, checked=True
+            )
             policy = self.objective.policy_term(out, batch)
             regularizer = self.objective.regularizer(logps, entropy, batch)
-            if any(gradient is not None for gradient in self.gradients):
+            if (chunk.learns or regularizer is not None) and any(gradient is not None for gradient in self.gradients):
                 (self.grad_policy[positions],) = torch.autograd.grad(policy.sum(), logps)
                 self._differentiate(trained, *self._slopes(here, positions, regularizer, logps, entropy))
         self.dual_clipped[sequences] += count_per_sequence(out.dual_clipped, cu_seqlens)
@@ -124,40 +110,36 @@ class ReversePass:
 
     def _layout(self, positions: slice, carry: Tensor | None) -> tuple[slice, Tensor, Tensor | None]:
         """Which sequences a chunk touches, their boundaries in it, and the carry for the one that it cuts."""
-        bounds, left, right = self.boundaries, positions.start, positions.stop
+        bounds, left, right = self.chunks.boundaries, positions.start, positions.stop
         first, last = bisect_right(bounds, left) - 1, bisect_left(bounds, right)
         if left == right:  # no positions at all
             first, last = 0, len(bounds) - 1
-        cuts = [min(max(bound, left), right) - left for bound in bounds[first : last + 1]]
         if carry is not None:
             carry = carry if bounds[last] > right else torch.zeros_like(carry)
             carry = torch.nn.functional.pad(carry, (last - first - 1, 0))
-        return slice(first, last), torch.tensor(cuts, device=self.hidden.device), carry
+        return slice(first, last), self.chunks.cu_seqlens[first : last + 1].clamp(left, right) - left, carry
 
     def _score(self, trained: slice | Tensor) -> tuple[Tensor, Tensor]:
-        where = tuple(index[trained] for index in self.where)
+        where = tuple(index[trained] for index in self.chunks.where)
         return self.head.score(self.hidden[where], self.targets[where])
 
     def _differentiate(self, trained: slice | Tensor, grad_logps: Tensor, grad_entropy: Tensor | None) -> None:
         """Adds the gradients of the tokens that were scored last."""
-        if grad_entropy is None and not grad_logps.any():
-            return  # a group of equal rewards needs no gradient
         hidden, weight, bias = self.gradients
         grad_hidden = self.head.backward(grad_logps, grad_entropy, hidden=hidden is not None, weight=weight, bias=bias)
         if hidden is not None and grad_hidden is not None:
-            hidden[tuple(index[trained] for index in self.where)] += grad_hidden
+            hidden[tuple(index[trained] for index in self.chunks.where)] += grad_hidden
 
     def _join(self, seen: list[FIPOOutput]) -> FIPOOutput:
         """The chunks' outputs as one, with the drop as it stands at the end."""
         joined = {f.name: torch.cat([getattr(out, f.name) for out in seen[::-1]]) for f in fields(FIPOOutput)}
         dropped = self.dual_clipped > self.objective.params.max_dual_clipped
-        lengths = torch.tensor(self.boundaries, device=dropped.device).diff()
-        kept = self.batch.loss_mask & ~dropped.repeat_interleave(lengths)
+        kept = self.batch.loss_mask & ~spread(dropped, self.logps, self.chunks.cu_seqlens)
         return FIPOOutput(**{**joined, "kept": kept, "dropped": dropped})
 
     def _take_back(self, kept: Tensor) -> None:
         """Removes the policy's part of tokens whose sequence was found dropped after they had been differentiated."""
-        stale = ((self.grad_policy != 0) & ~kept)[self.trained].nonzero()[:, 0]
-        for chunk in stale.split(self.chunk_tokens) if len(stale) else ():  # nothing splits into one empty chunk
+        stale = ((self.grad_policy != 0) & ~kept)[self.chunks.trained].nonzero()[:, 0]
+        for chunk in stale.split(self.chunks.size) if len(stale) else ():  # nothing splits into one empty chunk
             self._score(chunk)
-            self._differentiate(chunk, -self.grad_policy[self.trained[chunk]], None)
+            self._differentiate(chunk, -self.grad_policy[self.chunks.trained[chunk]], None)

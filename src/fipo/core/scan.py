@@ -37,7 +37,7 @@ def discounted_suffix_sum(
     with exact_products(x) as product_dtype:
         if cu_seqlens is None:
             return _scan_padded(x, half_life, carry, product_dtype)
-        return _scan_packed(x, half_life, carry, cu_seqlens, product_dtype)
+        return _scan_packed(x, half_life, carry, cu_seqlens, x.numel(), product_dtype)
 
 
 def _scan_padded(x: Tensor, half_life: float, carry: Tensor | None, product_dtype: torch.dtype) -> Tensor:
@@ -58,31 +58,28 @@ def _scan_padded(x: Tensor, half_life: float, carry: Tensor | None, product_dtyp
 
 
 def _scan_packed(
-    x: Tensor, half_life: float, carry: Tensor | None, cu_seqlens: Tensor, product_dtype: torch.dtype
+    x: Tensor, half_life: float, carry: Tensor | None, cu_seqlens: Tensor, longest: int, product_dtype: torch.dtype
 ) -> Tensor:
+    """No size is read back from the device: there are as many blocks as there can be, and `longest` is a bound."""
     if x.numel() == 0:
         return x.clone()
-    lengths = cu_seqlens.diff()
-    blocks_per_sequence = (lengths + BLOCK - 1) // BLOCK
-    cu_blocks = pad(blocks_per_sequence.cumsum(0), (1, 0))
-    last_block = cu_blocks[1:] - 1
-    occupied = lengths > 0
-    # Every sequence is right-aligned in blocks of its own, so the zeros lie left of it.
-    ends_apart = (cu_blocks[1:] * BLOCK - cu_seqlens[1:]).repeat_interleave(lengths)
+    lengths, number_of_blocks = cu_seqlens.diff(), x.numel() // BLOCK + len(cu_seqlens) - 1
+    cu_blocks = pad(((lengths + BLOCK - 1) // BLOCK).cumsum(0), (1, 0))
+    cu_blocks[-1] = number_of_blocks
+    last_block = torch.where(lengths > 0, cu_blocks[1:] - 1, number_of_blocks)  # beyond the last: there is none
+    # Every sequence is right-aligned in blocks of its own, so the zeros lie left of it; the last one has all to spare.
+    ends_apart = (cu_blocks[1:] * BLOCK - cu_seqlens[1:]).repeat_interleave(lengths, output_size=x.numel())
     slots = torch.arange(x.numel(), device=x.device) + ends_apart
-    number_of_blocks = int(cu_blocks[-1])
     blocks = x.new_zeros(number_of_blocks * BLOCK).index_put((slots,), x).view(-1, BLOCK)
     inside = _scan_blocks(blocks, half_life, None, product_dtype)
 
-    from_right = x.new_zeros(number_of_blocks)
-    if int(blocks_per_sequence.max()) > 1:
-        heads = _scan_packed(inside[:, 0], half_life / BLOCK, carry, cu_blocks, product_dtype)
-        is_last = torch.zeros(number_of_blocks, dtype=torch.bool, device=x.device)
-        is_last[last_block[occupied]] = True
-        from_right = torch.where(is_last, 0, pad(heads[1:], (0, 1)))
+    from_right = x.new_zeros(number_of_blocks + 1)
+    if longest > BLOCK:
+        heads = _scan_packed(inside[:, 0], half_life / BLOCK, carry, cu_blocks, -(-longest // BLOCK), product_dtype)
+        from_right = pad(heads[1:], (0, 2)).index_fill(0, last_block, 0)
     if carry is not None:
-        from_right = from_right.index_put((last_block[occupied],), carry[occupied])
-    y = inside.addcmul_(from_right[:, None], _powers_to_end(BLOCK, half_life, x.dtype, x.device))
+        from_right = from_right.index_put((last_block,), carry)
+    y = inside.addcmul_(from_right[:-1, None], _powers_to_end(BLOCK, half_life, x.dtype, x.device))
     return y.view(-1)[slots]
 
 

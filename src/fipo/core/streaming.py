@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fipo.core.layout import check_layout
+from fipo.core.chunks import cut
 from fipo.core.lm_head import ChunkedHead, LMHead
 from fipo.core.loss import FIPOOutput
 from fipo.core.objective import Objective, TokenBatch
@@ -121,18 +121,13 @@ def streaming_loss(
         InvalidParameterError: A number is out of range, or the budget does not hold one token.
     """
     _check_tensors(hidden, head.weight, targets, batch.loss_mask, "loss_mask")
-    check_layout({"old_logps": batch.old_logps, "loss_mask": batch.loss_mask}, cu_seqlens)
     chunked = ChunkedHead(head, hidden.dtype)
+    size = _chunk_tokens(chunked, chunk_tokens, memory_budget)
+    batch = batch.spread(chunked.dtype, cu_seqlens)
+    learns = batch.advantages != 0  # a group of equal rewards needs no gradient
+    chunks = cut(batch.loss_mask, targets, len(head.weight), size, cu_seqlens=cu_seqlens, learns=learns)
     inputs = (hidden, head.weight, head.bias)
-    reverse_pass = ReversePass(
-        chunked,
-        hidden.detach(),
-        targets,
-        batch.spread(chunked.dtype, cu_seqlens),
-        objective,
-        boundaries=_boundaries(batch.loss_mask, cu_seqlens),
-        chunk_tokens=_chunk_tokens(chunked, chunk_tokens, memory_budget),
-    )
+    reverse_pass = ReversePass(chunked, hidden.detach(), targets, batch, objective, chunks)
     walk = reverse_pass.run([torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs])
     loss = _WithGradients.apply(*inputs, walk.loss, walk.gradients)
     shape = batch.loss_mask.shape
@@ -171,11 +166,11 @@ def streaming_logps(
     head = LMHead(head) if isinstance(head, Tensor) else head
     _check_tensors(hidden, head.weight, targets, mask, "mask")
     chunked = ChunkedHead(head, hidden.dtype)
-    where = mask.nonzero(as_tuple=True)
     logps, entropy = torch.zeros(2, *mask.shape, dtype=chunked.dtype, device=hidden.device)
-    step = _chunk_tokens(chunked, chunk_tokens, memory_budget)
-    for start in range(0, len(where[0]), step):
-        here = tuple(index[start : start + step] for index in where)
+    size = _chunk_tokens(chunked, chunk_tokens, memory_budget)
+    chunks = cut(mask.bool(), targets, len(head.weight), size)
+    for chunk in chunks.right_to_left:
+        here = tuple(index[chunk.trained] for index in chunks.where)
         logps[here], entropy[here] = chunked.score(hidden[here], targets[here])
     return logps, entropy
 
@@ -200,13 +195,6 @@ class _WithGradients(torch.autograd.Function):
         return (*scaled, None, None)
 
 
-def _boundaries(loss_mask: Tensor, cu_seqlens: Tensor | None) -> list[int]:
-    if cu_seqlens is not None:
-        return cu_seqlens.tolist()
-    rows, length = loss_mask.shape
-    return [row * length for row in range(rows + 1)]
-
-
 def _default_budget(head: ChunkedHead) -> int:
     """On CPUs an eighth of the head's gradient, where that is more: smaller chunks spend their time adding to it."""
     if head.weight.device.type != "cpu":
@@ -229,7 +217,7 @@ def _chunk_tokens(head: ChunkedHead, chunk_tokens: int | None, memory_budget: in
 
 
 def _check_tensors(hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor, mask_name: str) -> None:
-    """Shapes, dtypes, devices and ids of what the head sees."""
+    """Shapes, dtypes and devices of what the head sees."""
     if weight.dim() != 2 or hidden.dim() not in (2, 3) or hidden.shape[-1] != weight.shape[1]:
         raise InvalidInputError(
             f"hidden has shape {tuple(hidden.shape)} and lm_head_weight {tuple(weight.shape)}, but they must be "
@@ -251,9 +239,3 @@ def _check_tensors(hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor
         if tensor.is_floating_point() != floating:
             kind = "floating point" if floating else "integer ids"
             raise InvalidInputError(f"{name} has dtype {tensor.dtype}, but must be {kind}; convert it.")
-    ids = targets[mask.bool()]
-    if ids.numel() and not (ids.min() >= 0 and ids.max() < len(weight)):
-        raise InvalidInputError(
-            f"A trained target is {int(ids.min() if ids.min() < 0 else ids.max())}, but the head knows ids from 0 to "
-            f"{len(weight) - 1}; mask that token out or pass the whole head."
-        )

@@ -108,6 +108,7 @@ class TraceWriter:
     tokenizer: Any  # a fast tokenizer of transformers, or the name or folder that it is loaded from
     rank: int  # of the processes that write
     ranks: int  # how many do
+    updates_per_rollout: int | None = None  # as `write_traces` takes it
     _bytes_of: Callable[[int], bytes] | None = None
     _told: set[str] = field(default_factory=set)
     _lock: TextIO | None = None  # of this rank's place in the folder, held as long as the process lives
@@ -125,10 +126,11 @@ class TraceWriter:
                 self._begin(rollout)
             rows = list(completions)
             if rows:
-                write_traces(self._traces(rows), self.options.folder / name, params)
+                path, updates = self.options.folder / name, self.updates_per_rollout
+                write_traces(self._traces(rows), path, params, updates_per_rollout=updates)
 
-    def log_report(self, rollout: int) -> None:
-        """Logs the report about this rollout's credit where W&B tracks the run in this process."""
+    def log_report(self, rollout: int, step: int | None = None) -> None:
+        """Logs the report about this rollout's credit, at W&B's `step`, where W&B tracks the run in this process."""
         wandb = sys.modules.get("wandb")
         if wandb is None or getattr(wandb, "run", None) is None:
             return
@@ -136,7 +138,7 @@ class TraceWriter:
             from fipo.report.page import rollout_report
 
             page = rollout_report(self.options.folder, rollout)
-            wandb.log({CREDIT_REPORT: wandb.Html(page, inject=False), "rollout/step": rollout})
+            wandb.log({CREDIT_REPORT: wandb.Html(page, inject=False), "rollout/step": rollout}, step=step)
 
     @contextmanager
     def costs_no_run(self, lost: str) -> Iterator[None]:

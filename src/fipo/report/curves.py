@@ -18,14 +18,18 @@ SEED = re.compile(r"(.+?)[_-](?:seed[_-]?|s)\d+")
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b8860b", "#7f7f7f"]  # told apart by all eyes
 DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"]
 CHARTS: list[tuple[str, str, str]] = [  # title, pattern of the metrics shown, unit
-    ("Reward", r"reward", ""),
-    ("Held-out accuracy", r"eval_(greedy|(avg|pass)@\d+|.*accuracy.*)", "%"),
-    ("Response length, percentiles", r"fipo/length_p\d+", "tokens"),
+    ("Reward", r"reward|critic/score/mean|val-core/.+/reward/mean@\d+", ""),
+    ("Held-out accuracy", r"eval_(greedy|(avg|pass)@\d+|.*accuracy.*)|val-core/.+/acc/.+", "%"),
+    ("Response length", r"fipo/length_p\d+|response_length/(min|mean|max)", "tokens"),
     ("Weight: mean, and least to greatest", r"fipo/weight_mean", ""),
     ("Weights at the bounds", r"fipo/(weight_at_low|weight_at_high|safety_capped)", "%"),
     ("Policy KL since the rollout", r"fipo/policy_kl", "nats"),
     ("Entropy", r"entropy", "nats"),
-    ("Clipped tokens, dropped sequences", r"clip_ratio/(low|high)_mean|fipo/(dual_clipped|dropped_sequences)", "%"),
+    (
+        "Clipped tokens, dropped sequences",
+        r"(clip_ratio/(low|high)_mean|pg_clipfrac|fipo/(dual_clipped|dropped_sequences))",
+        "%",
+    ),
 ]
 LARGEST = 1e100  # plotly's axes fail near the end of float64
 RANGES = {"fipo/weight_mean": ("fipo/weight_min", "fipo/weight_max")}  # a line's own band
@@ -40,6 +44,7 @@ class Metrics:
     run: str
     series: dict[str, Series] = field(default_factory=lambda: defaultdict(dict))
     problems: list[str] = field(default_factory=list)
+    steps: str = "update"  # what a step is
 
 
 @dataclass(slots=True)
@@ -60,7 +65,10 @@ Families = list[tuple[str, list[Metrics]]]  # the name in the legend, and the ru
 
 
 def read_metrics(path: Path, run: str) -> Metrics:
-    """Reads metrics.jsonl; numbers only. A line that is no JSON object with a step is left out and named."""
+    """Reads metrics.jsonl, of `fipo train` or of verl's logger `file`; numbers only.
+
+    A line that is no JSON object with a step is left out and named.
+    """
     found = Metrics(run)
     bad = add_lines(found, path.read_bytes().splitlines())
     if bad:
@@ -85,12 +93,14 @@ def add_lines(metrics: Metrics, lines: Iterable[bytes]) -> list[int]:
             step = _finite(record.pop("step"))
             if math.isnan(step):
                 raise ValueError
+            if isinstance(record.get("data"), dict):  # verl's
+                record, metrics.steps = record["data"], "rollout"
             values = {name: _finite(value) for name, value in record.items() if _is_number(value)}
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             bad.append(number)
             continue
         for name, value in values.items():
-            metrics.series[name][step] = value
+            metrics.series[name.removeprefix("actor/")][step] = value
     return bad
 
 
@@ -119,7 +129,7 @@ def _thinned(run: Metrics, most: int) -> Metrics:
     for name, series in run.series.items():
         steps = sorted(series)[::-1]
         kept[name] = {step: series[step] for step in reversed(steps[:: -(-len(steps) // most)])}
-    return Metrics(run.run, kept)
+    return Metrics(run.run, kept, steps=run.steps)
 
 
 def _families(runs: list[Metrics]) -> Families:
@@ -146,7 +156,7 @@ def _draw(title: str, pattern: str, unit: str, families: Families) -> dict[str, 
             figure.add_trace(_band(line))
         figure.add_trace(_curve(line))
     figure.update_layout(
-        xaxis={"title": {"text": "update"}},
+        xaxis={"title": {"text": " or ".join(dict.fromkeys(run.steps for _, members in families for run in members))}},
         yaxis={"title": {"text": "" if unit == "%" else unit}, "tickformat": ".0%" if unit == "%" else ""},
         showlegend=len(lines) > 1 or any(len(line.runs) > 1 for line in lines),  # a band must say what it spans
     )

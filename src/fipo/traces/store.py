@@ -32,7 +32,8 @@ class TraceSet(Sequence[Trace]):
     """Traces, their hyper-parameters where known, and a sentence for every file that could not be read.
 
     `control` is the fipo_control that replaced FIPO's weights in the loss, if one did: `weight` then holds its weights.
-    With `updates_per_rollout`, a trace belongs to step rollout · updates_per_rollout + update + 1 of the run's metrics.
+    With `updates_per_rollout`, a trace belongs to step rollout · updates_per_rollout + update + 1 of the run's metrics;
+    with 0, as in verl, whose metrics have one step a rollout, to step rollout.
     """
 
     traces: list[Trace] = field(default_factory=list)
@@ -63,7 +64,8 @@ def write_traces(
         path: The file; its folder is made. An existing file is replaced.
         params: The hyper-parameters of the weights; kept in the file's metadata for what-if analysis.
         control: The `fipo_control` that replaced these weights in the loss, if any.
-        updates_per_rollout: Of the run; with it the report finds the traces of a point of a curve.
+        updates_per_rollout: Of the run, 0 if its metrics have one step a rollout; with it the report finds the traces
+            of a point of a curve.
 
     Returns:
         The path.
@@ -206,7 +208,8 @@ def _read_file(file: Path, first: int, found: TraceSet) -> None:
             f"The run was trained with fipo_control {found.control}: its weights are those that this gave the loss; "
             "under other hyper-parameters they are what FIPO would have given.",
         )
-    found.updates_per_rollout = _updates_of(metadata) or found.updates_per_rollout
+    updates = _updates_of(metadata)
+    found.updates_per_rollout = found.updates_per_rollout if updates is None else updates
     if params and found.params and params != found.params:
         _tell(found, f"The traces were made with several settings; what is recomputed takes {params}.")
     found.params = params or found.params

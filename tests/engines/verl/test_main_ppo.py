@@ -17,6 +17,7 @@ from support import tiny
 from fipo import FIPOParams
 from fipo.core.logged import TOKEN_MEANS
 from fipo.report import render_report
+from fipo.report.curves import draw_curves, read_metrics
 from fipo.traces import read_traces
 
 pytestmark = [pytest.mark.verl, pytest.mark.timeout(600)]
@@ -68,6 +69,7 @@ COMMAND = (
 
 
 def run(folder, *overrides):
+    (folder / "credit").mkdir()
     model, prompts = tiny.save(folder / "model"), toy.write_prompts(folder / "prompts.jsonl")
     files = (f"actor_rollout_ref.model.path={model}", f"data.train_files={prompts}", f"data.val_files={prompts}")
     return subprocess.run(
@@ -85,7 +87,9 @@ def run(folder, *overrides):
             "RAY_USAGE_STATS_ENABLED": "0",
             "VERL_PLATFORM": "cpu",
             "VERL_ENGINE_DEVICE": "cuda",
+            "VERL_FILE_LOGGER_PATH": str(folder / "credit" / "metrics.jsonl"),
             "VERL_USE_EXTERNAL_MODULES": "cpu_platform,hf_rollout",
+            "WANDB_MODE": "offline",
         },
         timeout=500,
     )
@@ -98,7 +102,13 @@ def steps(log):
 
 
 def test_three_steps_with_metrics_traces_and_weights_that_leave_one(tmp_path):
-    done = run(tmp_path, f"+{LOSS}.trace_dir={tmp_path / 'credit'}", f"+{LOSS}.trace_every=1")
+    done = run(
+        tmp_path,
+        f"+{LOSS}.trace_dir={tmp_path / 'credit' / 'traces'}",
+        f"+{LOSS}.trace_every=1",
+        "trainer.logger=[console,file,wandb]",
+        "actor_rollout_ref.model.external_lib=fipo.engines.verl.wandb_report",
+    )
     assert done.returncode == 0, done.stdout[-5000:]
     logged = steps(done.stdout)
     assert len(logged) == STEPS
@@ -112,6 +122,8 @@ def test_three_steps_with_metrics_traces_and_weights_that_leave_one(tmp_path):
         least, greatest = metrics["actor/fipo/weight_min"], metrics["actor/fipo/weight_max"]
         assert 0.8 - 1e-6 <= least <= fipo["fipo/weight_mean"] <= greatest <= 1.2 + 1e-6
     _check_traces(tmp_path / "credit")
+    _check_curves(tmp_path / "credit")
+    _check_wandb(tmp_path)
 
 
 def _check_traces(folder):
@@ -130,7 +142,30 @@ def _check_traces(folder):
             assert np.abs(trace.weight - 1).max() < 1e-4
     assert Counter(trace.update for trace in traces) == {0: 32, 1: 32}
     assert max(np.abs(trace.weight - 1).max() for trace in traces if trace.update == 1) > 0.01
+    assert traces.updates_per_rollout == 0  # verl's metrics have one step a rollout
     assert render_report(folder, folder / "report.html").stat().st_size > 10_000
+
+
+def _check_curves(folder):
+    """verl's file of metrics, drawn beside the traces."""
+    metrics = read_metrics(folder / "metrics.jsonl", "verl")
+    assert metrics.steps == "rollout" and not metrics.problems
+    assert sorted(metrics.series["fipo/weight_mean"]) == [1, 2, 3]
+    drawn = {chart["title"] for chart in draw_curves([metrics])}
+    assert drawn >= {
+        "Reward",
+        "Response length",
+        "Weight: mean, and least to greatest",
+        "Weights at the bounds",
+        "Policy KL since the rollout",
+    }
+
+
+def _check_wandb(folder):
+    """The report of every traced rollout, at verl's own step."""
+    pages = sorted(folder.glob("wandb/offline-run-*/files/media/html/**/*.html"))
+    assert [re.search(r"credit_(\d+)_", page.name)[1] for page in pages] == ["2", "3"]
+    assert all("rollout" in page.read_text() for page in pages)
 
 
 def test_one_update_a_rollout_is_refused_before_ray_starts(tmp_path):

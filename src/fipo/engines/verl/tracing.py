@@ -125,7 +125,7 @@ class Traces:
         if not writes:
             return
         if self.writer is None:
-            self.writer = TraceWriter(options, _tokenizer(config), rank, ranks)
+            self.writer = TraceWriter(options, _tokenizer(config), rank, ranks, updates_per_rollout=0)
         self.writer.write(self.rollout, step, completions, config.policy_loss.params(config.clip_ratio_c))
 
     def _advance(self, data: Any) -> None:

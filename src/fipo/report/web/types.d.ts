@@ -64,7 +64,7 @@ export interface TraceSet {
   known: boolean; // whether the knobs are recorded, or fipo's defaults
   control: string | null;
   label: string;
-  updates: number | null; // a rollout, where known
+  updates: number | null; // a rollout, where known; 0 where the metrics have one step a rollout
 }
 
 export interface Chart {
@@ -174,7 +174,7 @@ export interface LiveState {
 export interface LiveRun {
   label: string;
   status: string;
-  updates: number | null; // a rollout, where known
+  updates: number | null; // a rollout, where known; 0 where the metrics have one step a rollout
   age: number | null; // seconds since its last trace was written
   rollouts: [number, string][]; // number, and what changes with its traces
 }

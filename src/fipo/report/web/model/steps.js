@@ -4,11 +4,14 @@ import { openingTrace } from "./groups.js";
 
 /** @import { Facts, Report } from "../types.js" */
 
-/** The step that a rollout's first update is, or another of its updates. @type {(updates: number, rollout: number, update?: number) => number} */
-export const stepOf = (updates, rollout, update = 0) => rollout * updates + Math.max(0, update) + 1;
+/**
+ * The step that a rollout's first update is, or another of its updates; with 0 updates the metrics have one step a rollout.
+ * @type {(updates: number, rollout: number, update?: number) => number}
+ */
+export const stepOf = (updates, rollout, update = 0) => (updates ? rollout * updates + Math.max(0, update) + 1 : rollout);
 
 /** The rollout that a step belongs to. @type {(updates: number, step: number) => number} */
-export const rolloutOf = (updates, step) => Math.floor((step - 1) / updates);
+export const rolloutOf = (updates, step) => (updates ? Math.floor((step - 1) / updates) : step);
 
 /** The one of some numbers that lies nearest. @type {(numbers: number[], wanted: number) => number} */
 export const nearest = (numbers, wanted) =>
@@ -17,7 +20,10 @@ export const nearest = (numbers, wanted) =>
 /** The first step of every rollout that has traces, where it is known. @type {(report: Report) => number[]} */
 export function stepsOf({ traces, sets }) {
   /** @type {(facts: Facts) => number | null} */
-  const first = ({ set, rollout }) => (sets[set].updates ? stepOf(sets[set].updates, rollout) : null);
+  const first = ({ set, rollout }) => {
+    const { updates } = sets[set];
+    return updates === null ? null : stepOf(updates, rollout);
+  };
   return [...new Set(traces.map(first).filter((step) => step !== null))].sort((a, b) => a - b);
 }
 
@@ -27,7 +33,7 @@ export function stepsOf({ traces, sets }) {
  * @type {(report: Report, runs: string[], step: number) => number | null}
  */
 export function traceAt(report, runs, step) {
-  const known = report.traces.map((_, index) => index).filter((index) => report.sets[report.traces[index].set].updates);
+  const known = report.traces.map((_, index) => index).filter((index) => report.sets[report.traces[index].set].updates !== null);
   const own = known.filter((index) => runs.includes(report.sets[report.traces[index].set].label));
   const candidates = own.length > 0 ? own : known;
   if (candidates.length === 0) return null;

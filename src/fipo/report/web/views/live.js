@@ -40,7 +40,7 @@ async function look(show) {
   chosen();
   drawRuns();
   drawChoices();
-  const steps = latest.runs.flatMap(({ updates, rollouts }) => (updates ? rollouts.map(([number]) => stepOf(updates, number)) : []));
+  const steps = latest.runs.flatMap(({ updates, rollouts }) => (updates === null ? [] : rollouts.map(([number]) => stepOf(updates, number))));
   if (steps.join() !== report.tracedSteps.join()) {
     report.tracedSteps = steps;
     show.marks();
@@ -99,7 +99,7 @@ const versionOf = (run, rollout) => latest.runs[run]?.rollouts.find(([number]) =
 
 /** To the traces that lie nearest to a point of a curve. @type {(runs: string[], step: number) => void} */
 export function openRollout(runs, step) {
-  const traced = latest.runs.findIndex(({ label, updates, rollouts }) => runs.includes(label) && updates && rollouts.length > 0);
+  const traced = latest.runs.findIndex(({ label, updates, rollouts }) => runs.includes(label) && updates !== null && rollouts.length > 0);
   if (traced < 0) return;
   const { updates, rollouts } = latest.runs[traced];
   const rollout = nearest(rollouts.map(([number]) => number), rolloutOf(updates ?? 1, step));

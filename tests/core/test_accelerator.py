@@ -1,0 +1,115 @@
+"""What only an accelerator shows. Run with `--device pretend`, or `--device cuda`; see `make test-device`."""
+
+import warnings
+from contextlib import contextmanager
+
+import pytest
+import torch
+from test_streaming import gradients, make, stream
+
+from fipo import FIPOParams, fipo_loss, streaming_logps
+
+
+@contextmanager
+def waits(device):
+    """A list of what made the host wait for the device."""
+    if device.type == "pretend":
+        from support import pretend
+
+        with pretend.counted_waits() as found:
+            yield found
+        return
+    found = []
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield found
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    found += [str(warning.message) for warning in caught if "synchroniz" in str(warning.message)]
+
+
+@pytest.mark.parametrize("chunk_tokens", [3, 1000])
+@pytest.mark.parametrize("distance", ["position", "trained"])
+@pytest.mark.parametrize("options", [{}, {"beta": 0.1, "entropy_coef": 0.01, "denominator": 123.0}])
+def test_a_pass_waits_twice_however_many_its_chunks(chunk_tokens, distance, options):
+    """Before the walk for what the batch is, and after it for what a drop takes back."""
+    inputs, params = make(), FIPOParams(dual_clip_c=3.0, distance=distance)
+    stream(inputs, params, chunk_tokens=chunk_tokens, **options)  # fills the caches of the scan
+    with waits(inputs["hidden"].device) as found:
+        result = stream(inputs, params, chunk_tokens=chunk_tokens, **options)
+        gradients(result.loss, inputs)
+    assert len(found) == 2, found
+
+
+def test_a_packed_pass_waits_once_more_to_check_the_boundaries():
+    inputs = make()
+    rows, length = inputs["loss_mask"].shape
+    bounds = torch.arange(rows + 1) * length
+    flat = {
+        name: value if value is None or value.dim() < 2 or name == "lm_head_weight" else value.flatten(0, 1)
+        for name, value in inputs.items()
+    }
+    stream(flat, chunk_tokens=20, cu_seqlens=bounds)
+    with waits(bounds.device) as found:
+        stream(flat, chunk_tokens=20, cu_seqlens=bounds)
+    assert len(found) == 3, found
+
+
+def test_scores_wait_once():
+    inputs = make()
+    with waits(inputs["hidden"].device) as found:
+        streaming_logps(
+            inputs["hidden"], inputs["lm_head_weight"], inputs["targets"], inputs["loss_mask"], chunk_tokens=7
+        )
+    assert len(found) == 1, found
+
+
+def test_the_plain_loss_never_waits():
+    x, advantages, mask = torch.randn(3, 100), torch.ones(3), torch.ones(3, 100, dtype=torch.bool)
+    fipo_loss(x, x, advantages, mask, FIPOParams())
+    with waits(x.device) as found:
+        fipo_loss(x, x, advantages, mask, FIPOParams())
+    assert found == []
+
+
+def test_two_devices_are_refused_before_anything_is_computed():
+    inputs = make()
+    with pytest.raises(Exception, match="targets is on cpu, but lm_head_weight is on"):
+        stream(inputs | {"targets": inputs["targets"].cpu()})
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda x: x + torch.ones(3, device="cpu"),
+        lambda x: torch.where(x > 0, torch.zeros(3, device="cpu"), x),
+        lambda x: torch.cat([x, torch.zeros(3, device="cpu")]),
+        lambda x: x.index_add_(0, torch.arange(3, device="cpu"), x),
+    ],
+)
+def test_what_a_cpu_forgives_is_refused(mistake):
+    """So that the other tests, here, say something about a GPU."""
+    with pytest.raises(RuntimeError, match="device"):
+        mistake(torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool((x > 0).any()),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x.cpu(),
+        lambda x: x.tolist(),
+        lambda x: torch.tensor([1.0], device=x.device),
+        lambda x: x.repeat_interleave(x.long()),
+    ],
+)
+def test_what_makes_the_host_wait_is_counted(mistake):
+    x = torch.ones(3)
+    with waits(x.device) as found:
+        mistake(x)
+    assert len(found) == 1, found

@@ -34,7 +34,7 @@ def train(run: Run) -> dict[str, Any]:
         flags["fipo_control"] = run.arm.control
     arguments = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
     with (folder / "train.log").open("w") as log, redirect_stdout(log):
-        exit_code = main(["train", str(ROOT / "recipes" / "trl" / "demo.yaml"), *arguments])
+        exit_code = main(["train", str(ROOT / "experiments" / "larger_number" / "recipe.yaml"), *arguments])
     if exit_code:
         raise RuntimeError(f"{run.name} ended with exit code {exit_code}; see {folder / 'train.log'}.")
     return read_metrics(folder / "metrics.jsonl", run)

@@ -8,6 +8,7 @@ import torch
 from test_streaming import gradients, make, stream
 
 from fipo import FIPOParams, fipo_loss, streaming_logps
+from fipo.core.lm_head import ChunkedHead
 
 
 @contextmanager
@@ -72,6 +73,21 @@ def test_the_plain_loss_never_waits():
     with waits(x.device) as found:
         fipo_loss(x, x, advantages, mask, FIPOParams())
     assert found == []
+
+
+def test_a_float32_weight_under_autocast_is_converted_once_a_pass(monkeypatch):
+    inputs, converted = make(torch.float32, bias=False), []
+    operand = ChunkedHead._operand
+
+    def counted(self, tensor):
+        converted.append(tensor.shape)
+        return operand(self, tensor)
+
+    monkeypatch.setattr(ChunkedHead, "_operand", counted)
+    weight = inputs["lm_head_weight"]
+    with torch.autocast(weight.device.type, dtype=torch.bfloat16):
+        stream(inputs, chunk_tokens=20)
+    assert converted.count(weight.shape) == 1
 
 
 def test_two_devices_are_refused_before_anything_is_computed():

@@ -328,6 +328,23 @@ def test_half_precision_inputs_are_multiplied_exactly(dtype, autocast):
         torch.testing.assert_close(gradient.double(), expected[name], rtol=eps, atol=1e-6 + eps * 1e-3)
 
 
+def test_rounding_products_to_bfloat16_biases_the_entropy_and_ours_does_not():
+    """As TRL notes of its head: a bias, which does not average out over tokens as other errors do."""
+    inputs = make(torch.bfloat16, bias=False)
+    hidden, weight = 2 * inputs["hidden"].detach(), inputs["lm_head_weight"].detach()
+    _, found = streaming_logps(hidden, weight, inputs["targets"], inputs["loss_mask"])
+
+    def entropy(logits):
+        every = logits.double().log_softmax(-1)
+        return -(every.exp() * every).sum(-1)[inputs["loss_mask"]]
+
+    logits = hidden.double() @ weight.double().T
+    exact = entropy(logits)
+    bias, largest = (entropy(logits.bfloat16()) - exact).mean().abs(), (found[inputs["loss_mask"]] - exact).abs().max()
+    assert bias > 1e-4
+    assert largest < 1e-5
+
+
 class Largest(TorchDispatchMode):
     """The most elements that any operation's result had, the weight's own shape aside."""
 

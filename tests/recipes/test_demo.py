@@ -12,13 +12,13 @@ import pytest
 from fipo.traces import read_traces
 
 ROOT = Path(__file__).parents[2]
-SUMS = ROOT / "recipes" / "trl" / "sums"
+DATA = ROOT / "recipes" / "trl" / "demo"
 
 
 def test_every_problem_is_right_and_held_out_ones_are_not_trained_on():
     problems = {}
     for name in ("train", "held_out"):
-        rows = [json.loads(line) for line in (SUMS / f"{name}.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (DATA / f"{name}.jsonl").read_text().splitlines()]
         problems[name] = {row["prompt"]: row["answer"] for row in rows}
         assert len(problems[name]) == len(rows)
         for prompt, answer in problems[name].items():
@@ -31,16 +31,16 @@ def test_every_problem_is_right_and_held_out_ones_are_not_trained_on():
 
 
 def test_the_problems_are_those_of_the_script(tmp_path):
-    shutil.copy(SUMS / "problems.py", tmp_path)
+    shutil.copy(DATA / "problems.py", tmp_path)
     subprocess.run([sys.executable, tmp_path / "problems.py"], check=True)
     for name in ("train.jsonl", "held_out.jsonl"):
-        assert (tmp_path / name).read_text() == (SUMS / name).read_text()
+        assert (tmp_path / name).read_text() == (DATA / name).read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_smollm2_learns_which_number_is_larger(seed, tmp_path):
+def test_smollm2_learns_to_add_three_numbers(seed, tmp_path):
     command = [sys.executable, "-m", "fipo.cli", "train", "recipes/trl/demo.yaml"]
     command += ["--output_dir", str(tmp_path), "--seed", str(seed)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ)
@@ -54,5 +54,5 @@ def test_smollm2_learns_which_number_is_larger(seed, tmp_path):
     assert max(noise) < 1e-4
     assert "before" in done.stdout and "after" in done.stdout
     traces = read_traces(tmp_path)
-    assert {trace.rollout for trace in traces} == set(range(14))
+    assert {trace.rollout for trace in traces} == set(range(11))
     assert max(abs(trace.weight - 1).max() for trace in traces) > 0.15

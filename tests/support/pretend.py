@@ -78,6 +78,9 @@ def _run(op, *arguments, **named):
     device = named.get("device")
     stays = name in COPIES and device is not None and torch.device(device).type == "cpu"
     raw_arguments, raw_named = tree_map(_raw, (arguments, named))
+    if op is torch.ops.aten.addmm.dtype_out:  # which accelerators have, and CPUs have not
+        c, a, b, dtype = raw_arguments
+        op, raw_arguments = torch.ops.aten.addmm.out, (c, a.to(dtype), b.to(dtype))
     result = op(*raw_arguments, **raw_named)
     if stays:
         return result
@@ -114,5 +117,6 @@ for _name, _op in {
     "arange": torch.ops.aten.arange.default,  # in the fallback these grow a tensor, which `Held` cannot
     "arange.start": torch.ops.aten.arange.start,
     "arange.start_step": torch.ops.aten.arange.start_step,
+    "addmm.dtype_out": torch.ops.aten.addmm.dtype_out,
 }.items():
     _own.impl(_name, partial(_run, _op), "PrivateUse1")

@@ -64,6 +64,7 @@ class ChunkedHead:
         halves = self._input_dtype == torch.bfloat16 and multiplies_into_float32(self.weight.device)
         self._operand_dtype = self._input_dtype if halves else self.dtype
         self._buffer = torch.empty(0, len(self.weight), dtype=self.dtype, device=self.weight.device)
+        self._whole = self._whole_weight()
 
     @property
     def bytes_per_token(self) -> int:
@@ -151,12 +152,23 @@ class ChunkedHead:
     def _operand(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._input_dtype).to(self._operand_dtype)
 
+    def _whole_weight(self) -> Tensor | None:
+        """The weight where it is multiplied as it is; or a copy, once for all chunks, where that is narrower.
+
+        Float32 weights under bfloat16 autocast are such: the copy takes half of their bytes. CPUs convert tiles instead.
+        """
+        if self.weight.dtype == self._input_dtype == self._operand_dtype:
+            return self.weight
+        narrower = self._operand_dtype.itemsize < self.weight.dtype.itemsize
+        return self._operand(self.weight) if narrower else None
+
     def _weight_tiles(self) -> Iterator[tuple[slice, Tensor]]:
-        """The weight, whole where it is multiplied as it is, else in converted tiles of rows."""
+        """The weight, whole or in converted tiles of rows."""
         vocabulary, width = self.weight.shape
-        rows = vocabulary
-        if not self.weight.dtype == self._input_dtype == self._operand_dtype:
-            rows = max(1, WEIGHT_TILE_BYTES // (width * self._operand_dtype.itemsize))
+        if self._whole is not None:
+            yield slice(0, vocabulary), self._whole
+            return
+        rows = max(1, WEIGHT_TILE_BYTES // (width * self._operand_dtype.itemsize))
         for start in range(0, vocabulary, rows):
             tile = slice(start, min(start + rows, vocabulary))
             yield tile, self._operand(self.weight[tile])

@@ -50,7 +50,7 @@ def processor_has_bfloat16() -> bool:
 @lru_cache
 def multiplies_into_float32(device: torch.device) -> bool:
     """Whether this torch adds a product of bfloat16 factors to a float32 tensor on `device`; newer ones do on CUDA."""
-    if device.type != "cuda":
+    if device.type in ("cpu", "mps"):
         return False
     factor, out = torch.ones(8, 8, dtype=torch.bfloat16, device=device), torch.zeros(8, 8, device=device)
     try:

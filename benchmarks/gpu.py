@@ -3,10 +3,10 @@
     python -m benchmarks.gpu          # on a GPU
     python -m benchmarks.gpu --toy    # every part at toy shapes on a CPU: that it starts, and no figure
 
-Parts: the tests on the device; precision against float64; the head at the shapes of slime's and verl's users beside
-its peers; Future-KL at 64 × 32,768; a training step of a random Qwen of 0.5B beside TRL's GRPO. PyTorch is needed,
-everything else is optional: what is not installed, or does not fit into memory, says so in the tables. Results go to
-benchmarks/results/gpu.json and gpu.md. The exit code is 1 if a part failed.
+Parts: the tests of the mathematics on the device; precision against float64; the head at the shapes of slime's and
+verl's users beside its peers; Future-KL at 64 × 32,768; a training step of a random Qwen of 0.5B beside TRL's GRPO; the
+trainer's tests. PyTorch is needed, everything else is optional: what is not installed, or does not fit into memory,
+says so in the tables. Results go to benchmarks/results/gpu.json and gpu.md. The exit code is 1 if a part failed.
 """
 
 import argparse
@@ -35,8 +35,8 @@ TOY_HEADS, TOY_STEPS = (("toy", 2, 40, 32, 500, 2),), {32: 2}
 Rows = list[dict[str, Any]]
 
 
-def tests(device: str) -> Rows:
-    command = [sys.executable, "-m", "pytest", "--device", device, "tests/core"]
+def tests(device: str, folder: str) -> Rows:
+    command = [sys.executable, "-m", "pytest", "--device", device, folder]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-3000:]}")
@@ -120,11 +120,12 @@ def parts(toy: bool) -> dict[str, Callable[[], Rows]]:
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     small |= {"num_key_value_heads": 2, "vocab_size": 45000}
     return {
-        "tests": lambda: tests("pretend" if toy else device),
+        "tests": lambda: tests("pretend" if toy else device, "tests/core"),
         "precision": lambda: precision(device, shapes[0]),
         "heads": lambda: heads(device, shapes),
         "future_kl": lambda: future_kl.everything(((2, 100),) if toy else ((64, 2**15),), device),
         "steps": lambda: steps(device, *((TOY_STEPS, small) if toy else (STEPS, qwen))),
+        "trainer": lambda: tests(device, "tests/trainer"),
     }
 
 
@@ -141,7 +142,7 @@ def _cell(value: Any) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--toy", action="store_true", help="toy shapes on a CPU; writes no file")
-    parser.add_argument("--only", nargs="*", help="some of: tests, precision, heads, future_kl, steps")
+    parser.add_argument("--only", nargs="*", help="some of: tests, precision, heads, future_kl, steps, trainer")
     options = parser.parse_args()
     if not options.toy and not torch.cuda.is_available():
         raise SystemExit(

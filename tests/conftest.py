@@ -20,6 +20,7 @@ def pytest_configure(config):
     device = config.getoption("--device")
     if device == "pretend":
         from support import pretend  # noqa: F401 - makes the device known
+    os.environ["FIPO_TEST_DEVICE"] = device  # for support.harness
     if device != "cpu":
         MadeOn(torch.device(device)).__enter__()
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,7 @@ TRACES_FOLDER = "traces"  # Parquet, see fipo.traces
 REPORT_FILE = "report.html"
 LOCK_FILE = ".lock"  # locked as long as a run is under way, whatever ends its process; then it says how that ended
 MISSING, UNKNOWN, RUNNING, KILLED = "missing", "unknown", "running", "killed"
+_TRACE_FILE = re.compile(r"rollout_(\d{6,9})_step_(\d{4,9})_rank_(\d{1,9})\.parquet")
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"  # what the lock file says at the end; before, RUNNING
 
 
@@ -27,6 +29,12 @@ def traces_folder(run: Path) -> Path:
 def trace_file(rollout: int, step: int, rank: int) -> str:
     """The name of the file with the traces of one micro-batch: the rollout's `step`-th on this rank."""
     return f"rollout_{rollout:06d}_step_{step:04d}_rank_{rank}.parquet"
+
+
+def place_of(trace_file: str) -> tuple[int, int, int] | None:
+    """Rollout, step and rank of a file of that name; None of any other."""
+    found = _TRACE_FILE.fullmatch(trace_file)
+    return None if found is None else (int(found[1]), int(found[2]), int(found[3]))
 
 
 def trace_files_of(rollout: int) -> str:

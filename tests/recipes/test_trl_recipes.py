@@ -15,7 +15,7 @@ RECIPES = [*sorted((ROOT / "recipes" / "trl").glob("*.yaml")), ROOT / "experimen
 def test_dry_run(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     flags = ["--output_dir", str(tmp_path), "--dry_run", "true", "--use_vllm", "false"]
-    if path.stem not in ("demo", "recipe"):  # the hub is out of reach for a test: a procedural task with the same columns
+    if path.stem not in ("demo", "recipe"):  # the hub is out of reach: a procedural task with the same columns
         flags += [
             "--dataset",
             "rg:chain_sum?size=4000",

@@ -1,5 +1,6 @@
 """Trainers of a tiny model, ours and TRL's, and one micro-batch's loss and gradients."""
 
+import os
 import random
 
 import torch
@@ -9,7 +10,7 @@ from support import tiny
 
 NEUTRAL = {"fipo_clip_ratio_low": 0.0, "fipo_clip_ratio_high": 0.0, "fipo_max_dual_clipped": 10**6}
 COMMON = {
-    "use_cpu": True,
+    "use_cpu": os.environ.get("FIPO_TEST_DEVICE", "cpu") == "cpu",
     "bf16": False,
     "report_to": "none",
     "max_completion_length": 12,

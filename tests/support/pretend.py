@@ -112,6 +112,7 @@ def _makes_wait(op, name, arguments, named) -> bool:
 
 _fallback, _own = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
 _fallback.fallback(_run, "PrivateUse1")
+_fallback.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
 for _name, _op in {
     "_to_copy": torch.ops.aten._to_copy.default,  # the fallback does not reach what torch.tensor does
     "arange": torch.ops.aten.arange.default,  # in the fallback these grow a tensor, which `Held` cannot

@@ -155,7 +155,7 @@ class ChunkedHead:
     def _whole_weight(self) -> Tensor | None:
         """The weight where it is multiplied as it is; or a copy, once for all chunks, where that is narrower.
 
-        Float32 weights under bfloat16 autocast are such: the copy takes half of their bytes. CPUs convert tiles instead.
+        Float32 weights under bfloat16 autocast are such: the copy takes half their bytes. CPUs convert tiles instead.
         """
         if self.weight.dtype == self._input_dtype == self._operand_dtype:
             return self.weight

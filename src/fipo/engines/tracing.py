@@ -20,7 +20,7 @@ from fipo.core.logged import CREDIT_REPORT
 from fipo.core.loss import FIPOOutput
 from fipo.errors import InvalidParameterError
 from fipo.params import FIPOParams
-from fipo.run_folder import TRACES_FOLDER, trace_file
+from fipo.run_folder import TRACES_FOLDER, place_of, trace_file
 
 logger = logging.getLogger(__name__)
 
@@ -167,10 +167,10 @@ class TraceWriter:
             self._off = True
             raise FileExistsError(f"another run writes into {folder}; give each run a trace_dir of its own.") from None
         self._lock = lock
-        for path in folder.glob("rollout_*_rank_*.parquet"):
-            _, number, *_, rank = path.stem.split("_")
-            mine = rank == str(self.rank) or (self.rank == 0 and rank.isdigit() and int(rank) >= self.ranks)
-            if mine and number.isdigit() and int(number) >= rollout:
+        for path in folder.iterdir():
+            number, _, rank = place_of(path.name) or (-1, 0, 0)
+            mine = rank == self.rank or (self.rank == 0 and rank >= self.ranks)
+            if mine and number >= rollout:
                 path.unlink(missing_ok=True)
 
     def _traces(self, completions: Iterable[Completion]) -> Iterable[Any]:

@@ -4,7 +4,6 @@ Nothing is read twice: of metrics.jsonl what was appended, of traces the names, 
 """
 
 import os
-import re
 import time
 from collections import defaultdict
 from contextlib import suppress
@@ -16,12 +15,11 @@ from fipo.errors import DataError
 from fipo.report.curves import Metrics, add_lines
 from fipo.report.pack import pack_traces
 from fipo.report.page import MAX_TRACE_BYTES
-from fipo.run_folder import METRICS_FILE, MISSING, UNKNOWN, status_of, trace_files_of, traces_folder
+from fipo.run_folder import METRICS_FILE, MISSING, UNKNOWN, place_of, status_of, trace_files_of, traces_folder
 from fipo.traces import read_traces
 from fipo.traces.store import updates_per_rollout
 
 NOT_STARTED, DELETED = "not started", "deleted"  # beside what status_of says
-_TRACE_FILE = re.compile(r"rollout_(\d{6,9})_.*\.parquet")
 
 
 @dataclass(slots=True)
@@ -141,11 +139,11 @@ def _scan(folder: Path) -> dict[int, Files]:
     found: dict[int, Files] = defaultdict(list)
     with os.scandir(folder) as entries:
         for entry in entries:
-            named = _TRACE_FILE.fullmatch(entry.name)
+            place = place_of(entry.name)
             with suppress(OSError):  # removed meanwhile, or a link to nowhere
-                if named and entry.is_file():
+                if place and entry.is_file():
                     facts = entry.stat()
-                    found[int(named[1])].append((facts.st_mtime_ns, facts.st_size))
+                    found[place[0]].append((facts.st_mtime_ns, facts.st_size))
     return found
 
 

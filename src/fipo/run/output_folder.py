@@ -9,7 +9,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 
 from fipo.errors import DataError, InvalidParameterError
 from fipo.run.arguments import RunArguments
-from fipo.run_folder import METRICS_FILE, REPORT_FILE, TRACES_FOLDER
+from fipo.run_folder import METRICS_FILE, REPORT_FILE, TRACES_FOLDER, place_of
 from fipo.trainer.config import FIPOConfig
 
 
@@ -116,5 +116,4 @@ def _later_traces(folder: Path, checkpoint: str | None, config: FIPOConfig) -> l
     if checkpoint is None or not _lies_in(checkpoint, folder):
         return []
     first = -(-_step_of(Path(checkpoint)) // config.updates_per_rollout)
-    names = [(path, path.name.split("_")) for path in (folder / TRACES_FOLDER).glob("rollout_*.parquet")]
-    return [path for path, parts in names if parts[1].isdecimal() and int(parts[1]) >= first]
+    return [path for path in (folder / TRACES_FOLDER).glob("*") if (place_of(path.name) or (-1,))[0] >= first]

@@ -137,6 +137,10 @@ test("the report opens on the widest weights, before all in a group with both re
   facts(lower, { group: 9, reward: 1, sample: 90 });
   facts(other, { group: 9, reward: 0, sample: 91 });
   assert.ok([lower, other].includes(openingTrace(report)));
+  const last = [0, 1, 2, 3].find((index) => ![widest, lower, other].includes(index)) ?? 0;
+  facts(widest, { group: 8, reward: 0, sample: 80 });
+  facts(last, { group: 8, reward: 0.25, sample: 81 });
+  assert.ok([lower, other].includes(openingTrace(report)), "a quarter of a reward teaches less than a whole one");
   for (const index of [0, 1, 2, 3]) facts(index, { advantage: 0, sign: 0 });
   assert.equal(openingTrace(report), 0);
 });

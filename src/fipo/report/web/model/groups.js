@@ -54,15 +54,18 @@ function sameTokens({ columns }, a, b) {
 
 /**
  * The trace that teaches most: of those whose advantage is not 0 the one whose weights differ most, before all in a group
- * whose rewards differ; else the first. It looks at so many tokens at most, from all over the traces.
+ * whose rewards lie far apart; else the first. It looks at so many tokens at most, from all over the traces.
  * @type {(report: Report, among?: number[]) => number}
  */
 export function openingTrace(report, among = report.traces.map((_, index) => index)) {
   const told = among.filter((index) => (report.traces[index].advantage ?? report.traces[index].sign ?? 0) !== 0);
-  const spreads = spreadOut(told, report).map((index) => ({ index, spread: weightSpread(openTrace(report, index)) }));
-  const mixed = spreads.filter(({ index }) => rewardsDiffer(report.traces, index));
+  const spreads = spreadOut(told, report).map((index) => ({
+    index, spread: weightSpread(openTrace(report, index)), range: rewardRange(report.traces, index),
+  }));
+  const widest = spreads.reduce((most, { range }) => Math.max(most, range), 0);
+  const mixed = spreads.filter(({ range }) => range > 0 && range >= widest / 2);
   for (const found of [mixed, spreads]) {
-    const best = found.reduce((a, b) => (b.spread > a.spread ? b : a), { index: -1, spread: VISIBLE });
+    const best = found.reduce((a, b) => (b.spread > a.spread ? b : a), { index: -1, spread: VISIBLE, range: 0 });
     if (best.index >= 0) return best.index;
   }
   return told[0] ?? among[0] ?? 0;
@@ -78,10 +81,10 @@ function spreadOut(indices, { traces }) {
   return indices.filter((_, place) => place % stride === 0);
 }
 
-/** @type {(traces: Facts[], index: number) => boolean} */
-function rewardsDiffer(traces, index) {
-  const rewards = groupOf(traces, index).map((other) => traces[other].reward);
-  return rewards.some((reward) => reward !== rewards[0]);
+/** How far the rewards of a trace's group lie apart; those that are not known do not count. @type {(traces: Facts[], index: number) => number} */
+function rewardRange(traces, index) {
+  const rewards = groupOf(traces, index).map((other) => traces[other].reward).filter((reward) => reward !== null);
+  return rewards.length > 0 ? Math.max(...rewards) - Math.min(...rewards) : 0;
 }
 
 /** The standard deviation of the weights of trained tokens; 0 where they are not known. @type {(trace: Trace) => number} */

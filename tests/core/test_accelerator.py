@@ -79,9 +79,9 @@ def test_a_float32_weight_under_autocast_is_converted_once_a_pass(monkeypatch):
     inputs, converted = make(torch.float32, bias=False), []
     operand = ChunkedHead._operand
 
-    def counted(self, tensor):
+    def counted(self, tensor, dtype):
         converted.append(tensor.shape)
-        return operand(self, tensor)
+        return operand(self, tensor, dtype)
 
     monkeypatch.setattr(ChunkedHead, "_operand", counted)
     weight = inputs["lm_head_weight"]

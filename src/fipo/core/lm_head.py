@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fipo.core.precision import fast_bfloat16, multiplies_into_float32
+from fipo.core.precision import fast_bfloat16, multiplies_into_float32, processor_has_bfloat16
 from fipo.errors import InvalidInputError, InvalidParameterError
 
 ROW_BLOCK_BYTES = 4 << 20  # elementwise passes over the logits work on rows that stay in a processor's cache
@@ -62,9 +62,16 @@ class ChunkedHead:
         self.dtype = torch.promote_types(self._input_dtype, torch.float32)
         # Not float16: the gradient of the logits has been divided by the batch's tokens, which is too small for it.
         halves = self._input_dtype == torch.bfloat16 and multiplies_into_float32(self.weight.device)
-        self._operand_dtype = self._input_dtype if halves else self.dtype
+        self._operand_dtype = self._slope_dtype = self._input_dtype if halves else self.dtype
+        if self.weight.dtype == self._input_dtype == torch.bfloat16 and device == "cpu" and processor_has_bfloat16():
+            self._slope_dtype = torch.bfloat16  # of gradients that are bfloat16 in the end
         self._buffer = torch.empty(0, len(self.weight), dtype=self.dtype, device=self.weight.device)
         self._whole = self._whole_weight()
+
+    @property
+    def adds_in_two_steps(self) -> bool:
+        """Whether a chunk's products are made in bfloat16 and then added to gradients: on CPUs that compute in it."""
+        return self._slope_dtype == torch.bfloat16 and self.weight.device.type == "cpu"
 
     @property
     def bytes_per_token(self) -> int:
@@ -72,12 +79,13 @@ class ChunkedHead:
 
     def score(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probs of `targets` (C,) and entropies (C,) after `hidden` (C, H); without gradient."""
-        self._hidden, self._targets = self._operand(hidden), targets
+        self._hidden, self._targets = hidden, targets
         if len(hidden) > len(self._buffer):  # the first chunk is the largest
             self._buffer = self._buffer.new_empty(len(hidden), len(self.weight))
         logits = self._buffer[: len(hidden)]
-        for tile, weight in self._weight_tiles():
-            self._product(logits[:, tile], self._hidden, weight.t(), accumulate=False)
+        operand = self._operand(hidden, self._operand_dtype)
+        for tile, weight in self._weight_tiles(self._operand_dtype):
+            self._product(logits[:, tile], operand, weight.t(), accumulate=False)
             if self.bias is not None:
                 logits[:, tile] += self.bias[tile]
         logps, self._log_z, self._entropy = (torch.empty_like(logits[:, 0]) for _ in range(3))
@@ -112,12 +120,13 @@ class ChunkedHead:
         grad_hidden = torch.empty_like(self._hidden, dtype=self.dtype) if hidden else None
         if not hidden and weight is None:
             return None
-        for tile, weight_tile in self._weight_tiles():
-            operand = grad[:, tile].to(self._operand_dtype)
+        states = self._operand(self._hidden, self._slope_dtype)
+        for tile, weight_tile in self._weight_tiles(self._slope_dtype):
+            slopes = grad[:, tile].to(self._slope_dtype)
             if grad_hidden is not None:
-                self._product(grad_hidden, operand, weight_tile, accumulate=tile.start > 0)
+                self._product(grad_hidden, slopes, weight_tile, accumulate=tile.start > 0)
             if weight is not None:
-                self._product(weight[tile], operand.t(), self._hidden, accumulate=True)
+                self._product(weight[tile], slopes.t(), states, accumulate=True)
         return grad_hidden
 
     def _transform(self, logits: Tensor) -> Tensor:
@@ -149,29 +158,29 @@ class ChunkedHead:
         if factor != 1:
             z.mul_(factor)
 
-    def _operand(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._input_dtype).to(self._operand_dtype)
+    def _operand(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        return tensor.to(self._input_dtype).to(dtype)
 
     def _whole_weight(self) -> Tensor | None:
         """The weight where it is multiplied as it is; or a copy, once for all chunks, where that is narrower.
 
         Float32 weights under bfloat16 autocast are such: the copy takes half their bytes. CPUs convert tiles instead.
         """
-        if self.weight.dtype == self._input_dtype == self._operand_dtype:
+        if self.weight.dtype == self._input_dtype == self._slope_dtype:
             return self.weight
-        narrower = self._operand_dtype.itemsize < self.weight.dtype.itemsize
-        return self._operand(self.weight) if narrower else None
+        narrower = self._slope_dtype.itemsize < self.weight.dtype.itemsize
+        return self._operand(self.weight, self._slope_dtype) if narrower else None
 
-    def _weight_tiles(self) -> Iterator[tuple[slice, Tensor]]:
-        """The weight, whole or in converted tiles of rows."""
+    def _weight_tiles(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """The weight as a factor of this dtype, whole or in converted tiles of rows."""
         vocabulary, width = self.weight.shape
-        if self._whole is not None:
+        if self._whole is not None and self._whole.dtype == dtype:
             yield slice(0, vocabulary), self._whole
             return
-        rows = max(1, WEIGHT_TILE_BYTES // (width * self._operand_dtype.itemsize))
+        rows = max(1, WEIGHT_TILE_BYTES // (width * dtype.itemsize))
         for start in range(0, vocabulary, rows):
             tile = slice(start, min(start + rows, vocabulary))
-            yield tile, self._operand(self.weight[tile])
+            yield tile, self._operand(self.weight[tile], dtype)
 
     def _row_blocks(self, logits: Tensor) -> Iterator[slice]:
         tokens, vocabulary = logits.shape
@@ -182,9 +191,12 @@ class ChunkedHead:
             yield slice(start, min(start + rows, tokens))
 
     def _product(self, out: Tensor, a: Tensor, b: Tensor, *, accumulate: bool) -> None:
-        """out (+)= a @ b, with the accumulation and the result in out's dtype."""
+        """out (+)= a @ b, with the accumulation and the result in out's dtype, if not `adds_in_two_steps`."""
         beta = 1 if accumulate else 0
-        if a.dtype == out.dtype:
+        if a.dtype == torch.bfloat16 and self.adds_in_two_steps:
+            product = a @ b
+            out.add_(product) if accumulate else out.copy_(product)
+        elif a.dtype == out.dtype:
             with fast_bfloat16(self._input_dtype == torch.bfloat16 and a.device.type == "cpu"):
                 torch.addmm(out, a, b, beta=beta, out=out)
         else:

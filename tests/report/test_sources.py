@@ -95,3 +95,21 @@ def test_names_with_other_digits_are_drawn(tmp_path):
     file.write_text(json.dumps(dict.fromkeys(names, 1.0) | {"step": 1}))
     lines = draw_curves([read_metrics(file, "run")])[0]["figure"]["data"]
     assert [line["name"][:4] for line in lines] == ["1²ac", "9acc", "10ac", "1111", "accu"]
+
+
+def test_metrics_of_verls_file_logger(tmp_path):
+    """One step a rollout, `actor/` before what an actor reports, and null for what is no number."""
+    file = tmp_path / "metrics.jsonl"
+    data = {"actor/fipo/weight_mean": 1.01, "actor/fipo/weight_min": 0.8, "actor/fipo/weight_max": 1.2, "x": None}
+    data |= {"critic/score/mean": 0.5, "val-core/gsm8k/acc/mean@4": 0.25, "response_length/mean": 300.0}
+    lines = [json.dumps({"step": step, "data": data}) for step in (1, 2)]
+    file.write_text("\n".join([*lines, '{"step": 3, "data": [1]}', '{"data": {"reward": 1}}', ""]))
+    metrics = read_metrics(file, "verl")
+    assert metrics.steps == "rollout"
+    assert metrics.series["fipo/weight_max"] == {1: 1.2, 2: 1.2}
+    assert "line 4 is no JSON object with a step" in metrics.problems[0]
+    charts = draw_curves([metrics])
+    assert [chart["title"] for chart in charts] == [
+        *("Reward", "Held-out accuracy", "Response length", "Weight: mean, and least to greatest"),
+    ]
+    assert charts[0]["figure"]["layout"]["xaxis"]["title"]["text"] == "rollout"

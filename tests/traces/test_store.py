@@ -60,6 +60,8 @@ def test_files_from_before_a_column_was_added(tmp_path):
     new, old = (read_traces(tmp_path / name) for name in ("new.parquet", "old.parquet"))
     assert not old.problems
     assert old.updates_per_rollout == new.updates_per_rollout == 4
+    by_rollout = read_traces(write_traces([make(0)], tmp_path / "by_rollout.parquet", updates_per_rollout=0))
+    assert by_rollout.updates_per_rollout == 0  # not None, which says that nobody knows
     for found, expected in zip(old, new, strict=True):
         assert found.rollout_logps is None and expected.rollout_logps is not None
         np.testing.assert_array_equal(found.logps, expected.logps)

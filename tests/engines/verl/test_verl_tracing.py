@@ -61,3 +61,22 @@ def test_a_batch_without_its_step_is_refused(tmp_path):
 def test_settings_that_are_none(tmp_path):
     with pytest.raises(InvalidParameterError, match="trace_every is 0, but must be a whole number from 1 on"):
         FIPOPolicyLossConfig(trace_dir=str(tmp_path), trace_every=0)
+
+
+def test_reports_for_wandb_of_a_run_without_traces_are_refused(monkeypatch, tmp_path):
+    """When verl starts to log, before the first rollout; a run that does not log to W&B is left alone."""
+    from verl.utils.tracking import Tracking
+
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Tracking, "__init__", Tracking.__init__)  # as it is found, afterwards
+    from fipo.engines.verl import wandb_report
+
+    config = {"trainer": {}, "actor_rollout_ref": {"actor": {"policy_loss": {"trace_dir": None}}}}
+    with pytest.raises(InvalidParameterError, match="wandb_report, but nothing is traced; set"):
+        Tracking("project", "run", ["console", "wandb"], config=config)
+    assert "fipo" not in Tracking("project", "run", ["console"], config=config).logger
+    config["actor_rollout_ref"]["actor"]["policy_loss"]["trace_dir"] = str(tmp_path)
+    reports = Tracking("project", "run", ["console", "wandb"], config=config).logger["fipo"]
+    assert isinstance(reports, wandb_report.CreditReports)
+    reports.log(data={}, step=8)  # a step without traces

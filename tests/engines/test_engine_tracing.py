@@ -138,7 +138,7 @@ def test_a_resumed_run_replaces_its_traces_however_it_splits_them(tmp_path, capl
 
 def test_hostile_tokens_reach_the_report_as_data(tmp_path, monkeypatch):
     pages = []
-    wandb = SimpleNamespace(run=object(), log=pages.append, Html=lambda page, inject: page)
+    wandb = SimpleNamespace(run=object(), log=lambda page, step: pages.append(page), Html=lambda page, inject: page)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     one = writer(tmp_path)
     one._bytes_of = lambda index: HOSTILE

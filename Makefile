@@ -77,6 +77,7 @@ bench: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt matplotlib
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps liger-kernel
 	$(BIN)/python -m benchmarks.run_all
+	$(BIN)/pip uninstall --quiet --yes liger-kernel  # tests say what happens without it
 
 # Skips what is done; hours on two cores if nothing is. Ends by filling docs/evidence.md.
 evidence: .venv/installed

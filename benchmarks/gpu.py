@@ -5,12 +5,14 @@
 
 Parts: the tests of the mathematics on the device; precision against float64; the head at the shapes of slime's and
 verl's users beside its peers; Future-KL at 64 × 32,768; a training step of a random Qwen of 0.5B beside TRL's GRPO; the
-trainer's tests. PyTorch is needed, everything else is optional: what is not installed, or does not fit into memory,
-says so in the tables. Results go to benchmarks/results/gpu.json and gpu.md. The exit code is 1 if a part failed.
+trainer's tests, with `--only trainer`. PyTorch is needed, everything else is optional: what is not installed, or does
+not fit into memory, says so in the tables. Results go to benchmarks/results/gpu.json and gpu.md. The exit code is 1 if
+a part failed.
 """
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
@@ -32,6 +34,7 @@ HEADS = (  # who, rows, tokens, hidden size, vocabulary, repeats
 )
 STEPS = {1024: 16, 4096: 4}  # completion length → sequences
 TOY_HEADS, TOY_STEPS = (("toy", 2, 40, 32, 500, 2),), {32: 2}
+DEFAULT = ("tests", "precision", "heads", "future_kl", "steps")
 Rows = list[dict[str, Any]]
 
 
@@ -39,7 +42,7 @@ def tests(device: str, folder: str) -> Rows:
     command = [sys.executable, "-m", "pytest", "--device", device, folder]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-3000:]}")
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-3000:]}\n{done.stderr[-1000:]}")
     return [{"tests": done.stdout.splitlines()[-1]}]
 
 
@@ -65,18 +68,19 @@ def precision(device: str, shape: tuple[Any, ...]) -> Rows:
 def heads(device: str, shapes: tuple[tuple[Any, ...], ...]) -> Rows:
     rows = []
     for shape in shapes:
-        limit = None
+        limit = math.nan
         for contender in lm_head.ON_GPUS:
+            job = {"contender": contender, "shape": list(shape), "dtype": "bfloat16", "device": device}
             row = {"shape": "{}: {}×{}×{}×{}".format(*shape), "contender": contender}
             try:
-                row |= lm_head.one(contender, list(shape), "bfloat16", device)
-            except (ImportError, AssertionError, RuntimeError, torch.OutOfMemoryError) as error:
-                row["failed"] = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+                found = measure.in_own_process("benchmarks.lm_head", **job)
+            except RuntimeError as error:
+                row["failed"] = _cause(error)
             else:
-                limit = limit or row["median_s"]
+                limit = found["median_s"] if contender == "products" else limit
                 gradients = 2 * shape[3] * (shape[1] * shape[2] + shape[4])  # bytes in bfloat16
-                row |= {"ms": row["median_s"] * 1e3, "times_products": row["median_s"] / limit}
-                row["mib_beyond_gradients"] = (row["peak_mb"] * 1e6 - gradients) / 2**20
+                row |= {"ms": found["median_s"] * 1e3, "times_products": found["median_s"] / limit}
+                row["mib_beyond_gradients"] = (found["peak_mb"] * 1e6 - gradients) / 2**20
             rows.append(row)
             print(row, flush=True)
     return rows
@@ -84,33 +88,45 @@ def heads(device: str, shapes: tuple[tuple[Any, ...], ...]) -> Rows:
 
 def steps(device: str, lengths: dict[int, int], config: dict[str, int]) -> Rows:
     """Loss, backward and AdamW of a random Qwen2, float32 weights under bfloat16 autocast."""
+    rows = []
+    for length, sequences in lengths.items():
+        for kind in train_step.TRAINERS:
+            row = {"trainer": kind, "length": length, "sequences": sequences}
+            try:
+                row |= step(device, kind, length, sequences, config)
+            except Exception as error:
+                row["failed"] = _cause(error)
+            rows.append(row)
+            print(row, flush=True)
+    return rows
+
+
+def step(device: str, kind: str, length: int, sequences: int, config: dict[str, int]) -> dict[str, Any]:
     from tokenizers import Tokenizer, models
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
     vocabulary = {"[PAD]": 0, "[EOS]": 1, "?": 2}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="[PAD]"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", eos_token="[EOS]")
-    rows = []
-    for length, sequences in lengths.items():
-        for kind in train_step.TRAINERS:
-            model = AutoModelForCausalLM.from_config(Qwen2Config(**config, tie_word_embeddings=True))
-            settings = {"use_cpu": device == "cpu", "bf16": True}
-            trainer = train_step.make_trainer(kind, sequences, model, tokenizer, **settings)
-            inputs = {name: value.to(device) for name, value in train_step.rollout(sequences, length).items()}
-            optimizer = torch.optim.AdamW(trainer.model.parameters(), lr=1e-6, fused=device == "cuda")
+    model = AutoModelForCausalLM.from_config(Qwen2Config(**config, tie_word_embeddings=True))
+    settings = {"use_cpu": device == "cpu", "bf16": True}
+    trainer = train_step.make_trainer(kind, sequences, model, tokenizer, **settings)
+    inputs = {name: value.to(device) for name, value in train_step.rollout(sequences, length).items()}
+    optimizer = torch.optim.AdamW(trainer.model.parameters(), lr=1e-6, fused=device == "cuda")
 
-            def step(trainer: Any = trainer, inputs: Any = inputs, optimizer: Any = optimizer) -> None:
-                with trainer.compute_loss_context_manager():
-                    loss = trainer.compute_loss(trainer.model, inputs)
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
+    def call() -> None:
+        trainer.compute_loss(trainer.model, inputs).backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
-            times, peak = measure.times_and_peak(step, 5, budget=20, device=device)
-            rows.append({"trainer": kind, "length": length, "sequences": sequences, "peak_mb": peak / 1e6})
-            rows[-1] |= measure.summary(times)
-            print(rows[-1], flush=True)
-    return rows
+    times, peak = measure.times_and_peak(call, 5, budget=20, device=device)
+    return {**measure.summary(times), "peak_mb": peak / 1e6}
+
+
+def _cause(error: Exception) -> str:
+    """The last line that says something, for a cell of a table."""
+    lines = [line for line in f"{type(error).__name__}: {error}".splitlines() if line.strip()]
+    return lines[-1].strip().replace("|", "/")[:160]
 
 
 def parts(toy: bool) -> dict[str, Callable[[], Rows]]:
@@ -148,10 +164,11 @@ def main() -> int:
         raise SystemExit(
             "make gpu needs a GPU that PyTorch sees; `python -m benchmarks.gpu --toy` tries its parts here."
         )
-    results: dict[str, Any] = {"machine": measure.machine()}
-    failed = []
+    file, failed = FOLDER / "gpu.json", []
+    results: dict[str, Any] = json.loads(file.read_text()) if options.only and not options.toy and file.exists() else {}
+    results["machine"] = measure.machine()
     for name, part in parts(options.toy).items():
-        if options.only and name not in options.only:
+        if name not in (options.only or DEFAULT):
             continue
         start = time.perf_counter()
         print(f"== {name}", flush=True)
@@ -159,14 +176,14 @@ def main() -> int:
             results[name] = part()
         except Exception as error:  # the other parts still say something
             failed.append(name)
-            results[name] = [{"failed": f"{type(error).__name__}: {error}"}]
-            print(results[name][0]["failed"], flush=True)
+            results[name] = [{"failed": _cause(error)}]
+            print(error, flush=True)
         print(f"== {name}: {time.perf_counter() - start:.0f} s", flush=True)
     text = "\n\n".join(f"## {name}\n\n{table(rows)}" for name, rows in results.items() if name != "machine")
     print(text)
     if not options.toy:
         FOLDER.mkdir(exist_ok=True)
-        (FOLDER / "gpu.json").write_text(json.dumps(results, indent=1) + "\n")
+        file.write_text(json.dumps(results, indent=1) + "\n")
         (FOLDER / "gpu.md").write_text(f"# Measured by `make gpu`\n\n{results['machine']}\n\n{text}\n")
     return 1 if failed else 0
 

@@ -8,7 +8,6 @@ and for GPUs `flsce`, Liger's fused scaled cross-entropy, and `verl`, its Triton
 Each runs in a process of its own. Peak memory is what one call adds, the gradients included.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import measure
-from fipo import FIPOParams, fipo_loss, streaming_fipo_loss, token_mean
+from fipo import FIPOParams, fipo_loss, streaming_fipo_loss, streaming_logps, token_mean
 from fipo.core.precision import processor_has_bfloat16
 
 CONTENDERS = ("products", "plain", "trl", "liger", "fipo")
@@ -37,9 +36,10 @@ def inputs(
         hidden = torch.randn(rows, tokens, width, dtype=dtype).requires_grad_()
         weight = torch.randn(vocabulary, width, dtype=dtype).div_(width**0.5).requires_grad_()
         targets = torch.randint(0, vocabulary, (rows, tokens))
-        old_logps = -math.log(vocabulary) - 0.5 + 0.1 * torch.randn(rows, tokens)  # about π_θ's
         mask = torch.ones(rows, tokens, dtype=torch.bool)
         advantages = torch.randn(rows)
+        # Near π_θ, so that every token has a gradient: nobody saves by leaving out what is clipped or dropped.
+        old_logps = streaming_logps(hidden, weight, targets, mask)[0] + 0.1 * torch.randn(rows, tokens)
     names = ("hidden", "lm_head_weight", "targets", "old_logps", "advantages", "loss_mask")
     return dict(zip(names, (hidden, weight, targets, old_logps, advantages, mask), strict=True))
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from fipo.core.precision import processor_has_bfloat16
+from fipo.core.precision import multiplies_into_float32, processor_has_bfloat16
 
 PACKAGES = ("torch", "trl", "transformers", "liger-kernel")
 
@@ -69,7 +69,7 @@ def in_own_process(module: str, **arguments: Any) -> dict[str, Any]:
     command = [sys.executable, "-m", module, "--one", json.dumps(arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
     return {**arguments, **json.loads(done.stdout.splitlines()[-1])}
 
 
@@ -85,9 +85,14 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "bf16_arithmetic": processor_has_bfloat16(),
-        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
+        **(_gpu() if torch.cuda.is_available() else {}),
         **{name: version(name) for name in PACKAGES},
     }
+
+
+def _gpu() -> dict[str, Any]:
+    device = torch.device("cuda")
+    return {"gpu": torch.cuda.get_device_name(), "bf16_into_float32": multiplies_into_float32(device)}
 
 
 def version(package: str) -> str:

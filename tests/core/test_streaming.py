@@ -216,7 +216,7 @@ def test_devices_without_a_cache_to_fit(monkeypatch):
     row_blocks = ChunkedHead._row_blocks
 
     def elsewhere(head, logits):
-        return row_blocks(head, SimpleNamespace(shape=logits.shape, device=torch.device("cuda")))
+        return row_blocks(head, SimpleNamespace(shape=logits.shape, device=torch.device("cuda"), itemsize=8))
 
     monkeypatch.setattr(ChunkedHead, "_row_blocks", elsewhere)
     assert assert_same(make(), 7, PARAMS).tokens.dropped.any()
@@ -246,6 +246,19 @@ def test_a_nan_stays_in_its_sequence():
     for chunk_tokens in (5, LENGTH, 1000):
         tokens = stream(inputs, chunk_tokens=chunk_tokens).tokens
         assert tokens.future_kl.isnan().any(-1).tolist() == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize("chunk_tokens", [5, LENGTH, 1000])
+def test_a_loss_that_is_nan_has_no_gradient_that_looks_well(chunk_tokens):
+    """Even where a sequence without advantage holds the NaN, and is not differentiated for that."""
+    inputs = make()
+    with torch.no_grad():
+        inputs["hidden"][3, 0] = torch.nan
+    inputs["loss_mask"][3, 0] = True
+    assert inputs["advantages"][3] == 0
+    result = stream(inputs, chunk_tokens=chunk_tokens)
+    assert result.loss.isnan()
+    assert all(gradient.isnan().any() for gradient in gradients(result.loss, inputs).values())
 
 
 @pytest.mark.parametrize("hole", ["nothing trained", "one token", "no rows", "no columns"])
@@ -321,11 +334,11 @@ def test_half_precision_inputs_are_multiplied_exactly(dtype, autocast):
     expected = gradients(expected_loss, rounded)
     with torch.autocast(inputs["hidden"].device.type, dtype=dtype, enabled=autocast):
         result = stream(inputs, chunk_tokens=11)
-        slopes = ChunkedHead(LMHead(inputs["lm_head_weight"]), inputs["hidden"].dtype)._slope_dtype
+        head = ChunkedHead(LMHead(inputs["lm_head_weight"]), inputs["hidden"].dtype)
     torch.testing.assert_close(result.tokens.log_ratio, out.log_ratio.detach(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(result.loss, expected_loss, rtol=1e-5, atol=1e-5, check_dtype=False)
     for name, gradient in gradients(result.loss, inputs).items():
-        if slopes is torch.bfloat16:  # the logits' gradient, as a factor; an error that only a norm tells well
+        if head.native_states or head._operand_dtype is torch.bfloat16:  # slopes are; a norm tells their error well
             error = (gradient.double() - expected[name]).norm() / expected[name].norm()
             assert error < torch.finfo(dtype).eps
             continue

@@ -52,15 +52,17 @@ def check_layout(tensors: dict[str, Tensor], cu_seqlens: Tensor | None, carry: T
                 f"{other_name} has shape {tuple(other.shape)}, but {name} has {tuple(first.shape)}; "
                 "give both the same shape."
             )
-        if other.device != first.device:
-            raise InvalidInputError(
-                f"{other_name} is on {other.device}, but {name} is on {first.device}; move them to one device."
-            )
     for any_name, tensor in tensors.items():
         if any_name != "loss_mask" and not tensor.is_floating_point():
             raise InvalidInputError(
                 f"{any_name} has dtype {tensor.dtype}, but must be floating point; pass log-probabilities, not ids."
             )
+    known = {**tensors, **{n: x for n, x in {"cu_seqlens": cu_seqlens, "carry": carry}.items() if x is not None}}
+    elsewhere = next((n for n, tensor in known.items() if tensor.device != first.device), None)
+    if elsewhere is not None:
+        raise InvalidInputError(
+            f"{elsewhere} is on {known[elsewhere].device}, but {name} is on {first.device}; move them to one device."
+        )
     sequences = first.shape[0]
     if cu_seqlens is not None:
         check_boundaries(cu_seqlens, cu_seqlens.tolist(), first.numel())

@@ -15,7 +15,8 @@ from torch import Tensor
 from fipo.core.precision import fast_bfloat16, multiplies_into_float32, processor_has_bfloat16
 from fipo.errors import InvalidInputError, InvalidParameterError
 
-ROW_BLOCK_BYTES = 4 << 20  # elementwise passes over the logits work on rows that stay in a processor's cache
+# Elementwise passes over the logits work on rows that stay in a processor's cache; elsewhere their copies stay small.
+ROW_BLOCK_BYTES = {True: 4 << 20, False: 128 << 20}  # on a CPU or not
 WEIGHT_TILE_BYTES = 16 << 20  # converted copies of the weight are made in tiles of at most this
 
 
@@ -62,16 +63,11 @@ class ChunkedHead:
         self.dtype = torch.promote_types(self._input_dtype, torch.float32)
         # Not float16: the gradient of the logits has been divided by the batch's tokens, which is too small for it.
         halves = self._input_dtype == torch.bfloat16 and multiplies_into_float32(self.weight.device)
-        self._operand_dtype = self._slope_dtype = self._input_dtype if halves else self.dtype
-        if self.weight.dtype == self._input_dtype == torch.bfloat16 and device == "cpu" and processor_has_bfloat16():
-            self._slope_dtype = torch.bfloat16  # of gradients that are bfloat16 in the end
+        self._operand_dtype = self._input_dtype if halves else self.dtype
+        plain = self.weight.dtype == self._input_dtype == torch.bfloat16
+        self.native_states = plain and device == "cpu" and processor_has_bfloat16()
         self._buffer = torch.empty(0, len(self.weight), dtype=self.dtype, device=self.weight.device)
         self._whole = self._whole_weight()
-
-    @property
-    def adds_in_two_steps(self) -> bool:
-        """Whether a chunk's products are made in bfloat16 and then added to gradients: on CPUs that compute in it."""
-        return self._slope_dtype == torch.bfloat16 and self.weight.device.type == "cpu"
 
     @property
     def bytes_per_token(self) -> int:
@@ -83,9 +79,9 @@ class ChunkedHead:
         if len(hidden) > len(self._buffer):  # the first chunk is the largest
             self._buffer = self._buffer.new_empty(len(hidden), len(self.weight))
         logits = self._buffer[: len(hidden)]
-        operand = self._operand(hidden, self._operand_dtype)
-        for tile, weight in self._weight_tiles(self._operand_dtype):
-            self._product(logits[:, tile], operand, weight.t(), accumulate=False)
+        operand = self._operand(hidden)
+        for tile in self._tiles():
+            self._product(logits[:, tile], operand, self._factor(tile).t(), accumulate=False)
             if self.bias is not None:
                 logits[:, tile] += self.bias[tile]
         logps, self._log_z, self._entropy = (torch.empty_like(logits[:, 0]) for _ in range(3))
@@ -118,13 +114,14 @@ class ChunkedHead:
         if bias is not None:
             bias += grad.sum(0)
         grad_hidden = torch.empty_like(self._hidden, dtype=self.dtype) if hidden else None
-        if not hidden and weight is None:
-            return None
-        states = self._operand(self._hidden, self._slope_dtype)
-        for tile, weight_tile in self._weight_tiles(self._slope_dtype):
-            slopes = grad[:, tile].to(self._slope_dtype)
-            if grad_hidden is not None:
-                self._product(grad_hidden, slopes, weight_tile, accumulate=tile.start > 0)
+        if hidden and self.native_states:  # complete after one product, and bfloat16 in the end
+            grad_hidden = (grad.to(torch.bfloat16) @ self.weight).to(self.dtype)
+            hidden = False
+        states = self._operand(self._hidden)
+        for tile in self._tiles() if hidden or weight is not None else ():
+            slopes = grad[:, tile].to(self._operand_dtype)
+            if grad_hidden is not None and hidden:
+                self._product(grad_hidden, slopes, self._factor(tile), accumulate=tile.start > 0)
             if weight is not None:
                 self._product(weight[tile], slopes.t(), states, accumulate=True)
         return grad_hidden
@@ -158,45 +155,41 @@ class ChunkedHead:
         if factor != 1:
             z.mul_(factor)
 
-    def _operand(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        return tensor.to(self._input_dtype).to(dtype)
+    def _operand(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._input_dtype).to(self._operand_dtype)
 
     def _whole_weight(self) -> Tensor | None:
         """The weight where it is multiplied as it is; or a copy, once for all chunks, where that is narrower.
 
         Float32 weights under bfloat16 autocast are such: the copy takes half their bytes. CPUs convert tiles instead.
         """
-        if self.weight.dtype == self._input_dtype == self._slope_dtype:
+        if self.weight.dtype == self._input_dtype == self._operand_dtype:
             return self.weight
-        narrower = self._slope_dtype.itemsize < self.weight.dtype.itemsize
-        return self._operand(self.weight, self._slope_dtype) if narrower else None
+        narrower = self._operand_dtype.itemsize < self.weight.dtype.itemsize
+        return self._operand(self.weight) if narrower else None
 
-    def _weight_tiles(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        """The weight as a factor of this dtype, whole or in converted tiles of rows."""
+    def _tiles(self) -> Iterator[slice]:
+        """All rows of the weight; as many at once as are to be converted."""
         vocabulary, width = self.weight.shape
-        if self._whole is not None and self._whole.dtype == dtype:
-            yield slice(0, vocabulary), self._whole
-            return
-        rows = max(1, WEIGHT_TILE_BYTES // (width * dtype.itemsize))
+        rows = vocabulary
+        if self._whole is None:
+            rows = max(1, WEIGHT_TILE_BYTES // (width * self._operand_dtype.itemsize))
         for start in range(0, vocabulary, rows):
-            tile = slice(start, min(start + rows, vocabulary))
-            yield tile, self._operand(self.weight[tile], dtype)
+            yield slice(start, min(start + rows, vocabulary))
+
+    def _factor(self, tile: slice) -> Tensor:
+        return self._operand(self.weight[tile]) if self._whole is None else self._whole[tile]
 
     def _row_blocks(self, logits: Tensor) -> Iterator[slice]:
         tokens, vocabulary = logits.shape
-        rows = max(1, tokens)
-        if logits.device.type == "cpu":
-            rows = max(1, ROW_BLOCK_BYTES // (vocabulary * logits.itemsize))
+        rows = max(1, ROW_BLOCK_BYTES[logits.device.type == "cpu"] // (vocabulary * logits.itemsize))
         for start in range(0, tokens, rows):
             yield slice(start, min(start + rows, tokens))
 
     def _product(self, out: Tensor, a: Tensor, b: Tensor, *, accumulate: bool) -> None:
-        """out (+)= a @ b, with the accumulation and the result in out's dtype, if not `adds_in_two_steps`."""
+        """out (+)= a @ b, with the accumulation and the result in out's dtype."""
         beta = 1 if accumulate else 0
-        if a.dtype == torch.bfloat16 and self.adds_in_two_steps:
-            product = a @ b
-            out.add_(product) if accumulate else out.copy_(product)
-        elif a.dtype == out.dtype:
+        if a.dtype == out.dtype:
             with fast_bfloat16(self._input_dtype == torch.bfloat16 and a.device.type == "cpu"):
                 torch.addmm(out, a, b, beta=beta, out=out)
         else:

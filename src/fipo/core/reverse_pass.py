@@ -124,7 +124,12 @@ class ReversePass:
         return self.head.score(self.hidden[where], self.targets[where])
 
     def _differentiate(self, trained: slice | Tensor, grad_logps: Tensor, grad_entropy: Tensor | None) -> None:
-        """Adds the gradients of the tokens that were scored last."""
+        """Adds the gradients of the tokens that were scored last.
+
+        Those of a dropped sequence have none, which only a CPU can look at without waiting.
+        """
+        if grad_logps.device.type == "cpu" and grad_entropy is None and not grad_logps.any():
+            return
         hidden, weight, bias = self.gradients
         grad_hidden = self.head.backward(grad_logps, grad_entropy, hidden=hidden is not None, weight=weight, bias=bias)
         if hidden is not None and grad_hidden is not None:

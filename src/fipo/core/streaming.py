@@ -24,7 +24,7 @@ from fipo.errors import InvalidInputError, InvalidParameterError
 from fipo.params import FIPOParams
 
 CPU_BUDGET = 64 << 20  # 341 tokens × 49152: enough for products at full speed
-BFLOAT16_TOKENS = 1024  # on CPUs that compute in it: 3.7 s where chunks of 341 tokens took 4.6 (docs/performance.md)
+BFLOAT16_TOKENS = 1024  # on CPUs that compute in it; docs/performance.md
 # A chunk of C tokens adds to the head's gradient once: 8 bytes an element in float32, against 2 · C operations. At 700
 # TFLOPS and 3.35 TB/s, an H100's, the operations take 2.4 times as long with 2,048 tokens. Not measured.
 ACCELERATOR_TOKENS = 2048
@@ -187,6 +187,7 @@ class _WithGradients(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, loss: Tensor, gradients: list[Tensor | None]
     ) -> Tensor:
         ctx.gradients = gradients
+        ctx.unless_nan = torch.where(loss.isfinite(), 1, torch.nan)  # chunks without advantages were left out
         ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
         return loss.clone()
 
@@ -195,6 +196,7 @@ class _WithGradients(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("The streaming loss went backward twice, but its gradients exist once; recompute it.")
         gradients, ctx.gradients = ctx.gradients, None
+        grad = grad * ctx.unless_nan
         scaled = [None if x is None else x.mul_(grad).to(dtype) for x, dtype in zip(gradients, ctx.dtypes, strict=True)]
         return (*scaled, None, None)
 
@@ -203,7 +205,7 @@ def _default_budget(head: ChunkedHead) -> int:
     """On CPUs an eighth of the head's gradient, where that is more: smaller chunks spend their time adding to it."""
     if head.weight.device.type != "cpu":
         return ACCELERATOR_TOKENS * head.bytes_per_token
-    if head.adds_in_two_steps:
+    if head.native_states:
         return BFLOAT16_TOKENS * head.bytes_per_token
     return max(CPU_BUDGET, head.weight.numel() * head.dtype.itemsize // 8)
 

@@ -19,7 +19,7 @@ COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b8860b", "#7
 DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"]
 CHARTS: list[tuple[str, str, str]] = [  # title, pattern of the metrics shown, unit
     ("Reward", r"reward|critic/score/mean|val-core/.+/reward/mean@\d+", ""),
-    ("Held-out accuracy", r"eval_(greedy|(avg|pass)@\d+|.*accuracy.*)|val-core/.+/acc/.+", "%"),
+    ("Held-out accuracy", r"eval_(greedy|(avg|pass)@\d+|.*accuracy.*)|val-core/.+/acc/(mean@\d+|.+/mean)", "%"),
     ("Response length", r"fipo/length_p\d+|response_length/(min|mean|max)", "tokens"),
     ("Weight: mean, and least to greatest", r"fipo/weight_mean", ""),
     ("Weights at the bounds", r"fipo/(weight_at_low|weight_at_high|safety_capped)", "%"),

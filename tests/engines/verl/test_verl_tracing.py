@@ -1,5 +1,7 @@
 """What traces need of verl, at every release that the plugin knows, and how the plugin refuses another."""
 
+import os
+
 import pytest
 import torch
 from test_loss import actor, counted, rollout
@@ -7,6 +9,7 @@ from verl.workers.utils import losses
 
 from fipo import FIPOError, InvalidParameterError
 from fipo.engines.verl import FIPOPolicyLossConfig, fipo_policy_loss, tracing
+from fipo.run_folder import trace_file
 
 pytestmark = pytest.mark.verl
 
@@ -74,9 +77,17 @@ def test_reports_for_wandb_of_a_run_without_traces_are_refused(monkeypatch, tmp_
 
     config = {"trainer": {}, "actor_rollout_ref": {"actor": {"policy_loss": {"trace_dir": None}}}}
     with pytest.raises(InvalidParameterError, match="wandb_report, but nothing is traced; set"):
-        Tracking("project", "run", ["console", "wandb"], config=config)
-    assert "fipo" not in Tracking("project", "run", ["console"], config=config).logger
+        Tracking("project", "run", default_backend=["console", "wandb"], config=config)
+    assert "fipo" not in Tracking("project", "run", default_backend=["console"], config=config).logger
     config["actor_rollout_ref"]["actor"]["policy_loss"]["trace_dir"] = str(tmp_path)
-    reports = Tracking("project", "run", ["console", "wandb"], config=config).logger["fipo"]
+    reports = Tracking("project", "run", default_backend=["console", "wandb"], config=config).logger["fipo"]
     assert isinstance(reports, wandb_report.CreditReports)
-    reports.log(data={}, step=8)  # a step without traces
+    logged = []
+    monkeypatch.setattr(tracing.TraceWriter, "log_report", lambda writer, *arguments: logged.append(arguments))
+    for number, age in {8: 60, 9: -60}.items():
+        file = tmp_path / trace_file(number, 0, 0)
+        file.touch()
+        os.utime(file, (reports.started - age,) * 2)
+    for number in (7, 8, 9):
+        reports.log(data={}, step=number)
+    assert logged == [(9, 9)]  # of step 7 there is none, of step 8 an earlier attempt's

@@ -6,6 +6,7 @@ verl imports what `external_lib` names where it builds its tokenizer, and so in 
 module makes `Tracking` hold one logger more. The traces must lie on a disk that this process sees.
 """
 
+import time
 from functools import wraps
 from typing import Any
 
@@ -20,10 +21,11 @@ class CreditReports:
     """A logger as `Tracking` calls its own: after W&B's, when all workers have written the step's traces."""
 
     def __init__(self, options: TraceOptions) -> None:
-        self.writer = TraceWriter(options, tokenizer=None, rank=0, ranks=1)
+        self.writer, self.started = TraceWriter(options, tokenizer=None, rank=0, ranks=1), time.time()
 
     def log(self, data: dict[str, Any], step: int) -> None:
-        if any(self.writer.options.folder.glob(trace_files_of(step))):
+        found = self.writer.options.folder.glob(trace_files_of(step))
+        if any(path.stat().st_mtime > self.started for path in found):  # older ones are an earlier attempt's
             self.writer.log_report(step, step)
 
 
@@ -33,16 +35,17 @@ _start = Tracking.__init__
 @wraps(_start)
 def start(self: Tracking, *arguments: Any, **named: Any) -> None:
     """Raises an InvalidParameterError where verl logs to W&B and nothing is traced."""
-    _start(self, *arguments, **named)
-    if "wandb" not in self.logger:
-        return
-    options = TraceOptions.of(named["config"]["actor_rollout_ref"]["actor"]["policy_loss"])
-    if options is None:
+    config: Any = named.get("config") or {}
+    loggers, actor = named.get("default_backend") or (), config.get("actor_rollout_ref", {}).get("actor", {})
+    options = TraceOptions.of(dict(actor.get("policy_loss", {})))
+    if "wandb" in loggers and options is None:
         raise InvalidParameterError(
             "actor_rollout_ref.model.external_lib is fipo.engines.verl.wandb_report, but nothing is traced; set "
             "actor_rollout_ref.actor.policy_loss.trace_dir, or drop external_lib."
         )
-    self.logger["fipo"] = CreditReports(options)
+    _start(self, *arguments, **named)
+    if options is not None and "wandb" in self.logger:
+        self.logger["fipo"] = CreditReports(options)
 
 
 Tracking.__init__ = start

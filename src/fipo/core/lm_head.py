@@ -15,8 +15,8 @@ from torch import Tensor
 from fipo.core.precision import fast_bfloat16, multiplies_into_float32, processor_has_bfloat16
 from fipo.errors import InvalidInputError, InvalidParameterError
 
-# Elementwise passes over the logits work on rows that stay in a processor's cache; elsewhere their copies stay small.
-ROW_BLOCK_BYTES = {True: 4 << 20, False: 128 << 20}  # on a CPU or not
+CACHE_BYTES = 4 << 20  # elementwise passes over the logits work on rows that stay in a processor's cache
+ROW_BLOCK_BYTES = 128 << 20  # and on accelerators on so many that their copies stay small
 WEIGHT_TILE_BYTES = 16 << 20  # converted copies of the weight are made in tiles of at most this
 
 
@@ -113,18 +113,24 @@ class ChunkedHead:
             self._differentiate(grad[rows], rows, grad_logps, grad_entropy)
         if bias is not None:
             bias += grad.sum(0)
-        grad_hidden = torch.empty_like(self._hidden, dtype=self.dtype) if hidden else None
         if hidden and self.native_states:  # complete after one product, and bfloat16 in the end
-            grad_hidden = (grad.to(torch.bfloat16) @ self.weight).to(self.dtype)
-            hidden = False
+            self._add_products(grad, None, weight)
+            return (grad.to(torch.bfloat16) @ self.weight).to(self.dtype)
+        grad_hidden = torch.empty_like(self._hidden, dtype=self.dtype) if hidden else None
+        self._add_products(grad, grad_hidden, weight)
+        return grad_hidden
+
+    def _add_products(self, grad: Tensor, grad_hidden: Tensor | None, weight: Tensor | None) -> None:
+        """Fills the hidden states' gradient and adds the weight's, as far as they are given."""
+        if grad_hidden is None and weight is None:
+            return
         states = self._operand(self._hidden)
-        for tile in self._tiles() if hidden or weight is not None else ():
+        for tile in self._tiles():
             slopes = grad[:, tile].to(self._operand_dtype)
-            if grad_hidden is not None and hidden:
+            if grad_hidden is not None:
                 self._product(grad_hidden, slopes, self._factor(tile), accumulate=tile.start > 0)
             if weight is not None:
                 self._product(weight[tile], slopes.t(), states, accumulate=True)
-        return grad_hidden
 
     def _transform(self, logits: Tensor) -> Tensor:
         """From products to logits, in place."""
@@ -182,7 +188,8 @@ class ChunkedHead:
 
     def _row_blocks(self, logits: Tensor) -> Iterator[slice]:
         tokens, vocabulary = logits.shape
-        rows = max(1, ROW_BLOCK_BYTES[logits.device.type == "cpu"] // (vocabulary * logits.itemsize))
+        block = CACHE_BYTES if logits.device.type == "cpu" else ROW_BLOCK_BYTES
+        rows = max(1, block // (vocabulary * logits.itemsize))
         for start in range(0, tokens, rows):
             yield slice(start, min(start + rows, tokens))
 

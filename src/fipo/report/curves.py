@@ -27,7 +27,7 @@ CHARTS: list[tuple[str, str, str]] = [  # title, pattern of the metrics shown, u
     ("Entropy", r"entropy", "nats"),
     (
         "Clipped tokens, dropped sequences",
-        r"(clip_ratio/(low|high)_mean|pg_clipfrac|fipo/(dual_clipped|dropped_sequences))",
+        r"clip_ratio/(low|high)_mean|pg_clipfrac|fipo/(dual_clipped|dropped_sequences)",
         "%",
     ),
 ]

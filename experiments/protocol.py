@@ -92,10 +92,17 @@ def baseline(arm: Arm) -> Arm:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """A setting of another trainer's, told apart by its name."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class Run:
     """One training."""
 
-    setting: Setting
+    setting: Setting | Elsewhere
     arm: Arm
     seed: int
 

@@ -6,7 +6,7 @@ python -m experiments.report
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,8 @@ from experiments.protocol import (
     SHUFFLED,
     SMOLLM2,
     UNIFORM,
+    Elsewhere,
+    Setting,
     baseline,
 )
 from experiments.results import read_results
@@ -130,9 +132,9 @@ def settings_table() -> str:
     return table(["", *(s.name for s in settings)], [[name, *cells] for name, cells in rows.items()])
 
 
-def accuracy_table(results: Results) -> str:
+def accuracy_table(results: Results, settings: Sequence[Setting | Elsewhere] = COMPARED) -> str:
     rows = []
-    for setting in COMPARED:
+    for setting in settings:
         for arm in ARMS:
             found = {name: scores(results, setting, arm, score) for name, score in SCORES.items()}
             count = len(found["final accuracy"])
@@ -146,10 +148,10 @@ def accuracy_table(results: Results) -> str:
     return table(["setting", "arm", "seeds", *headings, "deviation of final accuracy", "its lowest seed, %"], rows)
 
 
-def comparison_table(results: Results) -> str:
+def comparison_table(results: Results, settings: Sequence[Setting | Elsewhere] = COMPARED) -> str:
     """An interval is in bold where it excludes zero and comes from all seeds: over few it is too narrow to say so."""
     rows = []
-    for setting in COMPARED:
+    for setting in settings:
         for ours, theirs in PAIRS:
             row = [setting.name, f"{ours.name} − {theirs.name}"]
             for name, score in SCORES.items():

@@ -8,7 +8,7 @@ import numpy as np
 from rliable import library, metrics
 from scipy.stats import permutation_test, t
 
-from experiments.protocol import Arm, Run, Setting
+from experiments.protocol import Arm, Elsewhere, Run, Setting
 
 REPETITIONS = 5000
 Results = dict[Run, dict[str, Any]]
@@ -37,7 +37,9 @@ SCORES: dict[str, Callable[[dict[str, Any]], float]] = {
 }
 
 
-def scores(results: Results, setting: Setting, arm: Arm, score: Callable[[dict[str, Any]], float]) -> dict[int, float]:
+def scores(
+    results: Results, setting: Setting | Elsewhere, arm: Arm, score: Callable[[dict[str, Any]], float]
+) -> dict[int, float]:
     """By seed, of the runs that are there."""
     found = {run.seed: result for run, result in results.items() if (run.setting, run.arm) == (setting, arm)}
     return {seed: score(result) for seed, result in sorted(found.items())}

@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ def policy_loss(run: Run, batch: Batch, generator: torch.Generator) -> tuple[Ten
     clip_range = {"epsilon_low": run.setting.epsilon_low, "epsilon_high": run.setting.epsilon_high}
     out = fipo_loss(batch.logps, batch.old_logps, batch.advantages, batch.mask, run.arm.params, **clip_range)
     if run.arm.control is not None:
-        out = control_weights(out, batch.mask, run.arm.control, generator)
+        out = control_weights(out, batch.mask, run.arm.control, repeat(generator, len(batch.mask)))
     return token_mean(out.loss, out.kept), out
 
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # FIPO on Qwen2.5-32B as in the paper, with verl: recipes/verl/fipo_qwen2.5_32b.sh [verl's overrides, which win]
-# ARM=dapo is the baseline without weights; DRY_RUN=1 prints the command; paper.sh beside this file names every variable.
+# ARM=dapo is the baseline without weights, ARM=shuffled and ARM=uniform are the controls; DRY_RUN=1 prints the command;
+# paper.sh beside this file names every variable.
 set -euo pipefail
 
 MODEL=Qwen2.5-32B

@@ -8,9 +8,10 @@
 # EVAL_DATA       aime-2024.parquet (hub dataset BytedTsinghua-SIA/AIME-2024)
 
 # The run
-ARM=${ARM:-fipo}                         # fipo, or dapo: the same everything, without weights
+ARM=${ARM:-fipo}                         # fipo; dapo or grpo: no weights; shuffled, uniform: FIPO's, but not in place
+SEED=${SEED:-0}                          # of data, rollouts and mini-batches; arms are compared at equal seeds
 DRY_RUN=${DRY_RUN:-0}                    # 1: print the command and run nothing
-RUN_NAME=${RUN_NAME:-${MODEL}-${ARM}}    # names the run in W&B and its checkpoints
+RUN_NAME=${RUN_NAME:-${MODEL}-${ARM}-s${SEED}}  # names the run in W&B and its checkpoints
 SAVE_DIR=${SAVE_DIR:-${HF_CHECKPOINT:-}-${RUN_NAME}}  # checkpoints; a run goes on from the last one it finds here
 LOGGER=${LOGGER:-[console,wandb]}        # verl's loggers. W&B's key is WANDB_API_KEY where Ray was started
 
@@ -100,6 +101,12 @@ ROLLOUT_ARGS=(
    "${ROLLOUT}.val_kwargs.n=1"   # the data repeats every problem 32 times
 )
 
+SEED_ARGS=(
+   data.seed="${SEED}"
+   "${ROLLOUT}.seed=${SEED}"
+   "${ACTOR}.data_loader_seed=${SEED}"
+)
+
 TRAINER_ARGS=(
    trainer.project_name=fipo
    trainer.experiment_name="${RUN_NAME}"
@@ -112,19 +119,18 @@ TRAINER_ARGS=(
    trainer.total_epochs=1   # the data repeats every problem about 100 times
 )
 
+FIPO_ARGS=(
+   "${ACTOR}.policy_loss._target_=fipo.engines.verl.FIPOPolicyLossConfig"
+   "${ACTOR}.policy_loss.loss_mode=fipo"
+   "${WEIGHT_ARGS[@]/#/+${ACTOR}.policy_loss.}"
+)
 case "${ARM}" in
-   fipo)
-      LOSS_ARGS=(
-         "${ACTOR}.policy_loss._target_=fipo.engines.verl.FIPOPolicyLossConfig"
-         "${ACTOR}.policy_loss.loss_mode=fipo"
-         "${WEIGHT_ARGS[@]/#/+${ACTOR}.policy_loss.}"
-      )
-      ;;
-   dapo)
-      LOSS_ARGS=("${ACTOR}.policy_loss.loss_mode=vanilla")
-      ;;
+   fipo) LOSS_ARGS=("${FIPO_ARGS[@]}") ;;
+   shuffled) LOSS_ARGS=("${FIPO_ARGS[@]}" "+${ACTOR}.policy_loss.control=shuffle") ;;
+   uniform) LOSS_ARGS=("${FIPO_ARGS[@]}" "+${ACTOR}.policy_loss.control=uniform") ;;
+   dapo | grpo) LOSS_ARGS=("${ACTOR}.policy_loss.loss_mode=vanilla") ;;
    *)
-      stop "ARM is ${ARM}, but must be fipo or dapo."
+      stop "ARM is ${ARM}, but must be fipo, dapo, grpo, shuffled or uniform."
       ;;
 esac
 
@@ -134,6 +140,7 @@ submit() {  # verl's overrides, which win over the ones above
       "${ALGORITHM_ARGS[@]}" \
       "${ACTOR_ARGS[@]}" \
       "${ROLLOUT_ARGS[@]}" \
+      "${SEED_ARGS[@]}" \
       "${TRAINER_ARGS[@]}" \
       "${MODEL_ARGS[@]}" \
       "${LOSS_ARGS[@]}" \

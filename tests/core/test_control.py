@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fipo import FIPOParams, fipo_loss
-from fipo.core.control import control_weights
+from fipo.core.control import control_weights, response_orders
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def batch():
 
 def controlled(batch, control, params=FIPOParams(dual_clip_c=1.5)):  # noqa: B008 - frozen
     out = fipo_loss(*batch, params)
-    return out, control_weights(out, batch[3], control, torch.Generator().manual_seed(1))
+    return out, control_weights(out, batch[3], control, response_orders(batch[1]))
 
 
 def test_none_is_the_loss_with_neutral_weights(batch):
@@ -39,6 +39,18 @@ def test_shuffle_keeps_each_responses_weights(batch):
         assert torch.equal(plain.weight[row][trained].sort().values, out.weight[row][trained].sort().values)
         assert (out.weight[row][~trained] == 1).all()
     torch.testing.assert_close(out.loss / out.weight, plain.loss / plain.weight)
+
+
+def test_a_responses_order_is_its_own_and_stays(batch):
+    def orders(rows):
+        return [torch.randperm(40, generator=generator).tolist() for generator in response_orders(rows)]
+
+    ids = torch.arange(80).view(2, 40)
+    first = orders(ids)
+    assert first[0] != first[1]
+    assert orders(ids.flip(0)) == first[::-1] and orders([ids[1].clone()]) == first[1:]
+    assert orders(ids.t().contiguous().t()) == first
+    assert len(orders(ids.bfloat16())) == 2
 
 
 def test_uniform_keeps_each_responses_mean(batch):

@@ -75,6 +75,19 @@ def test_the_arms_differ_in_launcher_and_loss_alone(size):
     assert fipo == grpo
 
 
+@pytest.mark.parametrize(("arm", "control"), [("shuffled", "shuffle"), ("uniform", "uniform")])
+def test_a_control_is_one_flag_more(arm, control):
+    same = {"RUN_NAME": "same"}
+    assert train_command("fipo", ARM=arm, **same) == [*train_command("fipo", **same), "--fipo-control", control]
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_seed_reaches_training_and_rollouts(arm):
+    given = flags(train_command(arm, SEED="5"))
+    assert given["--seed"] == given["--rollout-seed"] == ["5"]
+    assert given["--wandb-group"] == [f"Qwen3.5-0.8B-{arm}-s5"]
+
+
 @pytest.mark.parametrize("arm", ARMS)
 @pytest.mark.parametrize("size", SIZES)
 def test_eight_updates_a_rollout(arm, size):
@@ -105,6 +118,7 @@ def test_a_missing_variable_is_one_sentence(arm, name):
 @pytest.mark.parametrize(
     ("variables", "sentence"),
     [
+        ({"ARM": "dapo", "DRY_RUN": "1"}, "ARM is dapo, but must be fipo, grpo, shuffled or uniform."),
         ({"MODEL_SIZE": "9B", "DRY_RUN": "1"}, "MODEL_SIZE is 9B, but must be 0.8B, 2B or 4B."),
         ({"NUM_NODES": "2", "DRY_RUN": "1"}, "NUM_NODES is 2, but .* start the cluster and set RAY_DASHBOARD."),
         ({}, "SLIME_DIR is /shared/my slime, which does not exist here; set it to .*"),

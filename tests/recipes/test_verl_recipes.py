@@ -11,7 +11,7 @@ from support.shell_recipes import dry_run, start
 pytestmark = pytest.mark.verl
 
 SCRIPTS = {"32b": "verl/fipo_qwen2.5_32b.sh", "7b": "verl/fipo_qwen2.5_math_7b.sh"}
-ARMS = ["fipo", "dapo"]
+ARMS = ["fipo", "dapo", "shuffled", "uniform"]
 REQUIRED = {
     "HF_CHECKPOINT": "/shared/models/qwen",
     "PROMPT_DATA": "/shared/train.parquet",
@@ -140,9 +140,20 @@ def test_verls_reward_manager_penalizes_overlong_responses(model, limit, buffer)
 
 @pytest.mark.parametrize("model", SCRIPTS)
 def test_the_arms_differ_in_the_policy_loss_alone(model):
-    fipo, dapo = (overrides(model, arm, RUN_NAME="same") for arm in ARMS)
+    fipo, dapo, shuffled, uniform = (overrides(model, arm, RUN_NAME="same") for arm in ARMS)
     assert without_fipo(fipo) == without_fipo(dapo)
     assert [word for word in dapo if LOSS in word] == [f"{LOSS}loss_mode=vanilla"]
+    assert dapo == overrides(model, "grpo", RUN_NAME="same")
+    for words, control in ((shuffled, "shuffle"), (uniform, "uniform")):
+        assert [word for word in words if word not in fipo] == [f"+{LOSS}control={control}"]
+        assert set(fipo) < set(words)
+
+
+def test_a_seed_reaches_data_rollouts_and_mini_batches():
+    config = compose(without_fipo(overrides("7b", SEED="5")))
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    assert (config.data.seed, rollout.seed, actor.data_loader_seed) == (5, 5, 5)
+    assert config.trainer.experiment_name == "Qwen2.5-Math-7B-fipo-s5"
 
 
 @pytest.mark.parametrize("model", SCRIPTS)
@@ -186,4 +197,7 @@ def test_a_missing_variable_is_one_sentence(name):
 
 def test_an_unknown_arm_is_one_sentence():
     result = start(SCRIPTS["32b"], **REQUIRED | {"DRY_RUN": "1", "ARM": "ppo"})
-    assert (result.returncode, result.stderr) == (2, "fipo_qwen2.5_32b.sh: ARM is ppo, but must be fipo or dapo.\n")
+    assert (result.returncode, result.stderr) == (
+        2,
+        "fipo_qwen2.5_32b.sh: ARM is ppo, but must be fipo, dapo, grpo, shuffled or uniform.\n",
+    )

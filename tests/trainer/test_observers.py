@@ -1,6 +1,7 @@
 """What the trainer shows: to observers, on the model card, and when it is not what was asked for."""
 
 import pytest
+import torch
 from support import tiny
 from support.harness import COMMON, first_number_odd_is_random, rollout_trainer
 
@@ -36,3 +37,26 @@ def test_the_model_card_says_fipo(tmp_path):
     card = (tmp_path / "README.md").read_text()
     assert "trained with FIPO" in card and "2603.19835" in card and "ma2026fipo" in card
     assert "GRPO" not in card.replace("GRPOTrainer", "") and "DeepSeekMath" not in card
+
+
+@pytest.mark.parametrize("control", ["none", "uniform", "shuffle"])
+def test_controls_in_training(tmp_path, control):
+    seen = []
+    trainer = rollout_trainer(
+        tmp_path, first_number_odd_is_random, learning_rate=1e-2, fipo_streaming=False, fipo_control=control
+    )
+    trainer.observers.append(seen.append)
+    trainer.train()
+    moved = False
+    for credit in seen:
+        own = credit.tokens.raw_weight.clamp(trainer.params.weight_low, trainer.params.weight_high)
+        for weight, fipos, mask in zip(credit.tokens.weight, own, credit.mask.bool(), strict=True):
+            weight, fipos = weight[mask], fipos[mask]
+            moved |= bool((weight - fipos).abs().max() > 1e-3)
+            if control == "none":
+                assert (weight == 1).all()
+            elif control == "uniform":
+                torch.testing.assert_close(weight, fipos.mean().expand_as(weight))
+            else:
+                torch.testing.assert_close(weight.sort().values, fipos.sort().values)
+    assert moved

@@ -1,39 +1,65 @@
 """Controls for experiments: does the credit matter, or only its spread, or only its mean?"""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from zlib import crc32
 
 import torch
 from torch import Tensor
 
 from fipo.core.loss import FIPOOutput
+from fipo.errors import InvalidParameterError
 
-CONTROLS = ("none", "uniform", "shuffle")
+CONTROLS = {
+    "none": "all weights are 1, which is GRPO with the same drop",
+    "uniform": "each response's mean weight at all its tokens",
+    "shuffle": "each response's weights in an order of their own, the same at each of its updates",
+}
 
 
-def control_weights(out: FIPOOutput, trained: Tensor, control: str, generator: torch.Generator) -> FIPOOutput:
+def check_control(name: str, control: str | None) -> None:
+    """Raises InvalidParameterError, with the setting's name, unless it is one of CONTROLS or None."""
+    if control not in (None, *CONTROLS):
+        raise InvalidParameterError(f"{name} is {control!r}, but must be one of {', '.join(CONTROLS)}, or not given.")
+
+
+def control_weights(out: FIPOOutput, trained: Tensor, control: str, orders: Iterable[torch.Generator]) -> FIPOOutput:
     """`out` with other weights at the trained tokens of every response; everything else as it was.
-
-    A positive weight scales a token's loss, clips included, so the new loss is the old one times new over old weight.
 
     Args:
         out: From `fipo_loss`, (B, T).
         trained: (B, T) bool: the loss mask.
-        control: "none": all weights 1, which is GRPO with the same drop. "uniform": each response's mean weight at all
-            its tokens. "shuffle": each response's weights in a random order.
-        generator: Of the shuffle, on the CPU.
-
-    Returns:
-        A FIPOOutput whose `loss` and `weight` are replaced.
+        control: One of CONTROLS.
+        orders: A generator on the CPU for each response, for the shuffle: see `response_orders`.
     """
-    old = out.weight
+    rows = zip(out.weight, trained, orders, strict=True)
+    return with_weights(out, torch.stack([controlled(weight, mask, control, order) for weight, mask, order in rows]))
+
+
+def controlled(weight: Tensor, trained: Tensor, control: str, order: torch.Generator) -> Tensor:
+    """One response's weights (T,) under a control, at its trained tokens (T,)."""
     if control == "none":
-        weight = torch.ones_like(old)
-    elif control == "uniform":
-        mean = torch.where(trained, old, 0).sum(-1, keepdim=True) / trained.sum(-1, keepdim=True).clamp(min=1)
-        weight = torch.where(trained, mean, old)
+        return torch.ones_like(weight)
+    found = weight.clone()
+    if control == "uniform":
+        found[trained] = weight[trained].mean()
     else:
-        weight = old.clone()
-        for row, mask in zip(weight, trained, strict=True):
-            order = torch.randperm(int(mask.sum()), generator=generator).to(row.device)
-            row[mask] = row[mask][order]
-    return replace(out, weight=weight, loss=out.loss * (weight / old))
+        places = torch.randperm(int(trained.sum()), generator=order).to(weight.device)
+        found[trained] = weight[trained][places]
+    return found
+
+
+def with_weights(out: FIPOOutput, weight: Tensor) -> FIPOOutput:
+    """`out` with these weights. A positive weight scales a token's loss, clips included: times new over old weight."""
+    return replace(out, weight=weight, loss=out.loss * (weight / out.weight))
+
+
+def response_orders(responses: Iterable[Tensor]) -> Iterator[torch.Generator]:
+    """A generator for each response, seeded by its data: the same at every update and however a batch is split.
+
+    Args:
+        responses: What is fixed about each when the rollout ends: its token ids, or its old log-probs.
+    """
+    for response in responses:
+        data = response.detach().cpu().contiguous().view(torch.uint8)
+        yield torch.Generator().manual_seed(crc32(data.numpy().tobytes()))

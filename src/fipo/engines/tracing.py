@@ -109,6 +109,7 @@ class TraceWriter:
     rank: int  # of the processes that write
     ranks: int  # how many do
     updates_per_rollout: int | None = None  # as `write_traces` takes it
+    control: str | None = None  # likewise
     _bytes_of: Callable[[int], bytes] | None = None
     _told: set[str] = field(default_factory=set)
     _lock: TextIO | None = None  # of this rank's place in the folder, held as long as the process lives
@@ -126,8 +127,8 @@ class TraceWriter:
                 self._begin(rollout)
             rows = list(completions)
             if rows:
-                path, updates = self.options.folder / name, self.updates_per_rollout
-                write_traces(self._traces(rows), path, params, updates_per_rollout=updates)
+                how: Any = {"updates_per_rollout": self.updates_per_rollout, "control": self.control}
+                write_traces(self._traces(rows), self.options.folder / name, params, **how)
 
     def log_report(self, rollout: int, step: int | None = None) -> None:
         """Logs the report about this rollout's credit, at W&B's `step`, where W&B tracks the run in this process."""

@@ -8,7 +8,7 @@ import torch
 from accelerate import DistributedType
 from trl import GRPOConfig
 
-from fipo.core.control import CONTROLS
+from fipo.core.control import check_control
 from fipo.errors import InvalidParameterError
 from fipo.params import KNOBS, FIPOParams
 
@@ -76,6 +76,7 @@ class FIPOConfig(GRPOConfig):
         replaced = state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU)
         refuse_another_engine("FSDP", state, replaced=replaced)
         self._resolve_knobs()
+        check_control("fipo_control", self.fipo_control)
         self._refuse_what_does_not_combine()
         self._refuse_a_no_op()
 
@@ -125,10 +126,6 @@ class FIPOConfig(GRPOConfig):
                 f"top_entropy_quantile is {self.top_entropy_quantile} and off_policy_mask_threshold is "
                 f"{self.off_policy_mask_threshold}, but these must see all tokens before the loss of one, which a "
                 "single pass cannot; set fipo_streaming to false.",
-            ),
-            (
-                self.fipo_control not in (None, *CONTROLS),
-                f"fipo_control is {self.fipo_control!r}, but must be one of {', '.join(CONTROLS)}, or not given.",
             ),
             (
                 self.fipo_streaming and self.fipo_control is not None,

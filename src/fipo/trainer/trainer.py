@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from fipo.core import LMHead, Objective, StreamingOutput, TokenBatch, streaming_loss
-from fipo.core.control import control_weights
+from fipo.core.control import control_weights, response_orders
 from fipo.core.logged import NOISE_LIMIT, noise_warning
 from fipo.core.objective import reference_kl
 from fipo.trainer.config import FIPOConfig, refuse_another_engine
@@ -146,9 +146,8 @@ class FIPOTrainer(DynamicSampling):
         batch = self._token_batch(inputs, mask, bonus_mask, factor)
         out = self._objective.credit(logps, batch)
         if self.args.fipo_control is not None:
-            step = self._step * self.accelerator.num_processes + self.accelerator.process_index
-            generator = torch.Generator().manual_seed(self.args.seed + step)  # a resumed run shuffles alike
-            out = control_weights(out, mask, self.args.fipo_control, generator)
+            orders = response_orders(ids[here] for ids, here in zip(inputs["completion_ids"], mask, strict=True))
+            out = control_weights(out, mask, self.args.fipo_control, orders)
         loss = self._objective.loss(out, logps, entropy, batch)
         return StreamingOutput(loss, out, logps.detach(), entropy.detach()), bonus_mask, aux_loss
 

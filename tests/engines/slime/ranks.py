@@ -81,7 +81,7 @@ def kinds(options, split):
     yield "fipo", arguments(**options)
     if split not in COMPARED:
         return
-    yield "neutral", arguments(**options, **{f"fipo_{name}": value for name, value in NEUTRAL.items()})
+    yield "neutral", arguments(**options | {f"fipo_{name}": value for name, value in NEUTRAL.items()})
     yield "policy", arguments(**options, loss_type="policy_loss")
 
 

@@ -41,6 +41,10 @@ OPTIONS = {
     "per_token": {"calculate_per_token_loss": True, "use_kl_loss": True, "entropy_coef": 0.01},
     "recompute": {"recompute_loss_function": True, "use_kl_loss": True, "use_opsm": True, "entropy_coef": 0.01},
     "rollout_logprobs": {"use_rollout_logprobs": True},
+    "shuffle": {"fipo_control": "shuffle"},
+    "uniform": {"fipo_control": "uniform"},
+    "none": {"fipo_control": "none"},
+    "no_bounds": {"fipo_clip_ratio_low": 0.0, "fipo_clip_ratio_high": 0.0},
 }
 if MILES:
     del OPTIONS["top_p"]  # which miles does not replay

@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 OPTIONS = [
     *("plain", "high_only", "trained_distance", "kl_k1", "kl_k2", "kl_k3", "kl_low_var", "kl_unbiased", "entropy"),
     *("tis", "tis_custom", "mismatch", "opsm", "reducer", "temperature", "per_token", "recompute"),
-    *("rollout_logprobs", *(() if "MILES_SRC" in os.environ else ("top_p",))),
+    *("shuffle", "uniform", "rollout_logprobs", *(() if "MILES_SRC" in os.environ else ("top_p",))),
 ]
 SPLITS = ["one_by_one", "dp2", "cp2", "cp2_one_by_one", "cp2_allgather", "cp2_allgather_one_by_one", "cp2_dp2", "cp4"]
 OF_MILES = {"ess_ratio", "train_rollout_kl", "train_rollout_logprob_abs_diff"}  # the last is of π_old there
@@ -75,6 +75,22 @@ def test_credit_matters_here(runs, option):
     assert (fipo["gradient"] - neutral["gradient"]).abs().max() > 1e-3
     assert fipo["metrics"]["fipo/weight_at_high"] > 0.1
     assert fipo["metrics"]["fipo/safety_capped"] > 0
+
+
+@pytest.mark.parametrize("split", ["whole", *SPLITS])
+def test_controls_keep_what_they_say(runs, split):
+    """The same order of a response's weights in every split follows from `test_every_split_is_the_whole`."""
+    plain, shuffle, uniform, none, neutral = (
+        runs[0][split, option, "fipo"] for option in ("plain", "shuffle", "uniform", "none", "no_bounds")
+    )
+    for found in (shuffle, uniform):
+        assert (found["gradient"] - plain["gradient"]).abs().max() > 1e-4
+        assert found["metrics"]["fipo/weight_mean"] == pytest.approx(plain["metrics"]["fipo/weight_mean"], rel=1e-5)
+    torch.testing.assert_close(none["gradient"], neutral["gradient"])
+    assert none["metrics"]["fipo/weight_mean"] == pytest.approx(1)
+    for found in (shuffle, uniform, none):  # what FIPO's own weights would have been stays to be seen
+        raw = "fipo/raw_weight_mean"
+        assert found["metrics"][raw] == pytest.approx(plain["metrics"][raw], rel=1e-5)
 
 
 @pytest.mark.parametrize("split", ["whole", "cp2", "cp2_allgather", "cp4"])

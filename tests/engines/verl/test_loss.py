@@ -253,3 +253,30 @@ def test_a_fused_head_that_loses_gradients_is_refused():
                 call("fipo", config, batch)
         else:
             call("fipo", config, batch)
+
+
+@pytest.mark.parametrize("control", ["none", "uniform", "shuffle"])
+def test_controls_in_every_split(control):
+    batch = rollout()
+    config = counted(actor(FIPOPolicyLossConfig(control=control)), batch["response_mask"])
+    own = counted(actor(), batch["response_mask"])
+    whole, plain = call("fipo", config, batch), call("fipo", own, batch)
+    rows = [{name: column[[row]] for name, column in batch.items()} for row in (3, 1, 0, 2, 5)]
+    parts = [call("fipo", config, part) for part in rows]
+    gradient = torch.zeros_like(whole[1])
+    for row, part in zip((3, 1, 0, 2, 5), parts, strict=True):
+        gradient[row] = part[1]
+    torch.testing.assert_close(sum(part[0] for part in parts), whole[0])
+    torch.testing.assert_close(gradient, whole[1])
+    assert (whole[1] - plain[1]).abs().max() > 1e-4
+    if control == "none":
+        neutral = FIPOPolicyLossConfig(clip_ratio_low=0.0, clip_ratio_high=0.0)
+        torch.testing.assert_close(whole[1], call("fipo", counted(actor(neutral), batch["response_mask"]), batch)[1])
+    else:
+        kept = "fipo/weight_mean"
+        torch.testing.assert_close(mean(whole[2][kept]), mean(plain[2][kept]))
+
+
+def test_an_unknown_control_is_refused():
+    with pytest.raises(InvalidParameterError, match="policy_loss.control is 'random', but must be one of none, uniform"):
+        FIPOPolicyLossConfig(control="random")

@@ -5,6 +5,7 @@ import logging
 from contextlib import suppress
 from typing import Any
 
+from fipo.core.control import CONTROLS, check_control
 from fipo.engines.tracing import TRACE_SETTINGS, TraceOptions
 from fipo.errors import InvalidParameterError
 from fipo.params import FORMER_KNOBS, KNOBS, NO_EFFECT, PRESETS, FIPOParams
@@ -14,7 +15,7 @@ logger = logging.getLogger(__name__)
 LOSS_PATH = "fipo.engines.slime.fipo_loss_function"
 OF_THE_HOOKS = ("update_index", "next_hook_path", "next_postprocess_path")  # what they keep in the namespace, as fipo_…
 OTHER_LOSSES = ("gspo", "cispo")  # advantage estimators that in slime stand for a policy loss of their own
-SETTINGS = ("preset", *KNOBS, *TRACE_SETTINGS)
+SETTINGS = ("preset", *KNOBS, "control", *TRACE_SETTINGS)
 _told: set[str] = set()  # settings without effect that were warned about in this process
 
 
@@ -34,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         if isinstance(knob.default, bool):
             how = {"action": argparse.BooleanOptionalAction}
         group.add_argument(flag_of(name), default=None, help=f"{knob.help} Default {knob.default}.", **how)
+    group.add_argument(
+        "--fipo-control", choices=CONTROLS, default=None, help="For experiments: other weights than FIPO's."
+    )
     for name, meaning in TRACE_SETTINGS.items():
         group.add_argument(flag_of(name), type=str if name == "trace_dir" else int, default=None, help=meaning)
     for name in FORMER_KNOBS:
@@ -69,6 +73,11 @@ def trace_options(args: argparse.Namespace) -> TraceOptions | None:
     return TraceOptions.of({name: getattr(args, f"fipo_{name}", None) for name in TRACE_SETTINGS})
 
 
+def control_of(args: argparse.Namespace) -> str | None:
+    """The control that replaces FIPO's weights, of `fipo.core.control.CONTROLS`; None where none is asked for."""
+    return getattr(args, "fipo_control", None)
+
+
 def check_arguments(args: argparse.Namespace) -> FIPOParams:
     """Refuses what cannot work, as far as `args` tell; returns the hyper-parameters.
 
@@ -76,6 +85,7 @@ def check_arguments(args: argparse.Namespace) -> FIPOParams:
         InvalidParameterError: They are not right (`params_of`), or slime's flags do not go with them.
     """
     params = params_of(args)
+    check_control("fipo_control", control_of(args))
     trace_options(args)
     if args.use_tis and args.use_rollout_logprobs:
         raise InvalidParameterError(

@@ -6,16 +6,17 @@ and its entropy bonus stay, and it stays in every denominator.
 """
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fipo.core.context_parallel import context_parallel_fipo_loss
+from fipo.core.control import controlled, response_orders, with_weights
 from fipo.core.logged import DROPPED_SEQUENCES, FIRST_UPDATE_MEANS, TOKEN_MEANS, WEIGHT_MAX, WEIGHT_MIN
 from fipo.core.loss import FIPOOutput, fipo_loss
-from fipo.engines.slime.arguments import check_arguments, params_of
+from fipo.engines.slime.arguments import check_arguments, control_of, params_of
 from fipo.engines.slime.contract import slime_function
 from fipo.engines.slime.layout import chunks_of
 from fipo.engines.slime.noise import EXTREMES, NoiseWatch, knows_updates, may_be_first_update
@@ -94,8 +95,17 @@ def token_credit(args: Namespace, batch: Batch, log_probs: list[Tensor]) -> FIPO
         log_probs: log π_θ of this rank's response tokens, one tensor a sequence. Differentiable.
 
     Returns:
-        A FIPOOutput of (N,) tensors, the sequences one after the other as slime concatenates them.
+        A FIPOOutput of (N,) tensors, the sequences one after the other as slime concatenates them; with a control,
+        with its weights.
     """
+    out = _own_credit(args, batch, log_probs)
+    control = control_of(args)
+    if control is None:
+        return out
+    return with_weights(out, _controlled(batch, out.weight.split([len(part) for part in log_probs]), control))
+
+
+def _own_credit(args: Namespace, batch: Batch, log_probs: list[Tensor]) -> FIPOOutput:
     params = params_of(args)
     mpu = slime_function("mpu")
     columns = (log_probs, old_log_probs(args, batch), batch["advantages"])
@@ -109,6 +119,19 @@ def token_credit(args: Namespace, batch: Batch, log_probs: list[Tensor]) -> FIPO
     chunks = chunks_of(batch, params.distance, log_probs, mpu.get_context_parallel_rank(), cp_size)
     group = mpu.get_context_parallel_group()
     return context_parallel_fipo_loss(logps, old_logps, advantages, mask, params, chunks, group=group, **clip)
+
+
+@torch.no_grad()
+def _controlled(batch: Batch, weights: Sequence[Tensor], control: str) -> Tensor:
+    """The control's weights (N,) in place of FIPO's, drawn for whole responses on every context-parallel rank alike."""
+    gather, here = slime_function("all_gather_with_cp"), slime_function("slice_log_prob_with_cp")
+    orders = response_orders(batch["unconcat_tokens"])
+    found = []
+    for weight, mask, order, *length in zip(
+        weights, batch["loss_masks"], orders, batch["total_lengths"], batch["response_lengths"], strict=True
+    ):
+        found.append(here(controlled(gather(weight, *length), mask.bool(), control, order), *length))
+    return torch.cat(found)
 
 
 def old_log_probs(args: Namespace, batch: Batch) -> list[Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fipo.core.loss import FIPOOutput
-from fipo.engines.slime.arguments import params_of, trace_options
+from fipo.engines.slime.arguments import control_of, params_of, trace_options
 from fipo.engines.slime.contract import slime_function
 from fipo.engines.tracing import Completion, TraceOptions, TraceWriter, among, group_number
 from fipo.errors import InvalidParameterError
@@ -106,7 +106,7 @@ class Traces:
         if mpu.get_tensor_model_parallel_rank() == 0 and mpu.get_context_parallel_rank() == 0:
             if self.writer is None:
                 place = (mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size())
-                self.writer = TraceWriter(options, args.hf_checkpoint, *place)
+                self.writer = TraceWriter(options, args.hf_checkpoint, *place, control=control_of(args))
             completions = (self._completion(samples[row], whole[row], out) for row in chosen)
             self.writer.write(self.rollout, self.micro_batches, completions, params_of(args))
             self.unreported = self.rollout

@@ -6,6 +6,7 @@ from typing import Any
 
 from verl.workers.config import PolicyLossConfig
 
+from fipo.core.control import check_control
 from fipo.engines.tracing import TRACE_SETTINGS, TraceOptions
 from fipo.engines.verl import guard, registry, tracing
 from fipo.errors import InvalidParameterError
@@ -31,6 +32,7 @@ class FIPOPolicyLossConfig(PolicyLossConfig):
     - PPO's clip range, epsilon_low and epsilon_high, is verl's `actor.clip_ratio_low` and `actor.clip_ratio_high`, not
       the fields below, which bound the weight.
 
+    `control` replaces FIPO's weights for experiments: one of `fipo.core.control.CONTROLS`.
     `trace_dir`, `trace_every` and `trace_samples` ask for traces: see `fipo.engines.verl.tracing`.
 
     The names of the authors' fork are understood: `future_kl_clip_ratio` is both bounds, `future_kl_clip_high_only` is
@@ -54,6 +56,7 @@ class FIPOPolicyLossConfig(PolicyLossConfig):
     max_dual_clipped: int | None = None
     distance: str | None = None
 
+    control: str | None = None
     trace_dir: str | None = None
     trace_every: int | None = None
     trace_samples: int | None = None
@@ -70,6 +73,7 @@ class FIPOPolicyLossConfig(PolicyLossConfig):
         registry.check_owner()
         self._check_loss_mode()
         self._warn_of_dead_knobs()
+        check_control("policy_loss.control", self.control)
         if self.trace_options() is not None:
             tracing.watch_micro_batches()
         given = self._given() | self._given_as_in_the_fork()

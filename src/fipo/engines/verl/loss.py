@@ -7,6 +7,7 @@ from torch import Tensor
 from verl.trainer.ppo.core_algos import agg_loss
 
 from fipo.core import fipo_loss
+from fipo.core.control import control_weights, response_orders
 from fipo.engines.verl import registry
 from fipo.engines.verl.config import FIPOPolicyLossConfig
 from fipo.engines.verl.guard import OneUpdateWatch, refuse_lost_gradients
@@ -61,6 +62,10 @@ def fipo_policy_loss(
         epsilon_low=config.clip_ratio if config.clip_ratio_low is None else config.clip_ratio_low,
         epsilon_high=config.clip_ratio if config.clip_ratio_high is None else config.clip_ratio_high,
     )
+    if config.policy_loss.control is not None:
+        trained = response_mask.bool()
+        orders = response_orders(old[here] for old, here in zip(old_log_prob, trained, strict=True))
+        out = control_weights(out, trained, config.policy_loss.control, orders)
     _watch.see(out, config)
     _traces.see(out, log_prob, old_log_prob, advantages, response_mask, config)
     loss = out.loss if rollout_is_weights is None else out.loss * torch.where(out.kept, rollout_is_weights, 0)

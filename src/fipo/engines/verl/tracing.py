@@ -125,7 +125,8 @@ class Traces:
         if not writes:
             return
         if self.writer is None:
-            self.writer = TraceWriter(options, _tokenizer(config), rank, ranks, updates_per_rollout=0)
+            control = config.policy_loss.control
+            self.writer = TraceWriter(options, _tokenizer(config), rank, ranks, updates_per_rollout=0, control=control)
         self.writer.write(self.rollout, step, completions, config.policy_loss.params(config.clip_ratio_c))
 
     def _advance(self, data: Any) -> None:

@@ -1,0 +1,118 @@
+"""Runs of other trainers, by whatever logged them, become the tables of docs/evidence.md."""
+
+import json
+
+import pytest
+
+from experiments.collect import collect, main
+from experiments.protocol import FIPO, GRPO, SHUFFLED, Elsewhere, Run
+from experiments.statistics import area_under_curve, final_accuracy
+
+METRIC = "eval/aime-2024"
+CURVE = {0: 0.1, 20: 0.3, 40: 0.4}
+
+
+def ours(folder, curve=CURVE, metric=METRIC):
+    """metrics.jsonl as `fipo train` writes it: not every line has the metric."""
+    folder.mkdir(parents=True)
+    lines = [{"step": step, metric: value} for step, value in curve.items()] + [{"step": 41, "loss": 0.5}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def verls(file, curve=CURVE):
+    file.write_text(
+        "".join(json.dumps({"step": step, "data": {METRIC: value}}) + "\n" for step, value in curve.items())
+    )
+    return file
+
+
+def tensorboards(folder, curve=CURVE):
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+        for step, value in curve.items():
+            writer.add_scalar(METRIC, value, step)
+    return folder
+
+
+def wandbs(file):
+    """As a chart is exported: runs log at steps of their own, and slime's names end in something random."""
+    first, second = "Qwen3.5-0.8B-fipo-s0_a1b2c3-RANK_0", "Qwen3.5-0.8B-grpo-s0_d4e5f6-RANK_0"
+    columns = [f"{run} - {METRIC}{bound}" for run in (first, second) for bound in ("", "__MIN", "__MAX")]
+    rows = [(0, 0.1, 0.1), (20, 0.3, ""), (40, 0.4, 0.2)]
+    text = ",".join(f'"{name}"' for name in ("eval/step", *columns)) + "\n"
+    file.write_text(text + "".join(f"{step},{a},{a},{a},{b},{b},{b}\n" for step, a, b in rows))
+    return file
+
+
+def test_every_logger_gives_the_same_run(tmp_path):
+    sources = {
+        "trl-fipo-s0": ours(tmp_path / "trl-fipo-s0"),
+        "verl-shuffled-s3": verls(tmp_path / "verl-shuffled-s3.jsonl"),
+        "slime-grpo-s12": tensorboards(tmp_path / "slime-grpo-s12"),
+        "named-dapo-s1": f"named-dapo-s1={ours(tmp_path / 'anything')}",
+    }
+    results = collect(list(map(str, sources.values())), METRIC)
+    assert list(results) == [
+        Run(Elsewhere("trl"), FIPO, 0),
+        Run(Elsewhere("verl"), SHUFFLED, 3),
+        Run(Elsewhere("slime"), GRPO, 12),
+        Run(Elsewhere("named"), GRPO, 1),
+    ]
+    for result in results.values():
+        assert result["evaluations"]["samples"] == [0, 20, 40]
+        assert final_accuracy(result) == pytest.approx(0.4)
+        assert area_under_curve(result) == pytest.approx((0.2 + 0.35) / 2)
+
+
+def test_a_chart_of_wandb_holds_many_runs(tmp_path):
+    results = collect([str(wandbs(tmp_path / "chart.csv"))], METRIC)
+    fipo, grpo = (results[Run(Elsewhere("Qwen3.5-0.8B"), arm, 0)]["evaluations"] for arm in (FIPO, GRPO))
+    assert fipo == {"samples": [0, 20, 40], "accuracy": [0.1, 0.3, 0.4]}
+    assert grpo == {"samples": [0, 40], "accuracy": [0.1, 0.2]}
+
+
+def test_the_tables_pair_equal_seeds(tmp_path, capsys):
+    sources = []
+    for arm, gain in (("fipo", 0.1), ("grpo", 0.0)):
+        for seed in range(3):
+            curve = {step: value + gain + seed / 50 for step, value in CURVE.items()}
+            sources.append(str(ours(tmp_path / f"q-{arm}-s{seed}", curve)))
+    assert main([*sources, "--metric", METRIC]) == 0
+    accuracy, comparisons = capsys.readouterr().out.strip().split("\n\n")
+    assert "| q | fipo | 3 | 22.0 | 52.0 [50.0, 54.0]" in accuracy
+    assert "| q | fipo − grpo | +10.0 [+10.0, +10.0] | 0.25 |" in comparisons
+
+
+@pytest.mark.parametrize(
+    ("name", "curve", "metric", "sentence"),
+    [
+        ("run7", CURVE, METRIC, "does not tell arm and seed, but a name must be NAME-ARM-sSEED"),
+        ("q-fipo-s0", CURVE, "eval/aime2024", "has no metric 'eval/aime2024'; did you mean eval/aime-2024?"),
+        ("q-fipo-s0", {0: 10.0, 20: 30.0}, METRIC, "but must be at least two between 0 and 1"),
+        ("q-fipo-s0", {40: 0.4}, METRIC, "is 1 values from 0.4 to 0.4"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_sentence(tmp_path, capsys, name, curve, metric, sentence):
+    assert main([str(ours(tmp_path / name, curve)), "--metric", metric]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
+
+
+def test_what_is_no_run_is_one_sentence(tmp_path, capsys):
+    ours(tmp_path / "a" / "q-fipo-s0"), ours(tmp_path / "b" / "q-fipo-s0")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other.csv").write_text("Step,loss\n0,1\n")
+    for sources, sentence in (
+        (["a/q-fipo-s0", "b/q-fipo-s0"], "q/fipo/0 is there twice"),
+        (["q-fipo-s0=empty"], "holds neither metrics.jsonl nor TensorBoard's events"),
+        (["q-fipo-s0=missing"], "holds neither metrics.jsonl nor TensorBoard's events"),
+        (["other.csv"], "has no column RUN - METRIC"),
+    ):
+        places = [
+            source.replace("=", f"={tmp_path}/") if "=" in source else str(tmp_path / source) for source in sources
+        ]
+        assert main([*places, "--metric", METRIC]) == 2
+        error = capsys.readouterr().err
+        assert sentence in error and error.count("\n") == 1

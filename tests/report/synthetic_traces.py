@@ -51,6 +51,7 @@ def trace(sample=0, length=60, pieces=None, spread=0.06, group_size=4, **changes
         "advantages": np.full(length, 0.75 if reward else -0.5, "float32"),
         "entropy": rng.exponential(size=length).astype("float32"),
         "rollout_logps": old_logps + np.random.default_rng(sample).normal(scale=0.01, size=length).astype("float32"),
+        "true_advantage": np.linspace(-0.5, 0.5, length, dtype="float32"),
         "flags": flags,
         "reward": reward,
         "rewards": {"math": reward},

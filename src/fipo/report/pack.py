@@ -28,6 +28,7 @@ COLUMNS = {  # column → its dtype; a trace that lacks one has no entries there
     "future_kl": "<f4",  # this and logps: only of traces without log_ratio
     "weight": "<f4",  # likewise, and where a control replaced FIPO's weights
     "logps": "<f2",
+    "true_advantage": "<f4",
     "mismatch": "<f4",  # log π_old less what the rollout engine said; 0 where not trained
 }
 
@@ -106,6 +107,7 @@ def _columns(trace: Trace, vocabulary: dict[tuple[int, bytes], int], *, controll
     if old_logps is None and trace.logps is not None and log_ratio is not None:
         old_logps = trace.logps - log_ratio
     optional = {"log_ratio": log_ratio, "old_logps": old_logps, "entropy": trace.entropy}
+    optional["true_advantage"] = trace.true_advantage
     if log_ratio is None:
         optional |= {"future_kl": trace.future_kl, "logps": trace.logps}
     if log_ratio is None or controlled:

@@ -11,7 +11,8 @@ from torch import Tensor
 from fipo.core import FIPOOutput
 from fipo.errors import InvalidInputError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE = ("1", "2")  # versions: 2 added true_advantage
 FLAGS = {  # name → bit of `flags`
     "outside": 1,  # trained, but future_kl does not sum over it (its ratio exceeds dual_clip_c)
     "safety_capped": 2,
@@ -32,9 +33,10 @@ PER_TOKEN = {  # column → what Parquet holds a token
     "advantages": pa.float32(),
     "entropy": pa.float32(),
     "rollout_logps": pa.float32(),
+    "true_advantage": pa.float32(),
     "flags": pa.uint8(),
 }
-OPTIONAL = {"rollout_logps"}  # columns that files of earlier versions of fipo do not have
+OPTIONAL = {"rollout_logps", "true_advantage"}  # columns that files of earlier versions of fipo do not have
 PER_SAMPLE = {
     "run": pa.string(),
     "rollout": pa.int32(),
@@ -77,6 +79,7 @@ class Trace:
     advantages: np.ndarray | None = None
     entropy: np.ndarray | None = None  # nats
     rollout_logps: np.ndarray | None = None  # of the engine that sampled, where π_old is another's
+    true_advantage: np.ndarray | None = None  # V(y≤t) − V(y<t) under π_old, where somebody measured it
     flags: np.ndarray | None = None  # uint8, the bits of FLAGS
     reward: float | None = None
     rewards: dict[str, float] = field(default_factory=dict)  # by name, before weighting

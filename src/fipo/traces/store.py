@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from fipo.errors import DataError
 from fipo.params import FORMER_KNOBS, FIPOParams
 from fipo.run_folder import traces_folder, whole_file
-from fipo.traces.schema import OPTIONAL, PER_SAMPLE, PER_TOKEN, SCHEMA, SCHEMA_VERSION, Trace
+from fipo.traces.schema import OPTIONAL, PER_SAMPLE, PER_TOKEN, READABLE, SCHEMA, SCHEMA_VERSION, Trace
 
 VERSION_KEY, PARAMS_KEY, CONTROL_KEY = b"fipo.schema_version", b"fipo.params", b"fipo.control"
 UPDATES_KEY = b"fipo.updates_per_rollout"
@@ -217,9 +217,9 @@ def _read_file(file: Path, first: int, found: TraceSet) -> None:
 
 def _check_columns(metadata: dict[bytes, bytes], names: list[str]) -> None:
     version = metadata.get(VERSION_KEY, b"missing").decode()
-    if version != str(SCHEMA_VERSION):
+    if version not in READABLE:
         raise DataError(
-            f"its schema version is {version}, but this fipo reads {SCHEMA_VERSION}; "
+            f"its schema version is {version}, but this fipo reads {' and '.join(READABLE)}; "
             + ("convert it with `fipo import`." if version == "missing" else "update fipo.")
         )
     missing = sorted(set(SCHEMA.names) - OPTIONAL - set(names))

@@ -102,6 +102,7 @@ export interface Trace {
   oldLogps: Uint16Array | null; // float16, as logps and entropy
   logps: Uint16Array | null;
   entropy: Uint16Array | null; // nats
+  trueAdvantage: Float32Array | null; // V(y≤t) − V(y<t), where somebody measured it
   mismatch: Float32Array | null; // log π_old less the rollout engine's, 0 where not trained
   recordedFutureKl: Float32Array | null;
   recordedWeight: Float32Array | null;
@@ -120,7 +121,7 @@ export type Piece = { text: string; box?: string };
 
 export type Channel = { id: string; label: string; neutral: number | null }; // null: all values lie on one side
 export type Scale = Channel & { span: number }; // how far from neutral its ends lie; of a ratio: in log
-export type Spans = { log_ratio: number; future_kl: number; advantage_weight: number; entropy: number; mismatch: number };
+export type Spans = { log_ratio: number; future_kl: number; advantage_weight: number; entropy: number; true_advantage: number; mismatch: number };
 
 /** What painting the tokens of a trace needs to know. */
 export type Brush = { scale: Scale; value: (t: number) => number; matches: Set<number> };

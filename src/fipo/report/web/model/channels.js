@@ -1,4 +1,4 @@
-// What colours tokens: seven channels, each with a scale that is the same for every sample.
+// What colours tokens: eight channels, each with a scale that is the same for every sample.
 
 import { knobsOf, shownCredit } from "./credit.js";
 import { clamp, contributions, weightHigh, weightLow } from "./fipo.js";
@@ -15,6 +15,7 @@ export const CHANNELS = [
   { id: "advantage_weight", label: "advantage × weight", neutral: 0 },
   { id: "entropy", label: "entropy", neutral: null },
   { id: "ratio", label: "ratio", neutral: 1 },
+  { id: "true_advantage", label: "true advantage", neutral: 0 },
   { id: "mismatch", label: "trainer − engine", neutral: 0 },
 ];
 const CONTRIBUTION = { id: "contribution", label: "contribution", neutral: 0 };
@@ -28,7 +29,7 @@ export const channelById = (id) => CHANNELS.find((channel) => channel.id === id)
  * @type {(trace: Trace, id: string, moved: Moved) => (t: number) => number}
  */
 export function valuesOf(trace, id, moved) {
-  const { logRatio, entropy, mismatch } = trace;
+  const { logRatio, entropy, trueAdvantage, mismatch } = trace;
   const { futureKl, weight } = shownCredit(trace, moved);
   /** @type {Record<string, ((t: number) => number) | null>} */
   const by = {
@@ -38,6 +39,7 @@ export function valuesOf(trace, id, moved) {
     weight: weight && ((t) => weight[t]),
     advantage_weight: weight && ((t) => (trace.trained[t] ? advantageAt(trace, t) * weight[t] : 0)),
     entropy: entropy && ((t) => fromHalf(entropy[t])),
+    true_advantage: trueAdvantage && ((t) => trueAdvantage[t]),
     mismatch: mismatch && ((t) => mismatch[t]),
   };
   return by[id] ?? (() => NaN);
@@ -58,7 +60,8 @@ export function measureSpans(report) {
   };
   return {
     log_ratio: measure("log_ratio"), future_kl: measure("future_kl"),
-    advantage_weight: measure("advantage_weight"), entropy: measure("entropy"), mismatch: measure("mismatch"),
+    advantage_weight: measure("advantage_weight"), entropy: measure("entropy"),
+    true_advantage: measure("true_advantage"), mismatch: measure("mismatch"),
   };
 }
 

@@ -10,7 +10,7 @@ import { advantageAt, piecesOf, tokenBytes } from "./traces.js";
 
 const COLUMNS = [
   "run", "rollout", "update", "group", "sample", "reward", "position", "token_id", "bytes", "text", "trained", "log_ratio",
-  "ratio", "future_kl", "weight", "advantage", "advantage_weight", "entropy", "mismatch", "flags",
+  "ratio", "future_kl", "weight", "advantage", "advantage_weight", "entropy", "true_advantage", "mismatch", "flags",
 ];
 
 /** @type {(traces: Trace[], moved: Moved) => string} */
@@ -31,7 +31,7 @@ function csvLines(trace, moved) {
     return [
       ...first, t, trace.vocabulary.ids[entry], digits, quoted(plainText(piecesOf(trace)[t])), trace.trained[t] ? 1 : 0,
       known(value.log_ratio(t)), known(value.ratio(t)), known(value.future_kl(t)), known(value.weight(t)),
-      known(advantageAt(trace, t)), known(value.advantage_weight(t)), known(value.entropy(t)), known(value.mismatch(t)),
+      known(advantageAt(trace, t)), known(value.advantage_weight(t)), known(value.entropy(t)), known(value.true_advantage(t)), known(value.mismatch(t)),
       flagsOf(trace, t, moved).join(" "),
     ].join(",");
   });

@@ -9,6 +9,7 @@ import { stepsOf } from "./steps.js";
 const COLUMN_TYPES = {
   tokens: Uint32Array, flags: Uint8Array, log_ratio: Float32Array, advantages: Float32Array, old_logps: Uint16Array,
   entropy: Uint16Array, future_kl: Float32Array, weight: Float32Array, logps: Uint16Array,
+  true_advantage: Float32Array,
   mismatch: Float32Array,
 };
 
@@ -16,7 +17,7 @@ const COLUMN_TYPES = {
 export const emptyReport = () => ({
   about: { title: "", problems: [], version: "", knobs: {}, live: false }, charts: null, tracedSteps: [], traces: [], prompts: [], sets: [], flags: {},
   trainedBit: 0, columns: {}, vocabulary: { ids: new Int32Array(), ends: new Uint32Array(), bytes: new Uint8Array() },
-  spans: { log_ratio: 1, future_kl: 1, advantage_weight: 1, entropy: 1, mismatch: 1 },
+  spans: { log_ratio: 1, future_kl: 1, advantage_weight: 1, entropy: 1, true_advantage: 1, mismatch: 1 },
 });
 
 /**

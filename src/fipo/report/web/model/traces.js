@@ -29,6 +29,7 @@ function makeTrace(report, index) {
     index, facts, made: report.sets[facts.set], length: facts.length, tokens: view("tokens"), vocabulary: report.vocabulary,
     flags, flagBits: report.flags, trained: flags.map((bits) => bits & report.trainedBit), logRatio: view("log_ratio"),
     advantages: view("advantages"), oldLogps: view("old_logps"), logps: view("logps"), entropy: view("entropy"), mismatch: view("mismatch"),
+    trueAdvantage: view("true_advantage"),
     recordedFutureKl: view("future_kl"), recordedWeight: view("weight"), pieces: null, search: null,
   };
 }

@@ -33,6 +33,7 @@ function tokenLines(trace, t, moved) {
     ["text", piecesOf(trace)[t]],
     ...(isMeasured(trace) ? creditLines(trace, t, moved) : recordedLines(trace, t)),
     ["entropy", trace.entropy ? `${formatNumber(fromHalf(trace.entropy[t]), 4)} nats` : "unknown"],
+    ...(trace.trueAdvantage ? /** @type {Line[]} */ ([["true advantage", `${formatNumber(trace.trueAdvantage[t], 4)} (of a right answer's probability)`]]) : []),
     ...(trace.mismatch ? /** @type {Line[]} */ ([["trainer − engine", `${formatNumber(trace.mismatch[t])} (log-probs when it was sampled)`]]) : []),
     ["marks", marks.join(", ") || "none"],
   ];

@@ -15,7 +15,8 @@ import { closePanes, LINE_HEIGHT, openPanes, repaint, TokenPane } from "./tokens
 
 /** @typedef {{ trace: Trace, t: number }} Token */
 
-const MISMATCH = "mismatch"; // a channel that few sources record
+/** @type {(keyof typeof report.columns)[]} */
+const RARE = ["true_advantage", "mismatch"]; // channels that few sources record
 /** @type {Token | null} */
 let hovered = null; // while the pointer is on a token
 
@@ -165,7 +166,8 @@ function drawModes() {
 function drawChannels() {
   for (const button of /** @type {NodeListOf<HTMLButtonElement>} */ (document.querySelectorAll("#channels button"))) {
     setAria(button, { pressed: button.dataset.channel === state.channel });
-    if (button.dataset.channel === MISMATCH) button.hidden = report.columns[MISMATCH].length === 0 && state.channel !== MISMATCH;
+    const rare = RARE.find((name) => name === button.dataset.channel);
+    if (rare) button.hidden = report.columns[rare].length === 0 && state.channel !== rare;
   }
   const trace = openTrace(report, state.at);
   const scale = scaleOf(report, trace, state);

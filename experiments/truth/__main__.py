@@ -1,0 +1,28 @@
+"""Measures what is not there yet, and fills docs/credit_truth.md.
+
+python -m experiments.truth [--processes 2]
+"""
+
+import argparse
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+from experiments.truth.report import fill_page
+from experiments.truth.study import UNITS, run
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("experiments.truth", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    todo = [unit for unit in UNITS if not unit.done]
+    with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
+        for unit, seconds in pool.map(run, todo):
+            print(f"{unit.name}: {seconds:.0f} s", flush=True)
+    fill_page()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -94,7 +94,10 @@ def test_what_can_be_read_is_read(tmp_path):
     assert len(found) == 1
     truncated, version, foreign = found.problems
     assert "b.parquet was left out" in truncated
-    assert f"its schema version is {SCHEMA_VERSION + 1}, but this fipo reads 1 and {SCHEMA_VERSION}; update fipo" in version
+    assert (
+        f"its schema version is {SCHEMA_VERSION + 1}, but this fipo reads 1 and {SCHEMA_VERSION}; update fipo"
+        in version
+    )
     assert "its schema version is missing" in foreign
 
 

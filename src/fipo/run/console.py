@@ -58,9 +58,11 @@ def summary(before: dict[str, float], after: Evaluation | None, seconds: float, 
 
 
 def before_and_after(prompts: Sequence[Any], before: Evaluation, after: Evaluation) -> str:
-    """The first held-out prompt whose sampled completion changed its score, or the first prompt."""
+    """The first held-out prompt whose sampled completion's score went where the accuracy went, or the first prompt."""
     pairs = list(zip(before.completions, after.completions, strict=True))
-    shown = next((place for place, ((_, old), (_, new)) in enumerate(pairs) if old != new), 0)
+    gain = after.avg_at_k - before.avg_at_k
+    changes = [0 if old is None or new is None else (new - old) * gain for (_, old), (_, new) in pairs]
+    shown = next((place for place, change in enumerate(changes) if change > 0), 0)
     (old, _), (new, _) = pairs[shown]
     return f"Prompt:  {_last(prompts[shown])}\n  before  {_one_line(old)}\n  after   {_one_line(new)}"
 

@@ -278,5 +278,7 @@ def test_controls_in_every_split(control):
 
 
 def test_an_unknown_control_is_refused():
-    with pytest.raises(InvalidParameterError, match="policy_loss.control is 'random', but must be one of none, uniform"):
+    with pytest.raises(
+        InvalidParameterError, match=r"policy_loss\.control is 'random', but must be one of none, uniform"
+    ):
         FIPOPolicyLossConfig(control="random")

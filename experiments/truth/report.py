@@ -1,0 +1,173 @@
+"""Fills docs/credit_truth.md from the units that are measured.
+
+python -m experiments.truth.report
+"""
+
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from experiments.report import fill, table
+from experiments.truth.measures import over_responses
+from experiments.truth.signals import RAW, SIGNALS
+from experiments.truth.study import FACTORS, SHOWN_UPDATE, UNITS, UPDATES
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "credit_truth.md"
+CHAINS = ("short", "long")
+RANK, LEFT = "rank correlation", "left"
+FOLLOWED = ["FIPO", "FIPO, half-life 8", "FIPO, high only", "own log-ratio", "past log-ratios", "shuffled"]
+
+
+def fill_page() -> None:
+    """The page's tables and its figure, from what is there."""
+    done = [unit for unit in UNITS if unit.done]
+    facts = {unit: json.loads(unit.file("facts.json").read_text()) for unit in done}
+    frames = [
+        pd.read_parquet(unit.file("measures.parquet")).assign(
+            chain=unit.chain,
+            rollout=unit.rollout,
+            prompt=lambda frame, unit=unit: [f"{unit.name}/{n}" for n in frame.prompt],
+        )
+        for unit in done
+    ]
+    rows = pd.concat(frames)
+    at_tuned = rows[(rows.factor == 1) & (rows["update"] == SHOWN_UPDATE)]
+    blocks = {
+        "facts": facts_table(facts),
+        "signals": signal_table(at_tuned),
+        "prediction": prediction_table(at_tuned),
+        "updates": split_table(rows[rows.factor == 1], "update", UPDATES, "before update {}"),
+        "rates": split_table(
+            rows[rows["update"] == SHOWN_UPDATE], "factor", [float(f"{f:.3g}") for f in FACTORS], "{:g} × rate"
+        ),
+        "stages": split_table(at_tuned, "rollout", None, "rollout {}"),
+        "gradients": gradient_table(facts),
+    }
+    DOCUMENT.write_text(fill(DOCUMENT.read_text(), blocks))
+    draw(at_tuned, DOCUMENT.with_suffix("") / "rank_correlation.png")
+
+
+def facts_table(facts: dict) -> str:
+    headings = {
+        "responses": "responses",
+        "right": "of which right",
+        "decided": "with a deciding token",
+        "tokens": "tokens",
+        "prefixes sampled": "prefixes sampled",
+        "samples": "samples",
+        "mean standard error": "standard error of V, mean",
+        "largest standard error": "largest",
+        "seconds": "seconds",
+    }
+    rows = [
+        [
+            unit.name,
+            *(
+                f"{found[name]:.3g}" if isinstance(found[name], float) and name != "right" else f"{found[name]:,.0f}"
+                for name in headings
+            ),
+        ]
+        for unit, found in facts.items()
+    ]
+    return table(["chain, seed, rollout", *headings.values()], rows)
+
+
+def signal_table(rows: pd.DataFrame) -> str:
+    """Every signal's measures, over both kinds of responses and each."""
+    found = []
+    for chain in CHAINS:
+        for name in SIGNALS:
+            own = rows[(rows.chain == chain) & (rows.signal == name)]
+            if len(own):
+                measures = [interval(own, column) for column in (RANK, "AUC", "share")]
+                kinds = [interval(own[own.right == right], RANK) for right in (True, False)]
+                found.append([chain, name, *measures, *kinds])
+    chances = [
+        f"{chain} {rows[rows.chain == chain].chance.mean():.3f}" for chain in CHAINS if (rows.chain == chain).any()
+    ]
+    headings = ["rank correlation", "AUC", f"share (of a constant: {', '.join(chances)})"]
+    return table(["chain", "signal", *headings, "rank correlation, right responses", "wrong responses"], found)
+
+
+def prediction_table(rows: pd.DataFrame) -> str:
+    """What log-ratio and future_kl themselves follow: what a token changed, or what was still open."""
+    found = []
+    for chain in CHAINS:
+        for name in RAW:
+            for kind, right in (("right", True), ("wrong", False)):
+                own = rows[(rows.chain == chain) & (rows.signal == name) & (rows.right == right)]
+                if len(own):
+                    found.append([chain, name, kind, interval(own, RANK), interval(own, LEFT)])
+    return table(["chain", "", "responses", "with V(y≤t) − V(y<t)", "with R − V(y<t)"], found)
+
+
+def split_table(rows: pd.DataFrame, column: str, values: list | None, heading: str) -> str:
+    found = []
+    for chain in CHAINS:
+        here = rows[rows.chain == chain]
+        present = sorted(here[column].unique()) if values is None else values
+        for name in [*FOLLOWED, "log-ratio"]:
+            own = here[here.signal == name]
+            if len(own):
+                found.append(
+                    [chain, name, *(f"{heading.format(v)}: {interval(own[own[column] == v], RANK)}" for v in present)]
+                )
+    width = max((len(row) for row in found), default=2) - 2
+    return table(
+        ["chain", "signal", *([RANK] + [""] * (width - 1))], [row + [""] * (width + 2 - len(row)) for row in found]
+    )
+
+
+def gradient_table(facts: dict) -> str:
+    """Means over units."""
+    found = []
+    for chain in CHAINS:
+        own = [one["gradients"] for unit, one in facts.items() if unit.chain == chain]
+        for name in SIGNALS if own else ():
+            columns = [sum(one[name][column] for one in own) / len(own) for column in next(iter(own[0].values()))]
+            found.append([chain, name, *(f"{value:.3f}" for value in columns)])
+    return table(["chain", "signal", "cosine with the truth's", "with GRPO's", "signal-to-noise of a batch"], found)
+
+
+def interval(rows: pd.DataFrame, column: str) -> str:
+    if not len(rows):
+        return "–"
+    middle, low, high = over_responses(rows[column].tolist(), rows.prompt.tolist())
+    return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def draw(rows: pd.DataFrame, file: Path) -> None:
+    """Rank correlations with their intervals, a panel a chain."""
+    names = [name for name in SIGNALS if name != "truth"][::-1]
+    figure, panels = plt.subplots(1, 2, figsize=(10, 5), sharey=True, layout="constrained")
+    for panel, chain in zip(panels, CHAINS, strict=True):
+        for kind, right, offset, colour in (("right", True, 0.15, "#009e73"), ("wrong", False, -0.15, "#d55e00")):
+            for place, name in enumerate(names):
+                own = rows[(rows.chain == chain) & (rows.signal == name) & (rows.right == right)]
+                if not len(own):
+                    continue
+                middle, low, high = over_responses(own[RANK].tolist(), own.prompt.tolist())
+                label = f"{kind} responses" if place == 0 else None
+                panel.errorbar(
+                    middle,
+                    place + offset,
+                    xerr=[[middle - low], [high - middle]],
+                    fmt="o",
+                    color=colour,
+                    label=label,
+                    ms=4,
+                )
+        panel.axvline(0, color="grey", lw=0.8)
+        panel.set_yticks(range(len(names)), names)
+        panel.set_title(f"{chain} chains")
+        panel.set_xlabel("rank correlation with the true advantage")
+    panels[0].legend(loc="lower right")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    fill_page()

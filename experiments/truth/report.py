@@ -17,7 +17,16 @@ from experiments.truth.study import FACTORS, SHOWN_UPDATE, UNITS, UPDATES
 DOCUMENT = Path(__file__).parents[2] / "docs" / "credit_truth.md"
 CHAINS = ("short", "long")
 RANK, LEFT = "rank correlation", "left"
-FOLLOWED = ["FIPO", "FIPO, half-life 8", "FIPO, high only", "own log-ratio", "past log-ratios", "shuffled"]
+FOLLOWED = [
+    "FIPO",
+    "FIPO, half-life 8",
+    "FIPO, high only",
+    "FIPO, signed",
+    "own log-ratio",
+    "own log-ratio, signed",
+    "past log-ratios",
+    "shuffled",
+]
 
 
 def fill_page() -> None:

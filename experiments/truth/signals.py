@@ -77,7 +77,11 @@ SIGNALS: dict[str, Signal] = {
         for half_life in (1.0, 8.0, 128.0, float("inf"))
     },
     "FIPO, high only": partial(weighted, params=replace(DEFAULT, clip_high_only=True)),
+    "FIPO, signed": lambda view: clipped(
+        view, view.advantages.sign()[:, None] * future_kl(view.log_ratio, view.mask, DEFAULT)
+    ),
     "own log-ratio": lambda view: clipped(view, view.log_ratio),
+    "own log-ratio, signed": lambda view: clipped(view, view.advantages.sign()[:, None] * view.log_ratio),
     "past log-ratios": past,
     "entropy": by_entropy,
     "position": by_position,

@@ -1,0 +1,224 @@
+"""The measured truth is right where it can be computed, and the measures say what they should where it is known."""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.model import new_model, sample
+from experiments.protocol import SETTINGS
+from experiments.task import SHORT, encode, sample_problem
+from experiments.train import group_advantages
+from experiments.truth import replay, study, values
+from experiments.truth.measures import chance, gradient_measures, is_decided, of_response, over_responses, rank
+from experiments.truth.signals import DEFAULT, RAW, SIGNALS, View, past
+from fipo import future_kl
+from fipo.traces import read_traces
+
+SETTING = replace(SETTINGS["short"], prompts=8, group=4)
+REPLAYED = 24  # of 32 responses, so that updates 2 to 7 train on them
+
+
+def responses(model, count, tokens, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    problems = [sample_problem(SHORT, random.Random(seed + n), held_out=False) for n in range(count)]
+    prompts = torch.tensor([encode(problem.prompt) for problem in problems])
+    found = sample(model, prompts, tokens, generator, torch.float32)
+    kept = found.mask.sum(-1).tolist()
+    return [
+        values.Response(problem, ids[:n].tolist(), logps[:n], 0.0)
+        for problem, ids, logps, n in zip(problems, found.ids, found.logps, kept, strict=True)
+    ]
+
+
+def test_values_are_the_policys_own_probabilities(monkeypatch):
+    """A reward that the third token decides: before it V is a sum of probabilities, behind it 0 or 1."""
+    model = new_model(3)
+    monkeypatch.setattr(values, "decode", list)
+    monkeypatch.setattr(values, "reward", lambda problem, ids, ended: float(ids[2] % 2 == 0))
+    asked = [one for one in responses(model, 12, 6) if len(one.ids) >= 4]
+    assert len(asked) > 6
+    asked = [replace(one, reward=float(one.ids[2] % 2 == 0)) for one in asked]
+    for one, found in zip(asked, values.measure(model, asked, 6, torch.Generator().manual_seed(1)), strict=True):
+        prefix = torch.tensor([[*encode(one.problem.prompt), *one.ids[:2]]])
+        with torch.no_grad():
+            exact = float(model(prefix).logits[0, -1].softmax(-1)[::2].sum())
+        assert abs(float(found.value[2]) - exact) < 4.5 * float(found.error[2])
+        assert found.value[3:].tolist() == [one.reward] * (len(one.ids) - 2)
+        assert 0 < float(found.error[:3].max()) <= values.STANDARD_ERROR
+        assert float(found.advantage.sum()) == pytest.approx(one.reward - float(found.value[0]), abs=1e-6)
+
+
+def test_what_is_not_sampled_is_within_the_bound():
+    generator = torch.Generator().manual_seed(0)
+    logps = -(torch.rand(200, generator=generator) ** 8)
+    anchors = set(values.anchors_of(logps))
+    assert 0 < len(anchors) < 200
+    slack = 0.0
+    for t in reversed(range(200)):
+        slack = 0.0 if t in anchors else slack + 1 - float(logps[t].exp())
+        assert slack <= values.SHARED
+
+
+def test_certain_tokens_cost_nothing():
+    assert values.anchors_of(torch.zeros(50)) == []
+
+
+@pytest.mark.parametrize("share", [0.0, 0.03, 0.5, 1.0])
+def test_sampling_ends_when_the_error_is_small(share):
+    right, drawn = round(share * values.ROUND), values.ROUND
+    while left := values.rounds_left(right, drawn):
+        drawn += left * values.ROUND
+        right = round(share * drawn)
+        assert drawn <= 320
+    assert values.standard_error(right, drawn) <= values.STANDARD_ERROR
+
+
+def test_the_measured_come_last_and_from_groups_with_both_rewards():
+    rewards = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]])
+    order, last = replay.in_order(rewards, 4, torch.Generator().manual_seed(0))
+    assert sorted(order.tolist()) == list(range(16)) and last == 4
+    measured = order[-last:]
+    assert set((measured // 4).tolist()) == {0, 2}
+    assert sorted(rewards.flatten()[measured].tolist()) == [0, 0, 1, 1]
+    assert replay.in_order(rewards, 99, torch.Generator())[1] == 8
+
+
+@pytest.fixture(scope="module")
+def rollout():
+    """Of a model without training, with rewards that the toss of a coin gave."""
+    model, generator = new_model(0), torch.Generator().manual_seed(0)
+    problems = [sample_problem(SHORT, random.Random(n // 4), held_out=False) for n in range(32)]
+    prompts = torch.tensor([encode(problem.prompt) for problem in problems])
+    samples = sample(model, prompts, 12, generator, torch.float32)
+    rewards = torch.randint(0, 2, (32,), generator=generator).float()
+    return replay.Rollout(
+        SETTING,
+        model,
+        torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0),
+        problems,
+        prompts,
+        samples,
+        rewards,
+        group_advantages(rewards, 4),
+        torch.arange(32) // 4,
+        torch.arange(32 - REPLAYED, 32),
+    )
+
+
+def test_a_replay_shows_what_is_not_yet_trained_on(rollout):
+    before = [parameter.clone() for parameter in rollout.model.parameters()]
+    seen = {sight.update: (sight.rows, sight.log_ratio) for sight in replay.replay(rollout, 1e-3)}
+    assert list(seen) == list(range(8))
+    assert seen[0][1].abs().max() < 1e-5
+    assert seen[2][1][rollout.samples.mask[seen[2][0]]].abs().max() > 1e-3
+    assert [len(rows) for rows, _ in seen.values()] == [24, 24, 24, 20, 16, 12, 8, 4]
+    again = {sight.update: sight.log_ratio for sight in replay.replay(rollout, 1e-3)}
+    assert all(torch.equal(again[update], log_ratio) for update, (_, log_ratio) in seen.items())
+    assert all(torch.equal(a, b) for a, b in zip(before, rollout.model.parameters(), strict=True))
+
+
+def test_likeness_is_that_of_the_last_layers_gradients(rollout):
+    """Against autograd: the gradient of a token's log-prob for the head alone."""
+    found = replay.likeness(rollout)
+    hidden = rollout.model.model(torch.cat([rollout.prompts, rollout.samples.ids], 1)[:, :-1]).last_hidden_state
+    hidden = hidden[:, -rollout.samples.ids.shape[1] :].detach()
+    weight = rollout.model.lm_head.weight.detach().clone().requires_grad_()
+    gradients = {}
+    for row in range(32):
+        for t in range(int(rollout.samples.mask[row].sum())):
+            logp = (hidden[row, t] @ weight.t()).log_softmax(-1)[rollout.samples.ids[row, t]]
+            gradients[row, t] = torch.autograd.grad(logp, weight)[0].flatten()
+    sides = [
+        sum(g * float((sign * rollout.advantages[row]).clamp(min=0)) for (row, _), g in gradients.items())
+        for sign in (1, -1)
+    ]
+    for row, t in list(gradients)[::7]:
+        cosines = [torch.nn.functional.cosine_similarity(gradients[row, t], side, dim=0) for side in sides]
+        assert float(found[row, t]) == pytest.approx(float(cosines[0] - cosines[1]), abs=1e-4)
+
+
+def view(truth, log_ratio, advantage):
+    shape = truth.shape
+    return View(
+        log_ratio,
+        torch.ones(shape, dtype=torch.bool),
+        torch.full(shape[:1], advantage),
+        torch.rand(shape, generator=torch.Generator().manual_seed(0)),
+        torch.arange(truth.numel()).view(shape),
+        torch.zeros(shape),
+        truth,
+    )
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_the_prediction_holds_where_the_log_ratio_is_the_truth(right):
+    """What docs/credit_truth.md derives: future_kl telescopes, and the mistake gets less blame than what follows."""
+    truth = torch.zeros(1, 20)
+    truth[0, 12] = 0.6 if right else -0.6
+    left = torch.where(torch.arange(20) <= 12, truth[0, 12], 0.0)  # R − V(y<t)
+    seen = view(truth, 0.2 * truth, 1.0 if right else -1.0)
+    torch.testing.assert_close(RAW["future-KL, half-life inf"](seen)[0], 0.2 * left)
+    fipo = SIGNALS["FIPO"](seen)[0]
+    behind = fipo[13:].abs().max()
+    assert fipo[12].abs() > behind if right else fipo[12].abs() < behind
+    for name in ("FIPO", "own log-ratio"):
+        assert (rank(SIGNALS[name](seen)[0], truth[0]) > 0) is right
+    assert rank(SIGNALS["FIPO, signed"](seen)[0], truth[0]) > 0.2
+    assert rank(SIGNALS["own log-ratio, signed"](seen)[0], truth[0]) > 0.99
+
+
+def test_signals_in_closed_form():
+    truth = torch.zeros(2, 30)
+    log_ratio = 0.05 * torch.randn(2, 30, generator=torch.Generator().manual_seed(1))
+    seen = view(truth, log_ratio, 2.0)
+    assert torch.equal(SIGNALS["uniform (GRPO)"](seen), torch.full((2, 30), 2.0))
+    back = future_kl(log_ratio.flip(-1), seen.mask, DEFAULT).flip(-1)
+    torch.testing.assert_close(past(seen), 2 * back.exp().clamp(0.8, 1.2))
+    shuffled, fipo = SIGNALS["shuffled"](seen), SIGNALS["FIPO"](seen)
+    assert not torch.equal(shuffled, fipo) and torch.equal(shuffled.sort().values, fipo.sort().values)
+
+
+def test_measures_where_the_answer_is_known():
+    truth = torch.zeros(10)
+    truth[4], truth[7] = -0.7, 0.1
+    assert is_decided(truth) and not is_decided(truth / 10)
+    assert chance(truth) == 0.1
+    exact, flat = of_response(truth, truth), of_response(torch.ones(10), truth)
+    assert exact == {"rank correlation": pytest.approx(1), "share": pytest.approx(0.875), "AUC": 1.0}
+    assert flat == {"rank correlation": 0.0, "share": pytest.approx(0.1), "AUC": 0.5}
+    assert rank(-truth, truth) == pytest.approx(-1)
+
+
+def test_intervals_keep_a_prompts_responses_together():
+    generator = np.random.default_rng(0)
+    of_prompt = np.repeat(generator.normal(size=20), 10)
+    middle, low, high = over_responses(of_prompt.tolist(), np.repeat(np.arange(20), 10).tolist())
+    assert low < middle < high and middle == pytest.approx(of_prompt.mean())
+    assert 0.5 < (high - low) / (2 * 1.96 * of_prompt.std() / np.sqrt(20)) < 1.5
+    alone = over_responses(of_prompt.tolist(), list(range(200)))
+    assert alone[2] - alone[1] < (high - low) / 2
+
+
+def test_signal_to_noise_is_that_of_the_gradients():
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(1000, generator=generator)
+    gradients = mean + 2 * torch.randn(400, 1000, generator=generator)
+    assert gradient_measures(gradients)["signal-to-noise"] == pytest.approx(float(mean.square().mean()) / 4, rel=0.02)
+    assert abs(gradient_measures(gradients - mean)["signal-to-noise"]) < 0.01
+
+
+def test_a_unit_leaves_traces_measures_and_facts(tmp_path, monkeypatch, rollout):
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    monkeypatch.setattr(study, "rollouts", lambda *_: [(1, rollout)])
+    monkeypatch.setattr(values, "reward", lambda problem, text, ended: float(len(text) % 2))
+    unit = study.Unit("short", 0, 1, REPLAYED)
+    assert not unit.done
+    study.run(unit)
+    assert unit.done
+    found = read_traces(unit.file("traces.parquet"))
+    assert not found.problems and len(found) == 16 and {trace.update for trace in found} == {study.SHOWN_UPDATE}
+    assert all(trace.true_advantage is not None for trace in found)
+    assert max(float(np.abs(trace.true_advantage).max()) for trace in found) > 0.1

@@ -214,6 +214,8 @@ def test_a_unit_leaves_traces_measures_and_facts(tmp_path, monkeypatch, rollout)
     monkeypatch.setattr(study, "RESULTS", tmp_path)
     monkeypatch.setattr(study, "rollouts", lambda *_: [(1, rollout)])
     monkeypatch.setattr(values, "reward", lambda problem, text, ended: float(len(text) % 2))
+    monkeypatch.setattr(values, "ROUND", 2)
+    monkeypatch.setattr(values, "STANDARD_ERROR", 0.5)
     unit = study.Unit("short", 0, 1, REPLAYED)
     assert not unit.done
     study.run(unit)

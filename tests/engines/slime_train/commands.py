@@ -97,6 +97,8 @@ SCENARIOS = {
     "neutral": Scenario(NEUTRAL),
     "grpo": Scenario(GRPO, launcher=False),
     "loop": Scenario(f"{FIPO} {CHECKPOINTS} --num-rollout 10 --lr 1e-2", rollouts=BY_TRANSFORMERS, cp=2),
+    "away_shuffled": Scenario(f"{FIPO} {AWAY} --fipo-control shuffle"),
+    "away_shuffled_cp2_tp2": Scenario(f"{FIPO} {AWAY} --fipo-control shuffle", cp=2, tp=2),
     "away": Scenario(f"{FIPO} {AWAY} {DUMPS} {TRACES} {TRACKED}"),
     "away_small_micro_batches": Scenario(f"{FIPO} {AWAY}", max_tokens=64),
     "away_cp2": Scenario(f"{FIPO} {AWAY}", cp=2),

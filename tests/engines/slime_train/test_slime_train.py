@@ -55,12 +55,21 @@ def test_every_update_away_from_the_old_policy_has_what_is_rare(updates):
         ("away_cp2", "away"),
         ("away_tp2", "away"),
         ("away_cp2_tp2", "away"),
+        ("away_shuffled_cp2_tp2", "away_shuffled"),
         ("cp2", "fipo"),
         ("regularized_cp2", "regularized"),
     ],
 )
 def test_no_layout_changes_a_number(updates, layout, one_process):
     assert_same(updates(layout), updates(one_process))
+
+
+def test_shuffled_weights_are_fipos_in_another_order(updates):
+    """At the first update, whose policy is the same; that no layout changes the order, the test above says."""
+    shuffled, fipo = updates("away_shuffled")[0], updates("away")[0]
+    assert abs(shuffled["grad_norm"] - fipo["grad_norm"]) > 1e-3
+    for name in ("fipo/weight_mean", "fipo/weight_min", "fipo/weight_max", "fipo/raw_weight_mean"):
+        assert shuffled[name] == pytest.approx(fipo[name], **TOLERANCE)
 
 
 def test_a_lost_carry_between_ranks_is_seen(updates):

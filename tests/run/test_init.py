@@ -43,7 +43,13 @@ def test_a_recipe_runs_as_it_is(folder, dataset, capsys):
 def test_answers_that_no_reward_fits(folder, capsys):
     (folder / "long.jsonl").write_text(json.dumps({"prompt": "Why?", "answer": "Because " * 20}) + "\n")
     assert written("long.jsonl")["rewards"] == ["python:my_reward:score"]
-    assert "Write my_reward.py with a function `score` first" in capsys.readouterr().out
+    assert "Write my_reward.py first, with `def score(completions, **columns)`" in capsys.readouterr().out
+
+
+def test_a_column_of_answers_by_another_name(folder, capsys):
+    (folder / "gold.jsonl").write_text(json.dumps({"question": "1 + 1 =", "gold": "2"}) + "\n")
+    written("gold.jsonl")
+    assert "None of its columns gold is called answer; name one with --answer-column." in capsys.readouterr().out
 
 
 def test_on_a_gpu(folder, monkeypatch):

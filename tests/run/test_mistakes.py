@@ -51,6 +51,31 @@ def write(folder, **changes):
     (folder / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("return '1.0'", "The reward score returned '1.0', but must return a list of numbers; repair it"),
+        ("return ['1.0'] * len(completions)", "The reward score returned ['1.0'], but must return a list of numbers"),
+        ("return [float('nan')]", "The reward score returned [nan], but scores must be finite; repair it"),
+        ("return [1.0, 2.0]", "The reward score returned 2 scores for 1 completions"),
+        ("return columns['gold']", "raised for the completion '2' of the first prompt (KeyError: 'gold'); repair it"),
+    ],
+)
+def test_a_reward_is_tried_before_a_model_is_loaded(folder, capsys, body, words):
+    (folder / "mine.py").write_text(f"def score(completions, **columns):\n    {body}\n")
+    sys.modules.pop("mine", None)
+    (folder / "data.jsonl").write_bytes(lines_of([{"prompt": f"{i}+1=", "answer": "2"} for i in range(10)]))
+    write(folder, rewards=["python:mine:score"])
+    refused(["train", "recipe.yaml"], words, capsys)
+
+
+def test_a_dry_run_shows_a_prompt_and_what_its_answer_gets(folder, capsys):
+    (folder / "data.jsonl").write_bytes(lines_of([{"prompt": f"{i}+1=2\n1+1=", "answer": "2"} for i in range(10)]))
+    write(folder, rewards=["last_number", "overlong"], stop_character="\\n")
+    assert main(["train", "recipe.yaml"]) == 0
+    assert "First prompt: … 1+1=\n  rewards of its answer '2': last_number 1, overlong 0\n" in capsys.readouterr().out
+
+
 def test_the_recipe_itself_is_right(folder, capsys):
     write(folder)
     assert main(["train", "recipe.yaml"]) == 0
@@ -401,7 +426,7 @@ def models(tmp_path_factory):
         ({"prompt_format": "text", "dataset": "chat.jsonl"}, "prompt_format is text, but the dataset holds chat"),
         ({"stop_character": "é"}, "stop_character is 'é', but no token of the model's vocabulary holds it"),
         ({"rewards": ["python:mine:one"]}, "returned 1 scores for 8 completions, but must return one for each"),
-        ({"rewards": ["python:mine:mapping"]}, "Scoring raised for every sample of the last rollout"),
+        ({"rewards": ["python:mine:mapping"]}, "returned {0: 1.0}, but must return a list of numbers; repair it"),
         ({"rewards": ["python:mine:leaves"]}, "Scoring raised for every sample of the last rollout"),
         ({"rewards": ["python:mine:deletes"]}, "run was deleted while the run was under way"),
         ({"rewards": ["reasoning_gym"]}, "The reward reasoning_gym scores datasets named rg:task alone"),

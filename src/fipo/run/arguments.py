@@ -55,6 +55,7 @@ class RunArguments:
             value = getattr(self, name)
             if value < least:
                 raise InvalidParameterError(f"{name} is {value}, but must be at least {least}; change it.")
+        self.stop_character = {r"\n": "\n", r"\t": "\t"}.get(self.stop_character, self.stop_character)  # from a shell
         if len(self.stop_character) > 1:
             raise InvalidParameterError(
                 f"stop_character is {self.stop_character!r}, but must be one character: a longer text may come in any "

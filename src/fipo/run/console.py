@@ -43,6 +43,21 @@ def _engine(accelerator: Accelerator) -> str:
     return " by DDP" if accelerator.num_processes > 1 else ""
 
 
+def dry_run(
+    config: FIPOConfig, prompts: int, first: dict[str, Any], rewards: Sequence[Any], scores: Sequence[float | None]
+) -> str:
+    """What is known without a model: the first prompt, what the rewards say of its own answer, and the updates."""
+    told = ", ".join(
+        f"{reward.__name__} {'does not apply' if score is None else f'{score:g}'}"
+        for reward, score in zip(rewards, scores, strict=True)
+    )
+    given = f"its answer {_one_line(str(first['answer']))!r}" if "answer" in first else "an empty completion"
+    return (
+        f"First prompt: {_last(first['prompt'])}\n  rewards of {given}: {told}\n"
+        f"{prompts} prompts; a rollout feeds {config.updates_per_rollout} updates; nothing was run."
+    )
+
+
 def summary(before: dict[str, float], after: Evaluation | None, seconds: float, run: str) -> str:
     """The end of a run: shares of accuracy before, as far as they are known, and after, and where things lie."""
     lines = [f"Finished in {seconds / 60:.1f} minutes. Model, checkpoints and {METRICS_FILE}: {run}"]

@@ -111,8 +111,15 @@ def write_recipe(
     }
     recipe = re.sub("^(.*)\t", lambda line: f"{line[1]:<{ALIGNED - 1}} ", RECIPE.format(**settings), flags=re.MULTILINE)
     path.write_text(recipe, encoding="utf-8")
-    own = " Write my_reward.py with a function `score` first." if reward.startswith("python:") else ""
-    return f"{path}: {len(rows)} prompts, reward {reward}.{own} Next: fipo train {path} --dry_run true"
+    own = " Write my_reward.py first, with `def score(completions, **columns)`, which returns a list of numbers."
+    others = [name for name in rows.column_names if name not in (prompt, answer)]
+    unnamed = (
+        "" if answer else f" None of its columns {', '.join(others)} is called answer; name one with --answer-column."
+    )
+    return (
+        f"{path}: {len(rows)} prompts, reward {reward}.{unnamed if others else ''}"
+        f"{own if reward.startswith('python:') else ''} Next: fipo train {path} --dry_run true"
+    )
 
 
 def _column(rows: Dataset, usual: tuple[str, ...]) -> str | None:

@@ -16,7 +16,7 @@ from transformers.utils import logging
 from fipo.errors import FIPOError, InvalidParameterError
 from fipo.run.safe_tasks import SAFE_TASKS
 from fipo.run.specs import Spec, number, typed
-from fipo.terminal import did_you_mean
+from fipo.terminal import did_you_mean, one_line
 
 logger = logging.get_logger(__name__)
 
@@ -60,6 +60,32 @@ class Reward:
         except (Exception, SystemExit):  # find out which samples it is; a reward may raise anything
             return self._one_by_one(batch)
 
+    def try_on(self, row: dict[str, Any], *, strict: bool) -> float | None:
+        """The score of a prompt's own answer as the completion, or of an empty one where the data have none.
+
+        Raises:
+            InvalidParameterError: It is no score, or, if `strict`, the reward raises. Otherwise that is None: what it
+                calls may be back when it counts.
+        """
+        text = str(row.get("answer", ""))
+        columns = {name: [value] for name, value in row.items() if name != "prompt"}
+        columns |= {"completion_ids": [text.split()], "prompts": [row["prompt"]]}
+        try:
+            return self._checked(self._batch(completions=[as_completion(text, row["prompt"])], **columns), 1)[0]
+        except UnusableScoresError as error:
+            raise InvalidParameterError(
+                f"The reward {self.__name__} {str(error).removesuffix('.')}; repair it."
+            ) from None
+        except FIPOError:
+            raise
+        except (Exception, SystemExit) as error:
+            if strict:
+                raise InvalidParameterError(
+                    f"The reward {self.__name__} raised for the completion {text!r} of the first prompt "
+                    f"({type(error).__name__}: {one_line(error)}); repair it, and try others with `fipo test-reward`."
+                ) from error
+            return None
+
     def _one_by_one(self, batch: dict[str, Any]) -> list[float | None]:
         scores: list[float | None] = []
         prompts = batch.get("prompts", range(len(self.failed)))
@@ -98,6 +124,8 @@ class Reward:
     def _checked(self, scores: Any, expected: int) -> list[float | None]:
         try:
             if isinstance(scores, str | dict):
+                raise TypeError
+            if any(isinstance(score, str) for score in scores):
                 raise TypeError
             scores = [None if score is None else float(score) for score in scores]
         except (TypeError, ValueError, OverflowError):

@@ -74,9 +74,10 @@ def _train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) ->
     prompts = prompts_of(run, config)
     if not model_args.model_name_or_path:
         raise InvalidParameterError("model_name_or_path is empty, but training needs a model; name one.")
+    first = prompts.train[0]
+    scores = [reward.try_on(first, strict=run.dry_run) for reward in rewards]
     if run.dry_run:
-        updates = config.updates_per_rollout
-        console.print(f"{len(prompts.train)} prompts; a rollout feeds {updates} updates; nothing was run.")
+        console.print(view.dry_run(config, len(prompts.train), first, rewards, scores))
         return 0
     trainer, prompts = build_trainer(run, config, model_args, prompts, rewards)
     make_room(config, checkpoint)

@@ -21,12 +21,20 @@ def blocks(name):
 
 
 def test_the_readmes_library(capsys):
-    loss, one_pass = blocks("README.md")
+    _, loss, one_pass = blocks("README.md")
     namespace = {}
     exec(loss, namespace)
     assert namespace["logps"].grad.abs().sum() > 0 and "tensor" in capsys.readouterr().out
     exec(one_pass, namespace)  # as somebody pastes it below the first
     assert namespace["hidden"].grad.abs().sum() > 0 and namespace["lm_head"].weight.grad.abs().sum() > 0
+
+
+def test_the_readmes_reward(tmp_path, monkeypatch):
+    (tmp_path / "my_reward.py").write_text(blocks("README.md")[0])
+    monkeypatch.chdir(tmp_path)
+    (reward,) = load_rewards(["python:my_reward:score"], max_completion_length=8)
+    chat = [{"role": "assistant", "content": "It is 84"}]
+    assert reward(["It is 83\n", chat], [[0], [0]], prompts=["", []], answer=["83", "83"]) == [1.0, 0.0]
 
 
 def test_ones_own_reward(tmp_path, monkeypatch):

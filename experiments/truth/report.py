@@ -150,8 +150,10 @@ def interval(rows: pd.DataFrame, column: str) -> str:
 def draw(rows: pd.DataFrame, file: Path) -> None:
     """Rank correlations with their intervals, a panel a chain."""
     names = [name for name in SIGNALS if name != "truth"][::-1]
-    figure, panels = plt.subplots(1, 2, figsize=(10, 5), sharey=True, layout="constrained")
-    for panel, chain in zip(panels, CHAINS, strict=True):
+    chains = [chain for chain in CHAINS if (rows.chain == chain).any()]
+    how = {"figsize": (2.5 + 4.5 * len(chains), 5), "sharey": True, "layout": "constrained", "squeeze": False}
+    figure, (panels,) = plt.subplots(1, len(chains), **how)
+    for panel, chain in zip(panels, chains, strict=True):
         for kind, right, offset, colour in (("right", True, 0.15, "#009e73"), ("wrong", False, -0.15, "#d55e00")):
             for place, name in enumerate(names):
                 own = rows[(rows.chain == chain) & (rows.signal == name) & (rows.right == right)]

@@ -110,7 +110,15 @@ class Traces:
             completions = (self._completion(samples[row], whole[row], out) for row in chosen)
             self.writer.write(self.rollout, self.micro_batches, completions, params_of(args))
             self.unreported = self.rollout
+            if self._is_last_update(args):  # no hook is called after it: what other ranks still write is not in
+                self.writer.log_report(self.rollout)
         self.micro_batches += 1
+
+    def _is_last_update(self, args: Namespace) -> bool:
+        batch = getattr(args, "global_batch_size", None)
+        if not batch or self.rollout + 1 != getattr(args, "num_rollout", None):
+            return False
+        return self.update + 1 == args.rollout_batch_size * args.n_samples_per_prompt // batch
 
     def _sample(self, tokens: Tensor, response: int) -> Sample:
         """What is known of the sample with these tokens; without the rollout's data a number of its own."""

@@ -30,9 +30,9 @@ def test_the_readmes_library(capsys):
 
 
 def test_the_readmes_reward(tmp_path, monkeypatch):
-    (tmp_path / "my_reward.py").write_text(blocks("README.md")[0])
+    (tmp_path / "readmes_reward.py").write_text(blocks("README.md")[0])
     monkeypatch.chdir(tmp_path)
-    (reward,) = load_rewards(["python:my_reward:score"], max_completion_length=8)
+    (reward,) = load_rewards(["python:readmes_reward:score"], max_completion_length=8)
     chat = [{"role": "assistant", "content": "It is 84"}]
     assert reward(["It is 83\n", chat], [[0], [0]], prompts=["", []], answer=["83", "83"]) == [1.0, 0.0]
 

@@ -53,6 +53,11 @@ def test_a_responses_order_is_its_own_and_stays(batch):
     assert len(orders(ids.bfloat16())) == 2
 
 
+def test_a_batch_without_responses(batch):
+    none = [column[:0] for column in batch]
+    assert control_weights(fipo_loss(*none, FIPOParams()), none[3], "shuffle", []).weight.shape == (0, 40)
+
+
 def test_uniform_keeps_each_responses_mean(batch):
     plain, out = controlled(batch, "uniform")
     for row in range(6):

@@ -32,8 +32,10 @@ def control_weights(out: FIPOOutput, trained: Tensor, control: str, orders: Iter
         control: One of CONTROLS.
         orders: A generator on the CPU for each response, for the shuffle: see `response_orders`.
     """
-    rows = zip(out.weight, trained, orders, strict=True)
-    return with_weights(out, torch.stack([controlled(weight, mask, control, order) for weight, mask, order in rows]))
+    weight = out.weight.clone()
+    for row, mask, order in zip(weight, trained, orders, strict=True):
+        row.copy_(controlled(row, mask, control, order))
+    return with_weights(out, weight)
 
 
 def controlled(weight: Tensor, trained: Tensor, control: str, order: torch.Generator) -> Tensor:

@@ -69,6 +69,21 @@ def test_a_reward_is_tried_before_a_model_is_loaded(folder, capsys, body, words)
     refused(["train", "recipe.yaml"], words, capsys)
 
 
+def test_a_reward_for_chat_may_be_tried_on_text_prompts(folder, capsys):
+    """Whether prompts become chat messages the model's template decides, which a dry run does not see."""
+    body = "return iter([float(messages[-1]['content'] == '2') for messages in completions])"
+    (folder / "mine.py").write_text(f"def score(completions, **columns):\n    {body}\n")
+    (folder / "data.jsonl").write_bytes(lines_of([{"prompt": f"{i}+1=", "answer": "2"} for i in range(10)]))
+    for prompt_format, works in (("auto", True), ("chat", True), ("text", False)):
+        sys.modules.pop("mine", None)
+        write(folder, rewards=["python:mine:score"], prompt_format=prompt_format)
+        if works:
+            assert main(["train", "recipe.yaml"]) == 0
+            assert "rewards of its answer '2': score 1\n" in capsys.readouterr().out
+        else:
+            refused(["train", "recipe.yaml"], "raised for the completion '2' of the first prompt (TypeError", capsys)
+
+
 def test_a_dry_run_shows_a_prompt_and_what_its_answer_gets(folder, capsys):
     (folder / "data.jsonl").write_bytes(lines_of([{"prompt": f"{i}+1=2\n1+1=", "answer": "2"} for i in range(10)]))
     write(folder, rewards=["last_number", "overlong"], stop_character="\\n")

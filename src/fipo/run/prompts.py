@@ -143,6 +143,14 @@ def _formatted(prompts: Dataset, run: RunArguments, *, has_template: bool) -> Da
     return rest.add_column("prompt", messages).remove_columns(AS_READ)  # last: without columns a dataset has no rows
 
 
+def forms_of(prompt: Any, run: RunArguments) -> list[Any]:
+    """What `ready_for` may make of a prompt as it was read; between text and chat the model's template decides."""
+    if not isinstance(prompt, str) or run.prompt_format == "text":
+        return [prompt]
+    chat = _messages(prompt, run.system_prompt)
+    return [chat] if run.prompt_format == "chat" else [prompt, chat]
+
+
 def _messages(prompt: Any, system_prompt: str | None) -> list[dict[str, str]]:
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     messages = [{key: message[key] for key in ("role", "content")} for message in messages]

@@ -60,31 +60,38 @@ class Reward:
         except (Exception, SystemExit):  # find out which samples it is; a reward may raise anything
             return self._one_by_one(batch)
 
-    def try_on(self, row: dict[str, Any], *, strict: bool) -> float | None:
+    def try_on(self, row: dict[str, Any], prompts: list[Any], *, strict: bool) -> float | None:
         """The score of a prompt's own answer as the completion, or of an empty one where the data have none.
 
+        Args:
+            row: Of the data.
+            prompts: The forms that its prompt may get; what is scored in one of them is scored.
+            strict: Whether a reward that raises is refused. Otherwise its score is None: what it calls may be back
+                when it counts.
+
         Raises:
-            InvalidParameterError: It is no score, or, if `strict`, the reward raises. Otherwise that is None: what it
-                calls may be back when it counts.
+            InvalidParameterError: It returned no score, or raised.
         """
         text = str(row.get("answer", ""))
         columns = {name: [value] for name, value in row.items() if name != "prompt"}
-        columns |= {"completion_ids": [text.split()], "prompts": [row["prompt"]]}
-        try:
-            return self._checked(self._batch(completions=[as_completion(text, row["prompt"])], **columns), 1)[0]
-        except UnusableScoresError as error:
+        columns |= {"completion_ids": [text.split()]}
+        failure: BaseException | None = None
+        for prompt in prompts:
+            try:
+                scores = self._batch(completions=[as_completion(text, prompt)], prompts=[prompt], **columns)
+                return self._checked(scores, 1)[0]
+            except FIPOError:
+                raise
+            except (Exception, SystemExit) as error:
+                failure = error
+        if isinstance(failure, UnusableScoresError):
+            raise InvalidParameterError(f"The reward {self.__name__} {str(failure).removesuffix('.')}; repair it.")
+        if strict and failure is not None:
             raise InvalidParameterError(
-                f"The reward {self.__name__} {str(error).removesuffix('.')}; repair it."
-            ) from None
-        except FIPOError:
-            raise
-        except (Exception, SystemExit) as error:
-            if strict:
-                raise InvalidParameterError(
-                    f"The reward {self.__name__} raised for the completion {text!r} of the first prompt "
-                    f"({type(error).__name__}: {one_line(error)}); repair it, and try others with `fipo test-reward`."
-                ) from error
-            return None
+                f"The reward {self.__name__} raised for the completion {text!r} of the first prompt "
+                f"({type(failure).__name__}: {one_line(failure)}); repair it, and try others with `fipo test-reward`."
+            ) from failure
+        return None
 
     def _one_by_one(self, batch: dict[str, Any]) -> list[float | None]:
         scores: list[float | None] = []
@@ -125,6 +132,7 @@ class Reward:
         try:
             if isinstance(scores, str | dict):
                 raise TypeError
+            scores = list(scores)  # a reward may return an iterator
             if any(isinstance(score, str) for score in scores):
                 raise TypeError
             scores = [None if score is None else float(score) for score in scores]

@@ -24,7 +24,7 @@ from fipo.run.doctor import require_vllm
 from fipo.run.evaluate import Accuracy
 from fipo.run.model import end_at, load_model
 from fipo.run.output_folder import checkpoint_before, checkpoint_to_resume, make_room, require_usable
-from fipo.run.prompts import Prompts, prompts_of, ready_for
+from fipo.run.prompts import Prompts, forms_of, prompts_of, ready_for
 from fipo.run.rewards import Reward, load_rewards
 from fipo.run_folder import FINISHED, LOCK_FILE, METRICS_FILE, REPORT_FILE, STOPPED, locked
 from fipo.terminal import one_line
@@ -75,7 +75,8 @@ def _train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) ->
     if not model_args.model_name_or_path:
         raise InvalidParameterError("model_name_or_path is empty, but training needs a model; name one.")
     first = prompts.train[0]
-    scores = [reward.try_on(first, strict=run.dry_run) for reward in rewards]
+    forms = forms_of(first["prompt"], run)
+    scores = [reward.try_on(first, forms, strict=run.dry_run) for reward in rewards]
     if run.dry_run:
         console.print(view.dry_run(config, len(prompts.train), first, rewards, scores))
         return 0

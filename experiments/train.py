@@ -57,9 +57,7 @@ def train(run: Run, watch: Callable[[LlamaForCausalLM, int, Batch], None] | None
         record.start_rollout(samples, rewards)
         order = torch.randperm(len(asked), generator=sampling)
         for update, rows in enumerate(order.chunk(arm.updates)):
-            width = int(samples.mask[rows].sum(-1).max())
-            ids, mask, old_logps = (column[rows, :width] for column in (samples.ids, samples.mask, samples.logps))
-            batch = Batch(response_logps(model, prompts[rows], ids, dtype), old_logps, advantages[rows], mask)
+            batch = batch_of(model, prompts, samples, advantages, rows, dtype)
             if watch:
                 watch(model, update, batch)
             loss, out = policy_loss(run, batch, shuffling)
@@ -67,13 +65,22 @@ def train(run: Run, watch: Callable[[LlamaForCausalLM, int, Batch], None] | None
             norm = clip_grad_norm_(model.parameters(), setting.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
-            record.add_update(update, out, mask, advantages[rows], norm)
+            record.add_update(update, out, batch.mask, batch.advantages, norm)
         warmup.step()
         record.end_rollout()
         if (rollout + 1) % setting.eval_every == 0 and rollout + 1 < setting.rollouts:
             record.evaluate(model, chain, setting.eval_problems)
     record.evaluate(model, chain, setting.final_problems)
     return record.measured()
+
+
+def batch_of(
+    model: LlamaForCausalLM, prompts: Tensor, samples: Samples, advantages: Tensor, rows: Tensor, dtype: torch.dtype
+) -> Batch:
+    """These rows of a rollout, scored by the model, no wider than the longest of them."""
+    width = int(samples.mask[rows].sum(-1).max())
+    ids, mask, old_logps = (column[rows, :width] for column in (samples.ids, samples.mask, samples.logps))
+    return Batch(response_logps(model, prompts[rows], ids, dtype), old_logps, advantages[rows], mask)
 
 
 def policy_loss(run: Run, batch: Batch, generator: torch.Generator) -> tuple[Tensor, FIPOOutput]:

@@ -8,15 +8,14 @@ from torch import Tensor
 DECIDED = 0.1  # a response has a deciding token if one changes the probability of a right answer by so much
 MOST_OF_TRUTH = 0.8
 REPETITIONS = 2000
-MEASURES = {
-    "rank correlation": "with the true advantage, tokens of one response",
-    "share": "of the signal's size on the tokens that hold 80 % of the truth's",
-    "AUC": "area under the ROC curve of the signal's size for the deciding token",
-}
 
 
 def of_response(signal: Tensor, truth: Tensor) -> dict[str, float]:
-    """The MEASURES of one response's signal and truth, both (T,). A constant signal has correlation 0 and AUC 0.5."""
+    """How one response's signal points at the truth, both (T,); a constant signal has correlation 0 and AUC 0.5.
+
+    The rank correlation with the truth; the share of the signal's size on the tokens that hold 80 % of the truth's; the
+    area under the ROC curve of the signal's size for the deciding token.
+    """
     size = signal.abs().double().numpy()
     decisive = int(truth.abs().argmax())
     return {

@@ -18,7 +18,7 @@ from experiments.model import Samples, response_logps
 from experiments.protocol import FIPO, Run, Setting
 from experiments.start import supervised_start
 from experiments.task import CHAINS, Problem, sample_problem
-from experiments.train import Batch, group_advantages, policy_loss, roll_out
+from experiments.train import batch_of, group_advantages, policy_loss, roll_out
 
 
 @dataclass(frozen=True)
@@ -92,18 +92,14 @@ def updates(
     rollout: Rollout, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer
 ) -> Iterator[tuple[int, Tensor]]:
     """Makes the rollout's updates with FIPO's loss; before each, yields its number and the rows not yet trained on."""
-    setting, samples = rollout.setting, rollout.samples
-    run = Run(setting, FIPO, 0)
+    run = Run(rollout.setting, FIPO, 0)
     rows_of = torch.arange(len(rollout.rewards)).chunk(FIPO.updates)
     for update, rows in enumerate(rows_of):
         yield update, torch.cat(rows_of[update:])
-        width = int(samples.mask[rows].sum(-1).max())
-        ids, mask, old_logps = (column[rows, :width] for column in (samples.ids, samples.mask, samples.logps))
-        logps = response_logps(model, rollout.prompts[rows], ids, torch.float32)
-        batch = Batch(logps, old_logps, rollout.advantages[rows], mask)
+        batch = batch_of(model, rollout.prompts, rollout.samples, rollout.advantages, rows, torch.float32)
         loss, _ = policy_loss(run, batch, torch.Generator())
         loss.backward()
-        clip_grad_norm_(model.parameters(), setting.max_grad_norm)
+        clip_grad_norm_(model.parameters(), rollout.setting.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
 

@@ -16,6 +16,8 @@ CONTROLS = {
     "shuffle": "each response's weights in an order of their own, the same at each of its updates",
 }
 
+HELP = "For experiments, other weights than FIPO's. " + "; ".join(f"{name}: {what}" for name, what in CONTROLS.items())
+
 
 def check_control(name: str, control: str | None) -> None:
     """Raises InvalidParameterError, with the setting's name, unless it is one of CONTROLS or None."""

@@ -8,6 +8,7 @@ import torch
 from accelerate import DistributedType
 from trl import GRPOConfig
 
+from fipo.core.control import HELP as CONTROL_HELP
 from fipo.core.control import check_control
 from fipo.errors import InvalidParameterError
 from fipo.params import KNOBS, FIPOParams
@@ -54,9 +55,7 @@ class FIPOConfig(GRPOConfig):
     fipo_streaming: bool = _option(
         "Loss and gradients in one pass without logits. False: from log-probs by TRL's fused head.", True
     )
-    fipo_control: str | None = _option(
-        "For experiments: weights 1 (none), each response's mean (uniform), or shuffled (shuffle)."
-    )
+    fipo_control: str | None = _option(f"{CONTROL_HELP}.")
     fipo_trace_every: int = _option("Write traces of every so many rollouts; 0: never.", 8)
     fipo_trace_samples: int = _option("Completions of a traced rollout to write.", 64)
     fipo_dynamic_sampling_rounds: int = _option(

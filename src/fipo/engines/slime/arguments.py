@@ -5,7 +5,7 @@ import logging
 from contextlib import suppress
 from typing import Any
 
-from fipo.core.control import CONTROLS, check_control
+from fipo.core.control import CONTROLS, HELP, check_control
 from fipo.engines.tracing import TRACE_SETTINGS, TraceOptions
 from fipo.errors import InvalidParameterError
 from fipo.params import FORMER_KNOBS, KNOBS, NO_EFFECT, PRESETS, FIPOParams
@@ -35,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         if isinstance(knob.default, bool):
             how = {"action": argparse.BooleanOptionalAction}
         group.add_argument(flag_of(name), default=None, help=f"{knob.help} Default {knob.default}.", **how)
-    group.add_argument(
-        "--fipo-control", choices=CONTROLS, default=None, help="For experiments: other weights than FIPO's."
-    )
+    group.add_argument("--fipo-control", choices=CONTROLS, default=None, help=f"{HELP}.")
     for name, meaning in TRACE_SETTINGS.items():
         group.add_argument(flag_of(name), type=str if name == "trace_dir" else int, default=None, help=meaning)
     for name in FORMER_KNOBS:
@@ -76,6 +74,11 @@ def trace_options(args: argparse.Namespace) -> TraceOptions | None:
 def control_of(args: argparse.Namespace) -> str | None:
     """The control that replaces FIPO's weights, of `fipo.core.control.CONTROLS`; None where none is asked for."""
     return getattr(args, "fipo_control", None)
+
+
+def updates_of(args: argparse.Namespace) -> int:
+    """How many updates a rollout feeds; slime leaves out a last, smaller batch."""
+    return args.rollout_batch_size * args.n_samples_per_prompt // args.global_batch_size
 
 
 def check_arguments(args: argparse.Namespace) -> FIPOParams:
@@ -129,8 +132,7 @@ def _check_updates(args: argparse.Namespace) -> None:
         return
     if getattr(args, "keep_old_actor", False):  # π_old is an older policy than the rollout's
         return
-    samples = args.rollout_batch_size * args.n_samples_per_prompt
-    updates = samples // batch  # slime leaves out a last, smaller batch
+    samples, updates = args.rollout_batch_size * args.n_samples_per_prompt, updates_of(args)
     if updates < 2:
         raise InvalidParameterError(
             f"A rollout of {args.rollout_batch_size} prompts × {args.n_samples_per_prompt} samples = {samples} samples "

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fipo.core.loss import FIPOOutput
-from fipo.engines.slime.arguments import control_of, params_of, trace_options
+from fipo.engines.slime.arguments import control_of, params_of, trace_options, updates_of
 from fipo.engines.slime.contract import slime_function
 from fipo.engines.tracing import Completion, TraceOptions, TraceWriter, among, group_number
 from fipo.errors import InvalidParameterError
@@ -115,10 +115,7 @@ class Traces:
         self.micro_batches += 1
 
     def _is_last_update(self, args: Namespace) -> bool:
-        batch = getattr(args, "global_batch_size", None)
-        if not batch or self.rollout + 1 != getattr(args, "num_rollout", None):
-            return False
-        return self.update + 1 == args.rollout_batch_size * args.n_samples_per_prompt // batch
+        return self.rollout + 1 == getattr(args, "num_rollout", None) and self.update + 1 == updates_of(args)
 
     def _sample(self, tokens: Tensor, response: int) -> Sample:
         """What is known of the sample with these tokens; without the rollout's data a number of its own."""

@@ -65,7 +65,7 @@ class ChunkedHead:
         halves = self._input_dtype == torch.bfloat16 and multiplies_into_float32(self.weight.device)
         self._operand_dtype = self._input_dtype if halves else self.dtype
         plain = self.weight.dtype == self._input_dtype == torch.bfloat16
-        self.native_states = plain and device == "cpu" and processor_has_bfloat16()
+        self.native_gradients = plain and device == "cpu" and processor_has_bfloat16()
         self._buffer = torch.empty(0, len(self.weight), dtype=self.dtype, device=self.weight.device)
         self._whole = self._whole_weight()
 
@@ -113,9 +113,8 @@ class ChunkedHead:
             self._differentiate(grad[rows], rows, grad_logps, grad_entropy)
         if bias is not None:
             bias += grad.sum(0)
-        if hidden and self.native_states:  # complete after one product, and bfloat16 in the end
-            self._add_products(grad, None, weight)
-            return (grad.to(torch.bfloat16) @ self.weight).to(self.dtype)
+        if self.native_gradients:
+            return self._native_products(grad.to(torch.bfloat16), hidden, weight)
         grad_hidden = torch.empty_like(self._hidden, dtype=self.dtype) if hidden else None
         self._add_products(grad, grad_hidden, weight)
         return grad_hidden
@@ -131,6 +130,12 @@ class ChunkedHead:
                 self._product(grad_hidden, slopes, self._factor(tile), accumulate=tile.start > 0)
             if weight is not None:
                 self._product(weight[tile], slopes.t(), states, accumulate=True)
+
+    def _native_products(self, grad: Tensor, hidden: bool, weight: Tensor | None) -> Tensor | None:
+        """Of bfloat16 factors with bfloat16 results, as both gradients are in the end; chunks add up in float32."""
+        if weight is not None:
+            weight += grad.t() @ self._hidden
+        return (grad @ self.weight).to(self.dtype) if hidden else None
 
     def _transform(self, logits: Tensor) -> Tensor:
         """From products to logits, in place."""

@@ -205,7 +205,7 @@ def _default_budget(head: ChunkedHead) -> int:
     """On CPUs an eighth of the head's gradient, where that is more: smaller chunks spend their time adding to it."""
     if head.weight.device.type != "cpu":
         return ACCELERATOR_TOKENS * head.bytes_per_token
-    if head.native_states:
+    if head.native_gradients:
         return BFLOAT16_TOKENS * head.bytes_per_token
     return max(CPU_BUDGET, head.weight.numel() * head.dtype.itemsize // 8)
 

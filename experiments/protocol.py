@@ -42,6 +42,7 @@ class Arm:
 
     name: str
     control: str | None = None  # of fipo.core.control; None: FIPO's own weights
+    signed: str | None = None  # weights exp(sign(A) · this), of FIPOOutput; None: FIPO's own
     params: FIPOParams = field(default_factory=FIPOParams)
     updates: int = 8  # per rollout
     bf16: bool = False  # logits rounded to bfloat16 before the log-probs, of both policies
@@ -79,6 +80,9 @@ ABLATION_SETTING, ABLATION_SEEDS = "short", range(5)
 # What stood out among the ablations, once more, on seeds that had no part in choosing it
 CONFIRMED = [arm for arms in ABLATIONS.values() for arm in arms if arm.name in ("decay_8", "updates_16")]
 CONFIRMATION_SEEDS = range(5, 10)
+# What docs/credit_truth.md found to point at the true credit, on seeds that had no part in finding it
+SIGNED = [Arm("signed_future_kl", signed="future_kl"), Arm("signed_log_ratio", signed="log_ratio")]
+SIGNED_SEEDS = range(10, 18)
 
 
 def baseline(arm: Arm) -> Arm:
@@ -139,10 +143,17 @@ def confirmation_runs() -> list[Run]:
     return [Run(SETTINGS[ABLATION_SETTING], arm, seed) for seed in CONFIRMATION_SEEDS for arm in arms]
 
 
+def signed_runs() -> list[Run]:
+    """Seed by seed."""
+    arms = [GRPO, FIPO, *SIGNED]
+    return [Run(SETTINGS[ABLATION_SETTING], arm, seed) for seed in SIGNED_SEEDS for arm in arms]
+
+
 SERIES = {
     "select": selection_runs,
     "main": main_runs,
     "ablations": ablation_runs,
     "smollm2": smollm2_runs,
     "confirm": confirmation_runs,
+    "signed": signed_runs,
 }

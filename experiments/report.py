@@ -26,8 +26,11 @@ from experiments.protocol import (
     SERIES,
     SETTINGS,
     SHUFFLED,
+    SIGNED,
+    SIGNED_SEEDS,
     SMOLLM2,
     UNIFORM,
+    Arm,
     Elsewhere,
     Setting,
     baseline,
@@ -51,6 +54,7 @@ from experiments.statistics import (
 DOCUMENT = Path(__file__).parents[1] / "docs" / "evidence.md"
 COMPARED = [*SETTINGS.values(), SMOLLM2]
 PAIRS = [(FIPO, GRPO), (FIPO, SHUFFLED), (FIPO, UNIFORM), (SHUFFLED, GRPO), (UNIFORM, GRPO)]
+SIGNED_PAIRS = [*((arm, other) for arm in SIGNED for other in (GRPO, FIPO)), (FIPO, GRPO)]
 WEIGHT_COLUMNS = {  # column → heading; means over a run's rollouts
     "log_ratio": "mean size of log_ratio",
     "future_kl_abs": "of future_kl",
@@ -81,24 +85,27 @@ def main() -> int:
     results, excluded = read_results(runs)
     found = blocks(results, excluded, len(runs))
     DOCUMENT.write_text(fill(DOCUMENT.read_text(), found))
-    plots.draw(results, DOCUMENT.with_suffix(""))
+    plots.draw(of_seeds(results, SEEDS), DOCUMENT.with_suffix(""))
     print(found["excluded"])
     return 0
 
 
 def blocks(results: Results, excluded: dict[str, str], total: int) -> dict[str, str]:
     """The document's tables by name."""
+    main, signed = of_seeds(results, SEEDS), of_seeds(results, SIGNED_SEEDS)
     return {
         "settings": settings_table(),
         "selection": selection_table(results),
-        "accuracy": accuracy_table(results),
-        "comparisons": comparison_table(results),
-        "seeds": seed_table(results),
+        "accuracy": accuracy_table(main),
+        "comparisons": comparison_table(main),
+        "seeds": seed_table(main),
         "ablations": ablation_table(of_seeds(results, ABLATION_SEEDS)),
         "confirmation": confirmation_table(of_seeds(results, CONFIRMATION_SEEDS)),
-        "weights": means_table(results, WEIGHT_COLUMNS, np.mean),
+        "signed": comparison_table(signed, [SETTINGS[ABLATION_SETTING]], SIGNED_PAIRS),
+        "signed seeds": seed_table(signed, [SETTINGS[ABLATION_SETTING]], SIGNED_PAIRS),
+        "weights": means_table(main, WEIGHT_COLUMNS, np.mean),
         "alignment": alignment_table(),
-        "ends": means_table(results, END_COLUMNS, lambda column: column[-1]),
+        "ends": means_table(main, END_COLUMNS, lambda column: column[-1]),
         "excluded": excluded_list(excluded, total),
     }
 
@@ -148,11 +155,15 @@ def accuracy_table(results: Results, settings: Sequence[Setting | Elsewhere] = C
     return table(["setting", "arm", "seeds", *headings, "deviation of final accuracy", "its lowest seed, %"], rows)
 
 
-def comparison_table(results: Results, settings: Sequence[Setting | Elsewhere] = COMPARED) -> str:
+def comparison_table(
+    results: Results,
+    settings: Sequence[Setting | Elsewhere] = COMPARED,
+    pairs: Sequence[tuple[Arm, Arm]] = PAIRS,
+) -> str:
     """An interval is in bold where it excludes zero and comes from all seeds: over few it is too narrow to say so."""
     rows = []
     for setting in settings:
-        for ours, theirs in PAIRS:
+        for ours, theirs in pairs:
             row = [setting.name, f"{ours.name} − {theirs.name}"]
             for name, score in SCORES.items():
                 pair = [scores(results, setting, arm, score) for arm in (ours, theirs)]
@@ -168,15 +179,19 @@ def comparison_table(results: Results, settings: Sequence[Setting | Elsewhere] =
     return table(["setting", "pair", final, "sign-flip p", "found 4 times in 5, points", better, area, better], rows)
 
 
-def seed_table(results: Results) -> str:
-    """The primary comparisons, seed by seed."""
+def seed_table(
+    results: Results,
+    settings: Sequence[Setting | Elsewhere] = COMPARED,
+    pairs: Sequence[tuple[Arm, Arm]] = PAIRS[:2],
+) -> str:
+    """Comparisons seed by seed."""
     rows = []
-    for setting in COMPARED:
-        for ours, theirs in PAIRS[:2]:
+    for setting in settings:
+        for ours, theirs in pairs:
             a, b = (scores(results, setting, arm, final_accuracy) for arm in (ours, theirs))
             if a.keys() & b.keys():
                 rows.append([setting.name, f"{ours.name} − {theirs.name}", seed_by_seed(a, b)])
-    return table(["setting", "pair", "difference in final accuracy of seeds 0, 1, …, points"], rows)
+    return table(["setting", "pair", "difference in final accuracy of each seed, points"], rows)
 
 
 def ablation_table(results: Results) -> str:

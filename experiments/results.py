@@ -7,6 +7,7 @@ from typing import Any
 
 from experiments.protocol import Run
 from fipo.errors import DataError
+from fipo.params import FORMER_KNOBS
 
 
 def write_result(run: Run, measured: dict[str, Any]) -> None:
@@ -34,8 +35,9 @@ def read_result(run: Run) -> dict[str, Any]:
         raise DataError(f"{run.name} is damaged ({type(error).__name__}: {error}); delete {run.file.name}.") from error
     if checksum != _checksum(content):
         raise DataError(f"{run.name} is damaged (its checksum is not that of its content); delete {run.file.name}.")
-    if content["run"] != describe(run):
-        other = sorted(knob for knob, value in describe(run).items() if content["run"].get(knob) != value)
+    found, expected = _that_count(content["run"]), _that_count(describe(run))
+    if found != expected:
+        other = sorted(knob for knob, value in expected.items() if found.get(knob) != value)
         raise DataError(f"{run.name} was run with another {', '.join(other)}; delete {run.file.name}.")
     return content
 
@@ -57,6 +59,12 @@ def describe(run: Run) -> dict[str, Any]:
     if run.arm.learning_rate is not None:
         del knobs["setting"]["learning_rate"]
     return json.loads(json.dumps(knobs), parse_constant=str)
+
+
+def _that_count(knobs: dict[str, Any]) -> dict[str, Any]:
+    """Without those that are not set, and those that had no effect: results outlive the settings that come and go."""
+    inner = {name: _that_count(value) if isinstance(value, dict) else value for name, value in knobs.items()}
+    return {name: value for name, value in inner.items() if value is not None and name not in FORMER_KNOBS}
 
 
 def columns(rows: list[dict[str, float]]) -> dict[str, list[float]]:

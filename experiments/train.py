@@ -13,12 +13,12 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import LlamaForCausalLM
 
 from experiments.model import Samples, response_logps, sample
-from experiments.protocol import Run
+from experiments.protocol import Arm, Run
 from experiments.results import columns
 from experiments.start import supervised_start
 from experiments.task import CHAINS, Chain, Problem, decode, encode, reward, sample_problem
 from fipo import FIPOOutput, fipo_loss, token_mean
-from fipo.core.control import control_weights
+from fipo.core.control import control_weights, with_weights
 from fipo.core.logged import TOKEN_MEANS
 
 HELD_OUT_SEED = 0  # one held-out set for all seeds and arms
@@ -87,9 +87,17 @@ def policy_loss(run: Run, batch: Batch, generator: torch.Generator) -> tuple[Ten
     """The arm's loss, a scalar with gradient, and what FIPO knows of every token. The only place where arms differ."""
     clip_range = {"epsilon_low": run.setting.epsilon_low, "epsilon_high": run.setting.epsilon_high}
     out = fipo_loss(batch.logps, batch.old_logps, batch.advantages, batch.mask, run.arm.params, **clip_range)
+    if run.arm.signed is not None:
+        out = with_weights(out, signed_weights(out, batch.advantages, run.arm))
     if run.arm.control is not None:
         out = control_weights(out, batch.mask, run.arm.control, repeat(generator, len(batch.mask)))
     return token_mean(out.loss, out.kept), out
+
+
+def signed_weights(out: FIPOOutput, advantages: Tensor, arm: Arm) -> Tensor:
+    """exp(sign(A) · x) within the bounds of FIPO's weights; x is a column of `out`, (B, T)."""
+    exponent = advantages.sign()[:, None] * getattr(out, arm.signed)
+    return exponent.exp().clamp(arm.params.weight_low, arm.params.weight_high)
 
 
 def roll_out(

@@ -1,27 +1,26 @@
 """FIPO, Future-KL Influenced Policy Optimization: every token of a rollout gets its own credit. Needs torch alone."""
 
-import warnings
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # which fipo does not need
-    import torch as _  # noqa: F401
-
-from fipo.core import (
-    FIPOOutput,
-    LMHead,
-    Objective,
-    StreamingOutput,
-    TokenBatch,
-    fipo_loss,
-    future_kl,
-    influence_weights,
-    streaming_fipo_loss,
-    streaming_logps,
-    streaming_loss,
-    token_mean,
-)
 from fipo.errors import DataError, FIPOError, InvalidInputError, InvalidParameterError
 from fipo.params import FIPOParams
+
+if TYPE_CHECKING:
+    from fipo.core import (
+        FIPOOutput,
+        LMHead,
+        Objective,
+        StreamingOutput,
+        TokenBatch,
+        fipo_loss,
+        future_kl,
+        influence_weights,
+        streaming_fipo_loss,
+        streaming_logps,
+        streaming_loss,
+        token_mean,
+    )
 
 __version__ = "0.1.0"
 
@@ -44,3 +43,11 @@ __all__ = [
     "streaming_loss",
     "token_mean",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The mathematics imports torch, which takes a second: when it is used, and not for a command's --help."""
+    if name in __all__ or name == "core":
+        core = import_module("fipo.core")
+        return core if name == "core" else getattr(core, name)
+    raise AttributeError(f"module 'fipo' has no attribute {name!r}")

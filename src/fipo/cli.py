@@ -55,8 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         if options.command == "train":
             return _train(rest)
-        if rest:
+        if rest and options.command != "test-reward":
             commands[options.command].error(f"unrecognized arguments: {' '.join(rest)}")
+        options.flags = rest
         return options.run(options)
     except SystemExit as done:  # --help and --version
         return int(done.code or 0)
@@ -93,7 +94,7 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     init.add_argument("--prompt-column", help="if it has an unusual name")
     init.add_argument("--answer-column", help="if it has an unusual name")
     score = add("test-reward", _test_reward, "score completions with a recipe's rewards, without a model")
-    score.add_argument("recipe", help="a recipe whose rewards are used")
+    score.add_argument("recipe", help="a recipe whose rewards are used; --flag value … as behind fipo train")
     score.add_argument("completions", type=Path, help="JSONL with completion and answer a line")
     report = add("report", _report, "write one HTML report about runs: curves, and every token's credit")
     report.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a file of traces or metrics")
@@ -146,18 +147,19 @@ def _extra(name: str) -> Iterator[None]:
 def _train(arguments: list[str]) -> int:
     if not arguments:
         raise InvalidParameterError("fipo train needs a recipe or flags; `fipo train --help` lists them.")
-    with _extra("train"):
-        from fipo.run.recipe import parse_recipe, read_recipe
-
-        if not arguments[0].startswith("-"):
-            read_recipe(arguments[0])  # before slower imports
-        _quiet_libraries()
-        from fipo.run.help import print_help
-        from fipo.run.train import train
     if any(flag in arguments for flag in ("-h", "--help", "--help-all")):
+        with _extra("train"):
+            from fipo.run.help import print_help
         return print_help("--help-all" in arguments)
+    with _extra("train"):
+        from fipo.run.recipe import parse_recipe, read_settings, require_sources
+
+        settings = read_settings(arguments)
+        require_sources(settings)  # before slower imports
+        _quiet_libraries()
+        from fipo.run.train import train
     try:
-        return train(*parse_recipe(arguments))
+        return train(*parse_recipe(settings))
     except ImportError as error:
         name = next((name for name in OPTIONAL if name in str(error).lower()), None)
         if name is None:
@@ -199,7 +201,7 @@ def _init(options: argparse.Namespace) -> int:
 def _test_reward(options: argparse.Namespace) -> int:
     with _extra("train"):
         from fipo.run.score import score_file
-    return score_file(options.recipe, options.completions)
+    return score_file(options.recipe, options.completions, options.flags)
 
 
 def _analyze(options: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from rliable import metrics
 from scipy.stats import trim_mean, ttest_1samp
 
@@ -15,16 +16,20 @@ from experiments.protocol import (
     CONFIRMED,
     FIPO,
     GRPO,
+    SERIES,
     SETTINGS,
+    SIGNED,
+    SIGNED_SEEDS,
     Run,
     ablation_runs,
     baseline,
     confirmation_runs,
     main_runs,
     selection_runs,
-    smollm2_runs,
+    signed_runs,
 )
 from experiments.results import read_result, read_results, write_result
+from experiments.train import Batch, policy_loss
 from fipo import DataError
 
 SHORT = SETTINGS["short"]
@@ -39,6 +44,9 @@ def few_repetitions(monkeypatch):
     monkeypatch.setattr(statistics, "REPETITIONS", 200)
 
 
+KEPT = protocol.RESULTS
+
+
 @pytest.fixture(autouse=True)
 def results_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(protocol, "RESULTS", tmp_path)
@@ -46,12 +54,38 @@ def results_folder(tmp_path, monkeypatch):
 
 
 def test_the_protocol_names_every_run_once():
-    runs = [*selection_runs(), *main_runs(), *ablation_runs(), *smollm2_runs(), *confirmation_runs()]
+    runs = [run for series in SERIES.values() for run in series()]
     assert len({one.name for one in runs}) == len(runs) == len({one.file for one in runs})
     assert len([one for one in main_runs() if one.setting.name == "long" and one.arm is FIPO]) >= 10
     assert not {one.seed for one in selection_runs()} & {one.seed for one in main_runs()}
     assert not {one.seed for one in confirmation_runs()} & {one.seed for one in ablation_runs()}
     assert all(one.arm.control == "none" for one in selection_runs()), "the rate is chosen on GRPO alone"
+
+
+def test_kept_results_are_read_though_settings_came_and_went(monkeypatch):
+    """Else `make evidence` would run for hours and empty the document."""
+    monkeypatch.setattr(protocol, "RESULTS", KEPT)
+    runs = [run for series in SERIES.values() for run in series()]
+    results, excluded = read_results(runs)
+    assert set(excluded) == {run.name for run in runs if not run.file.exists()}
+    assert len(results) >= 219
+
+
+def test_signed_weights_point_up_where_the_log_ratio_agrees_with_the_advantage():
+    """Above 1 for what grew likelier in a right response or less likely in a wrong one; and the loss is scaled alike."""
+    old = torch.zeros(2, 3)
+    new, advantages, mask = torch.tensor([[0.1, -0.1, 0.0]] * 2), torch.tensor([1.0, -1.0]), torch.ones(2, 3).bool()
+    run = Run(SHORT, SIGNED[1], SIGNED_SEEDS[0])
+    loss, out = policy_loss(run, Batch(new, old, advantages, mask), torch.Generator())
+    expected = torch.tensor([[0.1, -0.1, 0.0], [-0.1, 0.1, 0.0]]).exp()
+    torch.testing.assert_close(out.weight, expected)
+    surrogate = -(advantages[:, None] * new.exp() * expected)
+    torch.testing.assert_close(loss, surrogate.mean())
+
+
+def test_no_seed_that_was_looked_at_before_tries_the_signed_exponents():
+    others = [run for name, series in SERIES.items() if name != "signed" for run in series()]
+    assert not {run.seed for run in signed_runs()} & {run.seed for run in others}
 
 
 def test_arms_differ_in_the_control_alone():

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fipo.run.recipe import parse_recipe
+from fipo.run.recipe import parse_recipe, read_settings
 from fipo.run.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -26,14 +26,14 @@ def test_dry_run(path, tmp_path, monkeypatch, capsys):
             "--answer_column",
             "answer",
         ]
-    run, config, model = parse_recipe([str(path), *flags])
+    run, config, model = parse_recipe(read_settings([str(path), *flags]))
     assert train(run, config, model) == 0
     assert "nothing was run" in capsys.readouterr().out
 
 
 def test_the_papers_7b_run():
     flags = ["--use_vllm", "false", "--bf16", "false"]
-    _, config, _ = parse_recipe([str(ROOT / "recipes" / "trl" / "math_qwen2.5_7b.yaml"), *flags])
+    _, config, _ = parse_recipe(read_settings([str(ROOT / "recipes" / "trl" / "math_qwen2.5_7b.yaml"), *flags]))
     gpus = 8
     assert config.updates_per_rollout == 8
     assert gpus * config.generation_batch_size == 512 * 32

@@ -1,11 +1,7 @@
-"""What `fipo train` takes beside FIPOConfig and TRL's ModelConfig."""
+"""What `fipo train` takes beside the trainer's and the model's settings. Light: it is read before TRL is."""
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from trl import ModelConfig
 
 from fipo.errors import InvalidParameterError
 
@@ -68,20 +64,3 @@ class RunArguments:
         if self.chat_template and not Path(self.chat_template).is_file():
             found = "is a folder" if Path(self.chat_template).is_dir() else "does not exist"
             raise InvalidParameterError(f"The chat template {self.chat_template} {found}, but must be a Jinja file.")
-
-
-@dataclass
-class ModelArguments(ModelConfig):
-    """TRL's ModelConfig; `model_name_or_path` may also be a .gguf file or package:NAME."""
-
-    dtype: str = field(
-        default="auto",
-        metadata={"help": "float32, bfloat16 …; auto: bfloat16 under adapters where it is fast, else float32."},
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        only: Any = self.lora_target_modules  # type: ignore[has-type]
-        # TRL makes a text of a list of one, and to PEFT a text is a pattern of whole names.
-        if isinstance(only, str) and re.fullmatch(r"\w+", only):
-            self.lora_target_modules = [only]

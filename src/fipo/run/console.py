@@ -108,6 +108,7 @@ class Display(TrainerCallback):
             self.console.print(
                 f"update {state.global_step}/{state.max_steps} · {self._signs()}", markup=False, soft_wrap=True
             )
+            self.seen = {name: value for name, value in self.seen.items() if not name.startswith("eval_")}
         if self.sample_every and state.global_step % self.sample_every == 0 and "loss" in extra["logs"]:
             self._print_sample()
 

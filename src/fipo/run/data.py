@@ -11,19 +11,12 @@ from datasets import Dataset, load_dataset
 from pyarrow import parquet
 
 from fipo.errors import DataError
-from fipo.run.specs import Spec, typed
-from fipo.terminal import did_you_mean, nearest_file, one_line
+from fipo.run.rewards import TAKEN
+from fipo.run.sources import ENDINGS, PROCEDURAL, ending_of, file_of, task_of
+from fipo.run.specs import typed
+from fipo.terminal import one_line
 
-FORMATS = {  # ending → reader and its options; .gz may follow
-    ".jsonl": ("json", {}),
-    ".json": ("json", {}),
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
-    ".txt": ("text", {}),
-    ".parquet": ("parquet", {}),
-}
-PROCEDURAL = "rg:"
-TAKEN = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
+READERS = {".jsonl": "json", ".tsv": "csv", ".txt": "text"}  # of datasets, for other endings than their names
 CHUNK = 2**20  # characters
 
 
@@ -117,17 +110,12 @@ def _is_chat(prompt: Any) -> bool:
 
 
 def _stored(source: str, config: str | None, split: str) -> Dataset:
-    path = Path(source)
-    ending = Path(path.name.lower().removesuffix(".gz")).suffix
-    if ending in FORMATS:
-        if not path.is_file():
-            raise DataError(f"The dataset file {source} does not exist; {nearest_file(path)}")
+    path = file_of(source)
+    if path is not None:
+        ending = ending_of(path)
         with _failing_as(f"{source} cannot be read as {ending[1:]}", "repair the file"):
-            return _read(path, *FORMATS[ending])
-    if path.is_file() or (not path.is_dir() and (source.startswith((".", "/", "~")) or source.count("/") > 1)):
-        found = "is a file of an unknown kind" if path.is_file() else "does not exist"
-        raise DataError(f"The dataset {source} {found}; name a file that ends in {', '.join(FORMATS)}.")
-    remedy = f"name a hub dataset, a {', '.join(FORMATS)} file, or {PROCEDURAL}task"
+            return _read(path, READERS.get(ending, ending[1:]), {"sep": "\t"} if ending == ".tsv" else {})
+    remedy = f"name a hub dataset, a {', '.join(ENDINGS)} file, or {PROCEDURAL}task"
     with _failing_as(f"The dataset {source!r} with split {split!r} cannot be loaded", remedy):
         return load_dataset(source, config, split=split)
 
@@ -164,10 +152,7 @@ def _procedural(source: str, seed: int) -> Dataset:
     import reasoning_gym
     from reasoning_gym.factory import DATASETS
 
-    spec = Spec.parse(source.removeprefix(PROCEDURAL))
-    if spec.name not in DATASETS:
-        known = f"choose one of {', '.join(sorted(DATASETS))}."
-        raise DataError(f"reasoning-gym has no task {spec.name!r}; {did_you_mean(spec.name, DATASETS, known)}")
+    spec = task_of(source)
     options = typed(spec.options, DATASETS[spec.name][1], f"reasoning-gym's {spec.name}")
     try:
         task = reasoning_gym.create_dataset(spec.name, **{"size": 1000, "seed": seed, **options})

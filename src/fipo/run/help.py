@@ -8,7 +8,8 @@ from dataclasses import MISSING, Field, fields
 from trl import TrlParser
 
 from fipo.params import KNOBS
-from fipo.run.arguments import ModelArguments, RunArguments
+from fipo.run.arguments import RunArguments
+from fipo.run.model_arguments import ModelArguments
 from fipo.trainer.config import FIPOConfig
 
 ALL = (RunArguments, FIPOConfig, ModelArguments)

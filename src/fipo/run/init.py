@@ -8,8 +8,9 @@ import torch
 from datasets import Dataset
 
 from fipo.errors import DataError, InvalidParameterError
-from fipo.run.data import PROCEDURAL, read_source
+from fipo.run.data import read_source
 from fipo.run.doctor import require_vllm
+from fipo.run.sources import PROCEDURAL
 from fipo.terminal import did_you_mean
 
 PROMPTS = ("prompt", "question", "problem", "query", "instruction", "input")

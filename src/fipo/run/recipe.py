@@ -1,25 +1,38 @@
 """Recipes: a YAML file, overridden by flags. TRL's parser makes dataclasses of both.
 
-TRL is imported when a recipe is parsed and not before: a mistyped path is answered at once.
+TRL takes seconds to import. So it is imported when all is checked that can be without it.
 """
 
-from collections.abc import Hashable, Iterator
-from dataclasses import fields
+import logging
+from collections.abc import Hashable
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from math import inf, isfinite
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 import yaml
 
 from fipo.errors import InvalidParameterError
-from fipo.params import FORMER_KNOBS, NO_EFFECT
+from fipo.params import FORMER_KNOBS, KNOBS, NO_EFFECT, PRESETS
+from fipo.run.arguments import RunArguments
+from fipo.run.keys import key_types
+from fipo.run.rewards import load_rewards
+from fipo.run.sources import require_source
 from fipo.terminal import did_you_mean, nearest_file, one_line
 
 if TYPE_CHECKING:
-    from fipo.run.arguments import ModelArguments, RunArguments
+    from fipo.run.model_arguments import ModelArguments
     from fipo.trainer.config import FIPOConfig
 
+logger = logging.getLogger(__name__)
+
+TRL_COMPLETION_LENGTH = 512  # of a rollout that is not given one
+SWITCHES = {  # what argparse takes for true and false, and a flag without a value
+    **dict.fromkeys(("", "true", "yes", "t", "y", "1"), True),
+    **dict.fromkeys(("false", "no", "f", "n", "0"), False),
+}
 ALIASES = {"preset": "fipo_preset"}  # of keys; --preset is FIPOConfig's own
 SIMPLE = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", NoneType: "nothing"}
 WITHOUT_EFFECT = tuple(f"fipo_{name}" for name in FORMER_KNOBS)
@@ -35,10 +48,11 @@ LIMITS = {  # least and most of numbers that TRL and transformers take beyond th
     "num_generations": (2, inf),
     "max_steps": (-1, inf),
 }
-CHOICES = {  # of texts that TRL looks at when the first rollout is scored
+CHOICES = {  # of texts that would be looked at late, TRL's when the first rollout is scored
     "scale_rewards": ("group", "batch", "none"),
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
     "vllm_mode": ("colocate", "server"),
+    "fipo_preset": tuple(PRESETS),
 }
 MERGE = "tag:yaml.org,2002:merge"  # the key <<
 
@@ -76,37 +90,81 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def parse_recipe(arguments: list[str]) -> "tuple[RunArguments, FIPOConfig, ModelArguments]":
-    """`[recipe.yaml] [--flag value …]` as dataclasses.
+@dataclass(frozen=True)
+class Settings:
+    """What a recipe and the flags behind it say, checked as far as TRL is not needed for it."""
+
+    recipe: dict[str, Any]
+    flags: list[str]
+    values: dict[str, Any]  # of both; a flag wins
+
+    @property
+    def run(self) -> RunArguments:
+        return RunArguments(
+            **{entry.name: self.values[entry.name] for entry in fields(RunArguments) if entry.name in self.values}
+        )
+
+    @property
+    def max_completion_length(self) -> int:
+        return self.values.get("max_completion_length", TRL_COMPLETION_LENGTH)
+
+
+def read_settings(arguments: list[str]) -> Settings:
+    """`[recipe.yaml] [--flag value …]`.
 
     Raises:
-        InvalidParameterError: No such recipe, an unknown key, or a value that its field refuses.
+        InvalidParameterError: No such recipe, an unknown key, or a value that does not fit it.
     """
     recipe, flags = {}, list(arguments)
     if flags and not flags[0].startswith("-"):
         recipe = read_recipe(flags.pop(0))
-
-    from transformers import logging
-    from trl import TrlParser
-
-    from fipo.run.arguments import ModelArguments, RunArguments
-    from fipo.trainer.config import FIPOConfig
-
-    classes = (RunArguments, FIPOConfig, ModelArguments)
-    hints = {entry.name: get_type_hints(kind)[entry.name] for kind in classes for entry in fields(kind)}
     recipe = _canonical(recipe)
     for name in _without_effect(recipe, flags):
-        logging.get_logger(__name__).warning(f"{name} {NO_EFFECT}")
-    for key in [*recipe, *(key for key, _ in _given(flags))]:
-        _require_known(key, hints)
-    recipe = {key: _checked(key, value, hints[key]) for key, value in recipe.items()}
-    for key, value in [*recipe.items(), *_given(flags)]:
+        logger.warning(f"{name} {NO_EFFECT}")
+    types, given = key_types(), _given(flags)
+    for key in (*recipe, *given):
+        _require_known(key, types)
+    recipe = {key: _checked(key, value, types[key]) for key, value in recipe.items()}
+    given = {ALIASES.get(key, key): texts for key, texts in given.items()}
+    typed = {key: _checked(key, _from_shell(given[key], types[key]), types[key]) for key in given if key in types}
+    values = recipe | typed
+    for key, value in values.items():
         _require_possible(key, value)
-    parser = TrlParser(classes, prog="fipo train", allow_abbrev=False)
+    return Settings(recipe, flags, values)
+
+
+def require_sources(settings: Settings) -> None:
+    """Whether the prompts and the rewards are there, as far as neither TRL nor the hub must be asked.
+
+    Raises:
+        DataError: A dataset's file or task does not exist.
+        InvalidParameterError: A reward is unknown, takes no such option, or cannot be imported.
+    """
+    run = settings.run
+    for source in (run.dataset, run.eval_dataset if run.eval_size else None):
+        if source:
+            require_source(source)
+    load_rewards(run.rewards, max_completion_length=settings.max_completion_length)
+
+
+def parse_recipe(settings: Settings) -> "tuple[RunArguments, FIPOConfig, ModelArguments]":
+    """The dataclasses, with all their own checks.
+
+    Raises:
+        InvalidParameterError: A value that its class refuses, or a stray word.
+    """
+    from trl import TrlParser
+
+    from fipo.run.model_arguments import ModelArguments
+    from fipo.trainer.config import FIPOConfig
+
+    parser = TrlParser((RunArguments, FIPOConfig, ModelArguments), prog="fipo train", allow_abbrev=False)
     parser.error = _refuse
-    parser.set_defaults_with_config(**recipe)
+    parser.set_defaults_with_config(**settings.recipe)
     try:
-        run, config, model, stray = parser.parse_args_into_dataclasses(args=flags, return_remaining_strings=True)
+        run, config, model, stray = parser.parse_args_into_dataclasses(
+            args=settings.flags, return_remaining_strings=True
+        )
     except InvalidParameterError:
         raise
     except (ValueError, TypeError, OSError) as error:  # of TRL's and transformers' own checks
@@ -127,12 +185,30 @@ def _canonical(recipe: dict[str, Any]) -> dict[str, Any]:
     return {names[key]: value for key, value in recipe.items()}
 
 
-def _given(flags: list[str]) -> Iterator[tuple[str, str | None]]:
-    """The keys of `--key value` and `--key=value`, with the text of their first value."""
-    for place, flag in enumerate(flags):
-        if flag.startswith("--"):
-            key, equals, value = flag[2:].partition("=")
-            yield key.replace("-", "_"), value if equals else next(iter(flags[place + 1 :]), None)
+def _given(flags: list[str]) -> dict[str, list[str]]:
+    """The keys of `--key value …` and `--key=value`, with their values as text."""
+    given: dict[str, list[str]] = {}
+    for word in flags:
+        if word.startswith("--"):
+            key, equals, value = word[2:].partition("=")
+            texts = given[key.replace("-", "_")] = [value] if equals else []
+        elif given:
+            texts.append(word)
+    return given
+
+
+def _from_shell(texts: list[str], hint: Any) -> Any:
+    """A flag's value in a type that YAML would have read, where it is one."""
+    kinds = _kinds(hint)
+    if any(_is_list(kind) for kind in kinds):
+        return texts
+    text = texts[0] if texts else ""
+    if bool in kinds:
+        return SWITCHES.get(text.lower(), text)
+    if int in kinds or float in kinds:
+        with suppress(ValueError):
+            return int(text)
+    return text
 
 
 def _without_effect(recipe: dict[str, Any], flags: list[str]) -> list[str]:
@@ -163,7 +239,7 @@ def _require_known(key: str, hints: dict[str, Any]) -> None:
 
 def _checked(key: str, value: Any, hint: Any) -> Any:
     """A value of a recipe, converted where YAML reads it as another type: `1e-5` is text to it."""
-    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = _kinds(hint)
     if not all(kind in SIMPLE or _is_list(kind) for kind in kinds):
         return value  # TRL's own business
     for kind in kinds:
@@ -172,6 +248,10 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
             return converted
     names = " or ".join(SIMPLE.get(kind, "a list of texts") for kind in kinds if kind is not NoneType)
     raise InvalidParameterError(f"{key} is {value!r}, but must be {names}; change it.")
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def _is_list(kind: Any) -> bool:
@@ -199,6 +279,11 @@ def _as(kind: Any, value: Any) -> tuple[bool, Any]:
 
 def _require_possible(key: str, value: Any) -> None:
     """Refuses values that fit the field's type, but which TRL or transformers would fail on in the middle of a run."""
+    if value is None:
+        return
+    if key.removeprefix("fipo_") in KNOBS:
+        KNOBS[key.removeprefix("fipo_")].checked(key, value)
+        return
     if key in CHOICES and value not in CHOICES[key]:
         raise InvalidParameterError(f"{key} is {value!r}, but must be one of {', '.join(CHOICES[key])}; change it.")
     if key.endswith("_kwargs") and isinstance(value, str) and not value.startswith("{"):
@@ -206,8 +291,6 @@ def _require_possible(key: str, value: Any) -> None:
     try:
         number = float(value)
     except (TypeError, ValueError):  # argparse or the field refuses it
-        return
-    if key.startswith("fipo_"):  # FIPOConfig knows their ranges
         return
     if not isfinite(number):
         raise InvalidParameterError(f"{key} is {value}, but must be a finite number; change it.")

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import logging
 import math
 import re
 import reprlib
@@ -11,17 +12,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import logging
-
 from fipo.errors import FIPOError, InvalidParameterError
 from fipo.run.safe_tasks import SAFE_TASKS
 from fipo.run.specs import Spec, number, typed
 from fipo.terminal import did_you_mean, one_line
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 Score = Callable[..., float]  # (completion: str, *, row: dict, length: int) -> float; length in tokens
 PROMPTS_IN_A_ROW = 4  # failed in one call; then the cause lies outside the data, and each more might cost a timeout
+TAKEN = {  # by TRL; no column of the data may be called so
+    "prompts",
+    "completions",
+    "completion_ids",
+    "trainer_state",
+    "log_extra",
+    "log_metric",
+    "environments",
+}  # by TRL
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -179,7 +187,13 @@ def _batch_function(name: str, options: dict[str, str], max_completion_length: i
     if name.startswith("python:"):
         function = _imported(name)
         extra = typed(options, function, f"the reward {name!r}")
-        return lambda **batch: function(**batch, **extra)
+        needed = _needed(function) - TAKEN - extra.keys()
+
+        def called(**batch: Any) -> list[float]:
+            _require_columns(name, needed, batch)
+            return function(**batch, **extra)
+
+        return called
     if name not in BUILT_IN:
         known = f"use one of {', '.join(BUILT_IN)} or python:package.module:function."
         raise InvalidParameterError(f"The reward {name!r} is unknown; {did_you_mean(name, BUILT_IN, known)}")
@@ -224,12 +238,41 @@ def _imported(name: str) -> Callable[..., list[float]]:
     return function
 
 
+def _needed(function: Callable[..., Any]) -> set[str]:
+    """The parameters that it cannot do without."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # of C
+        return set()
+    return {p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def _require_columns(name: str, needed: set[str], batch: dict[str, Any]) -> None:
+    missing = needed - batch.keys()
+    if missing:
+        columns = batch.keys() - TAKEN
+        raise InvalidParameterError(
+            f"The reward {name!r} reads {', '.join(sorted(missing))}, but the data's columns are "
+            f"{', '.join(sorted(columns)) or 'none'} beside the prompt; rename the column or the parameter, or set "
+            "answer_column."
+        )
+
+
+def _answer(row: dict[str, Any]) -> str:
+    if "answer" not in row:
+        raise InvalidParameterError(
+            "The reward compares with an answer, but the data's columns hold none; name it with answer_column, or "
+            "choose another reward."
+        )
+    return str(row["answer"])
+
+
 def _math() -> Score:
     """1 if the completion's final expression equals the answer mathematically (the package math-verify)."""
     from math_verify import parse, verify
 
     def score(completion: str, *, row: dict[str, Any], length: int) -> float:
-        answer = str(row["answer"])
+        answer = _answer(row)
         gold = parse(answer) or parse(f"${answer}$")
         if not gold:
             raise ValueError(f"the answer {answer!r} is not mathematics")
@@ -246,7 +289,7 @@ def _last_number() -> Score:
         return float(numbers[-1].replace(",", "")) if numbers else None
 
     def score(completion: str, *, row: dict[str, Any], length: int) -> float:
-        gold = last(str(row["answer"]))
+        gold = last(_answer(row))
         if gold is None:
             raise ValueError(f"the answer {row['answer']!r} holds no number")
         return float(last(completion) == gold)
@@ -256,7 +299,7 @@ def _last_number() -> Score:
 
 def _exact() -> Score:
     """1 if the completion is the answer, but for white space at the ends."""
-    return lambda completion, *, row, length: float(completion.strip() == str(row["answer"]).strip())
+    return lambda completion, *, row, length: float(completion.strip() == _answer(row).strip())
 
 
 def _regex(pattern: str) -> Score:
@@ -270,7 +313,7 @@ def _regex(pattern: str) -> Score:
         found = compiled.search(completion)
         if found is None or "answer" not in compiled.groupindex:
             return float(found is not None)
-        return float((found["answer"] or "").strip() == str(row["answer"]).strip())
+        return float((found["answer"] or "").strip() == _answer(row).strip())
 
     return score
 

@@ -8,20 +8,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from fipo.errors import DataError
-from fipo.run.data import TAKEN
-from fipo.run.recipe import parse_recipe
-from fipo.run.rewards import as_completion, load_rewards
+from fipo.run.recipe import read_settings
+from fipo.run.rewards import TAKEN, as_completion, load_rewards
 from fipo.terminal import printable
 
 
-def score_file(recipe: str, completions: Path) -> int:
+def score_file(recipe: str, completions: Path, flags: list[str]) -> int:
     """Prints a table of scores; returns 1 if a reward raised.
 
     `completions` is JSONL: `completion`, and whatever the rewards read, such as `answer`. A line may hold
     `completion_ids`; without them a completion counts as many tokens as it has words.
     """
-    run, config, _ = parse_recipe([recipe])
-    rewards = load_rewards(run.rewards, max_completion_length=config.max_completion_length)
+    settings = read_settings([recipe, *flags])
+    rewards = load_rewards(settings.run.rewards, max_completion_length=settings.max_completion_length)
     rows = _read(completions)
     names = {name for row in rows for name in row} - {"prompt", "completion", "completion_ids"}
     if taken := TAKEN & names:

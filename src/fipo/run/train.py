@@ -18,11 +18,12 @@ from trl import get_peft_config, get_quantization_config
 from fipo.errors import DataError, FIPOError, InvalidParameterError
 from fipo.report import render_report
 from fipo.run import console as view
-from fipo.run.arguments import ModelArguments, RunArguments
+from fipo.run.arguments import RunArguments
 from fipo.run.callbacks import AtTheEnd, MetricsFile, StopOnSignal
 from fipo.run.doctor import require_vllm
 from fipo.run.evaluate import Accuracy
 from fipo.run.model import end_at, load_model
+from fipo.run.model_arguments import ModelArguments
 from fipo.run.output_folder import checkpoint_before, checkpoint_to_resume, make_room, require_usable
 from fipo.run.prompts import Prompts, forms_of, prompts_of, ready_for
 from fipo.run.rewards import Reward, load_rewards

@@ -56,7 +56,7 @@ class FIPOConfig(GRPOConfig):
         "Loss and gradients in one pass without logits. False: from log-probs by TRL's fused head.", True
     )
     fipo_control: str | None = _option(f"{CONTROL_HELP}.")
-    fipo_trace_every: int = _option("Write traces of every so many rollouts; 0: never.", 8)
+    fipo_trace_every: int = _option("Write traces of every so many rollouts, and of the last; 0: never.", 8)
     fipo_trace_samples: int = _option("Completions of a traced rollout to write.", 64)
     fipo_dynamic_sampling_rounds: int = _option(
         "DAPO's dynamic sampling: replace groups of equal rewards, in at most this many rounds; 0: off.", 0

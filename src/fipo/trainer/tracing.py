@@ -23,8 +23,11 @@ TRACKERS_WITH_HTML = ("wandb", "trackio")  # both have Html and log
 
 
 class TraceWriter:
-    """An observer: writes the first `fipo_trace_samples` completions of every `fipo_trace_every`-th rollout, each at
-    the update that trains on it. A full or absent disk costs the traces, with a warning, and not the run."""
+    """An observer: writes the first `fipo_trace_samples` completions of every `fipo_trace_every`-th rollout and of the
+    last, each at the update that trains on it. A full or absent disk costs the traces, with a warning, and not the run.
+    """
+
+    last_rollout: int | None = None  # known once the training begins
 
     def __init__(
         self,
@@ -42,7 +45,8 @@ class TraceWriter:
 
     def due(self, rollout: int) -> bool:
         """Whether this rollout is traced."""
-        return self.config.fipo_trace_every > 0 and rollout % self.config.fipo_trace_every == 0
+        every = self.config.fipo_trace_every
+        return every > 0 and (rollout % every == 0 or rollout == self.last_rollout)
 
     def __call__(self, credit: Credit) -> None:
         inputs = credit.inputs
@@ -104,11 +108,15 @@ class TraceWriter:
         )
 
 
-class ReportsForTrackers(TrainerCallback):
-    """After the last update of a traced rollout, logs its credit as a report where W&B or Trackio track the run."""
+class TracedRollouts(TrainerCallback):
+    """Tells the traces which rollout is the last. After the last update of a traced one, logs its credit as a report
+    where W&B or Trackio track the run."""
 
     def __init__(self, traces: TraceWriter) -> None:
         self.traces = traces
+
+    def on_train_begin(self, args: FIPOConfig, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.traces.last_rollout = (state.max_steps - 1) // args.updates_per_rollout
 
     def on_step_end(self, args: FIPOConfig, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         rollout, update = divmod(state.global_step - 1, args.updates_per_rollout)

@@ -19,7 +19,7 @@ from fipo.trainer.credit import Credit, Observer
 from fipo.trainer.credit_metrics import CreditMetrics
 from fipo.trainer.dynamic_sampling import DynamicSampling
 from fipo.trainer.streaming_forward import add_streaming_head, check_head
-from fipo.trainer.tracing import ReportsForTrackers, TraceWriter
+from fipo.trainer.tracing import TracedRollouts, TraceWriter
 
 logger = logging.get_logger(__name__)
 
@@ -73,7 +73,7 @@ class FIPOTrainer(DynamicSampling):
         rank, eos = self.accelerator.process_index, set(self.eos_token_ids)
         self.traces = TraceWriter(Path(args.output_dir), self._tokenizer, args, self.reward_func_names, rank, eos)
         self.observers: list[Observer] = [self._count, self.traces]
-        self.add_callback(ReportsForTrackers(self.traces))
+        self.add_callback(TracedRollouts(self.traces))
         if args.fipo_streaming:
             self._add_streaming_heads()
 

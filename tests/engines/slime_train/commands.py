@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from debug_dumps import GROUP_SIZE, GROUPS, ROLLOUTS
-from tiny_qwen3 import MEGATRON_FLAGS
+from qwen3 import SIZES
 
 # docs/engines.md, "Start": the flags of slime's pull request 1801.
 FIPO = """
@@ -15,13 +15,13 @@ NEUTRAL = "--loss-type fipo_loss --fipo-clip-ratio-low 0 --fipo-clip-ratio-high 
 GRPO = "--loss-type policy_loss --eps-clip-c 10.0"
 
 SHARED = f"""
-    {MEGATRON_FLAGS} --make-vocab-size-divisible-by 128
+    --make-vocab-size-divisible-by 128
     --spec cpu_layers spec --transformer-impl local --cp-comm-type all_gather --no-persist-layer-norm
     --no-rope-fusion --no-masked-softmax-fusion --no-gradient-accumulation-fusion --no-bias-swiglu-fusion
     --attention-dropout 0.0 --hidden-dropout 0.0 --accumulate-allreduce-grads-in-fp32 --attention-softmax-in-fp32
     --debug-train-only --disable-rollout-global-dataset --actor-num-nodes 1
     --num-rollout {ROLLOUTS} --rollout-batch-size {GROUPS} --n-samples-per-prompt {GROUP_SIZE}
-    --global-batch-size {GROUP_SIZE} --rollout-max-response-len 64
+    --global-batch-size {GROUP_SIZE}
     --use-dynamic-batch-size --calculate-per-token-loss
     --advantage-estimator grpo --eps-clip 0.2 --eps-clip-high 0.28
     --optimizer adam --lr 1e-3 --lr-decay-style constant --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.98
@@ -49,6 +49,7 @@ DUMPS = "--save-debug-rollout-data {folder}/dumps/rollout_{{rollout_id}}.pt " + 
     "--save-debug-train-data {folder}/dumps/train_{{rollout_id}}.pt"
 )
 TRACES = "--fipo-trace-dir {folder}/traces --fipo-trace-every 1 --fipo-trace-samples 8"
+TIMED = "--custom-megatron-init-path timed_traces.begin --num-rollout 1"
 TRACKED = "--use-wandb --wandb-mode offline --wandb-dir {folder} --wandb-project fipo --wandb-group fipo " + (
     "--disable-wandb-random-suffix"  # for which slime asks W&B for what newer ones no longer have
 )
@@ -67,11 +68,13 @@ class Scenario:
     cp: int = 1
     dp: int = 1
     tp: int = 1
+    pp: int = 1
     max_tokens: int = 128  # of a micro-batch
+    size: str = "tiny"  # of qwen3.SIZES
 
     @property
     def processes(self):
-        return self.cp * self.dp * self.tp
+        return self.cp * self.dp * self.tp * self.pp
 
     def command(self, slime, folder, model, dumps):
         """What a user types after `python`."""
@@ -79,11 +82,12 @@ class Scenario:
         config.write_text(f"bf16: false\n{self.config}")
         return [
             *(["-m", "fipo.engines.slime", "train.py"] if self.launcher else [slime / "train.py"]),
-            *SHARED.split(),
+            *f"{SIZES[self.size].megatron_flags} {SHARED}".split(),
             *("--hf-checkpoint", model, "--load", model, "--ref-load", model),
             *("--custom-config-path", config),
             *("--actor-num-gpus-per-node", self.processes, "--num-gpus-per-node", self.processes),
             *("--context-parallel-size", self.cp, "--tensor-model-parallel-size", self.tp),
+            *("--pipeline-model-parallel-size", self.pp),
             *("--max-tokens-per-gpu", self.max_tokens),
             *f"{self.rollouts} {self.flags}".format(folder=folder, dumps=dumps).split(),
         ]
@@ -105,7 +109,10 @@ SCENARIOS = {
     "away_dp2": Scenario(f"{FIPO} {AWAY} {TRACES}", dp=2),
     "away_tp2": Scenario(f"{FIPO} {AWAY}", tp=2),
     "away_cp2_tp2": Scenario(f"{FIPO} {AWAY} {TRACES}", cp=2, tp=2),
+    "away_pp2": Scenario(f"{FIPO} {AWAY} {TRACES}", pp=2),
+    "away_cp2_pp2": Scenario(f"{FIPO} {AWAY} {TRACES}", cp=2, pp=2),
     "away_without_carry": Scenario(AWAY, launcher=False, config=WITHOUT_CARRY, cp=2),
+    "timed": Scenario(f"{FIPO} {AWAY} {TRACES} --fipo-trace-samples 16 {TIMED}", max_tokens=2048, size="22 million"),
     "regularized": Scenario(f"{FIPO} {REGULARIZED}"),
     "regularized_cp2": Scenario(f"{FIPO} {REGULARIZED}", cp=2),
 }

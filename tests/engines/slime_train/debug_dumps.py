@@ -6,7 +6,7 @@ hold what is rare: sample 1 is dropped for two dual-clipped tokens, sample 2 kee
 """
 
 import torch
-from tiny_qwen3 import VOCABULARY
+from qwen3 import VOCABULARY
 
 ROLLOUTS, GROUPS, GROUP_SIZE = 2, 4, 4
 REWARDS = [1.0, 0.0, 0.0, 1.0]
@@ -15,7 +15,7 @@ ABOVE_DUAL_CLIP, ABOVE_SAFETY = 3.0, 1.5  # log-ratios: exp(3) > 10, exp(1.5) > 
 TOOL_OUTPUT = slice(8, 14)  # of every response, not trained
 
 
-def save(folder, model):
+def save(folder, model, responses):
     """Writes folder/rollout_0.pt and folder/rollout_1.pt."""
     folder.mkdir()
     generator = torch.Generator().manual_seed(0)
@@ -23,18 +23,18 @@ def save(folder, model):
         samples = [
             sample
             for group in range(rollout * GROUPS, (rollout + 1) * GROUPS)
-            for sample in _group(model, group, generator)
+            for sample in _group(model, group, responses, generator)
         ]
         torch.save({"rollout_id": rollout, "samples": samples}, folder / f"rollout_{rollout}.pt")
 
 
-def _group(model, group, generator):
+def _group(model, group, responses, generator):
     prompt = _random_tokens(3, 12, generator)
-    return [_sample(model, group, place, prompt, generator) for place in range(GROUP_SIZE)]
+    return [_sample(model, group, place, prompt, responses, generator) for place in range(GROUP_SIZE)]
 
 
-def _sample(model, group, place, prompt, generator):
-    response = _random_tokens(30, 60, generator)
+def _sample(model, group, place, prompt, responses, generator):
+    response = _random_tokens(*responses, generator)
     drift = _drift(place, len(response), generator)
     mask = torch.ones(len(response), dtype=torch.long)
     mask[TOOL_OUTPUT] = 0

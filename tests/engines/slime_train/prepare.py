@@ -1,12 +1,13 @@
-"""python prepare.py MODEL DUMPS: makes the model and the rollouts of all runs, in two new folders."""
+"""python prepare.py SIZE MODEL DUMPS: makes a model and the rollouts of its runs, in two new folders."""
 
 import sys
 from pathlib import Path
 
 import debug_dumps
-import tiny_qwen3
+import qwen3
 
 if __name__ == "__main__":
-    model_folder, dumps_folder = map(Path, sys.argv[1:])
-    tiny_qwen3.save(model_folder)
-    debug_dumps.save(dumps_folder, tiny_qwen3.model().eval())
+    name, model_folder, dumps_folder = sys.argv[1:]
+    size = qwen3.SIZES[name]
+    qwen3.save(Path(model_folder), size)
+    debug_dumps.save(Path(dumps_folder), size.model(), size.responses)

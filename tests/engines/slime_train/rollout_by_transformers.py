@@ -2,9 +2,9 @@
 
 import torch
 from debug_dumps import log_probs
+from qwen3 import VOCABULARY
 from slime.rollout.base_types import RolloutFnTrainOutput
 from slime.utils.types import Sample
-from tiny_qwen3 import VOCABULARY
 from transformers import AutoModelForCausalLM
 
 RESPONSE = 16  # tokens

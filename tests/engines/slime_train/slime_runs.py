@@ -37,11 +37,11 @@ class SlimeRuns:
     def __init__(self, folder):
         self.slime, megatron = SLIME.folder(), MEGATRON.folder()
         _check_network()
-        self.folder, self.model, self.dumps = folder, folder / "model", folder / "dumps"
+        self.folder, self.model = folder, folder / "tiny" / "model"
         path = [HERE / "on_cpu", HERE, patched_megatron(self.slime, megatron, folder), self.slime]
         self.environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(map(str, path))}
-        self.updates = cache(self._updates)
-        self.python(HERE / "prepare.py", self.model, self.dumps)
+        self.updates, self.prepared = cache(self._updates), cache(self._prepared)
+        self.dumps = self.prepared("tiny") / "dumps"
 
     @contextmanager
     def ray(self):
@@ -74,13 +74,22 @@ class SlimeRuns:
         assert done.returncode == 0, done.stdout[-10_000:]
         return done.stdout
 
+    def _prepared(self, size):
+        """The folder with a model of this size and its rollouts."""
+        folder = self.folder / size.replace(" ", "_")
+        folder.mkdir()
+        self.python(HERE / "prepare.py", size, folder / "model", folder / "dumps")
+        return folder
+
     def _updates(self, name):
         """The metrics of a scenario's updates, each a dictionary, as slime logs them."""
         folder = self.folder / name
         folder.mkdir()
         if name == "resumed":
             self._start_after_first_rollout(folder / "start")
-        command = SCENARIOS[name].command(self.slime, folder, self.model, self.dumps)
+        scenario = SCENARIOS[name]
+        made = self.prepared(scenario.size)
+        command = scenario.command(self.slime, folder, made / "model", made / "dumps")
         log = self.python(*command, cwd=folder)
         (folder / "log").write_text(log)
         return [

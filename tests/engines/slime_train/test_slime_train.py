@@ -1,5 +1,7 @@
 """slime's own train.py, with Ray and Megatron on gloo: two rollouts of four updates."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -55,6 +57,8 @@ def test_every_update_away_from_the_old_policy_has_what_is_rare(updates):
         ("away_cp2", "away"),
         ("away_tp2", "away"),
         ("away_cp2_tp2", "away"),
+        ("away_pp2", "away"),
+        ("away_cp2_pp2", "away"),
         ("away_shuffled_cp2_tp2", "away_shuffled"),
         ("cp2", "fipo"),
         ("regularized_cp2", "regularized"),
@@ -158,7 +162,7 @@ def test_traces_have_the_credit_of_the_dumps(engines, updates, imported):
     assert all((trace.weight[flags > 0] == 1).all() for trace, flags in zip(found, capped, strict=True))
 
 
-@pytest.mark.parametrize("layout", ["away_dp2", "away_cp2_tp2"])
+@pytest.mark.parametrize("layout", ["away_dp2", "away_cp2_tp2", "away_cp2_pp2"])
 def test_no_layout_changes_a_trace(engines, updates, layout):
     for name in ("away", layout):
         updates(name)
@@ -168,6 +172,17 @@ def test_no_layout_changes_a_trace(engines, updates, layout):
         assert place[0] == place[1]
         for name in ("log_ratio", "future_kl", "weight", "entropy", "flags"):
             np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-5)
+
+
+def test_traces_take_less_than_a_fiftieth_of_a_traced_step(engines, updates):
+    """All 16 responses of the rollout, of 400 to 512 tokens; a larger model has longer steps and the same traces."""
+    updates("timed")
+    log = (engines.folder / "timed" / "log").read_text()
+    traced = [float(seconds) for seconds in re.findall(r"traced in ([\d.]+) s", log)]
+    (trained,) = re.findall(r"'perf/actor_train_time': ([\d.]+)", log)
+    print(f"{sum(traced):.3f} s in {len(traced)} micro-batches of {float(trained):.1f} s of training")
+    assert len(read_traces(engines.folder / "timed" / "traces")) == GROUPS * GROUP_SIZE
+    assert sum(traced) < 0.02 * float(trained)
 
 
 def test_wandb_gets_the_report_of_a_traced_rollout(engines, updates):

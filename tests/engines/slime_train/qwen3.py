@@ -1,0 +1,67 @@
+"""Small Qwen3s: as Hugging Face saves them, and as Megatron's flags describe them."""
+
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+VOCABULARY = 256
+
+
+@dataclass(frozen=True)
+class Size:
+    layers: int
+    width: int  # twice that in the layers between
+    responses: tuple[int, int]  # least and most tokens of those that it is trained on
+
+    @property
+    def megatron_flags(self):
+        return f"""
+            --num-layers {self.layers} --hidden-size {self.width} --ffn-hidden-size {2 * self.width}
+            --num-attention-heads 4 --group-query-attention --num-query-groups 2 --kv-channels {self.width // 4}
+            --vocab-size {VOCABULARY} --rollout-max-response-len {self.responses[1] + 4}
+            --qk-layernorm --disable-bias-linear --swiglu --normalization RMSNorm --norm-epsilon 1e-6
+            --position-embedding-type rope --rotary-base 10000 --untie-embeddings-and-output-weights
+        """
+
+    def model(self):
+        from transformers import Qwen3Config, Qwen3ForCausalLM
+
+        torch.manual_seed(0)
+        config = Qwen3Config(
+            num_hidden_layers=self.layers,
+            hidden_size=self.width,
+            intermediate_size=2 * self.width,
+            vocab_size=VOCABULARY,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=self.width // 4,
+            rms_norm_eps=1e-6,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+            tie_word_embeddings=False,
+            initializer_range=0.1,  # with the default of 0.02 a tiny model says nothing but log(1 / vocabulary)
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=1,
+        )
+        return Qwen3ForCausalLM(config).eval()
+
+
+SIZES = {
+    "tiny": Size(layers=2, width=64, responses=(30, 60)),
+    "22 million": Size(layers=8, width=512, responses=(400, 512)),  # for what takes time
+}
+
+
+def save(folder, size):
+    size.model().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+
+
+def tokenizer():
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["[PAD]", "[EOS]", *(f"w{number}" for number in range(2, VOCABULARY))]
+    by_word = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[PAD]"))
+    by_word.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=by_word, pad_token="[PAD]", eos_token="[EOS]")

@@ -3,7 +3,6 @@
 python -m experiments.truth.report
 """
 
-import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -31,15 +30,14 @@ FOLLOWED = [
 
 def fill_page() -> None:
     """The page's tables and its figure, from what is there."""
-    done = [unit for unit in UNITS if unit.done]
-    facts = {unit: json.loads(unit.file("facts.json").read_text()) for unit in done}
+    facts = {unit: unit.facts for unit in UNITS if unit.done and not unit.left_out}
     frames = [
         pd.read_parquet(unit.file("measures.parquet")).assign(
             chain=unit.chain,
             rollout=unit.rollout,
             prompt=lambda frame, unit=unit: [f"{unit.name}/{n}" for n in frame.prompt],
         )
-        for unit in done
+        for unit in facts
     ]
     rows = pd.concat(frames)
     at_tuned = rows[(rows.factor == 1) & (rows["update"] == SHOWN_UPDATE)]
@@ -80,6 +78,7 @@ def facts_table(facts: dict) -> str:
         ]
         for unit, found in facts.items()
     ]
+    rows += [[unit.name, unit.left_out, *[""] * (len(headings) - 1)] for unit in UNITS if unit.done and unit.left_out]
     return table(["chain, seed, rollout", *headings.values()], rows)
 
 

@@ -20,6 +20,7 @@ from experiments.truth.replay import Rollout, Sight, likeness, replay, rollouts
 from experiments.truth.signals import RAW, SIGNALS, View
 from experiments.truth.values import Response, Values, measure
 from fipo import FIPOParams, fipo_loss
+from fipo.errors import DataError
 from fipo.run_folder import whole_file
 from fipo.traces import Trace, write_traces
 from fipo.traces.schema import token_columns
@@ -49,7 +50,16 @@ class Unit:
 
     @property
     def done(self) -> bool:
-        return all(self.file(kind).exists() for kind in ("traces.parquet", "measures.parquet", "facts.json"))
+        return self.file("facts.json").exists()  # written last
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return json.loads(self.file("facts.json").read_text())
+
+    @property
+    def left_out(self) -> str:
+        """Why a unit that is done has nothing measured; else empty."""
+        return self.facts.get("left out", "")
 
 
 UNITS = [
@@ -59,15 +69,34 @@ UNITS = [
 
 
 def run(unit: Unit) -> tuple[Unit, float]:
-    """Measures one unit and writes its three files; returns it with the seconds that it took."""
+    """Measures one unit and writes its files, or why it is left out; returns it with the seconds that it took."""
     torch.set_num_threads(1)
-    started, setting = time.perf_counter(), SETTINGS[unit.chain]
+    started = time.perf_counter()
+    try:
+        facts = _measure(unit)
+    except DataError as error:
+        facts = {"left out": str(error)}
+    facts["seconds"] = round(time.perf_counter() - started)
+    with whole_file(unit.file("facts.json")) as file:
+        file.write_text(json.dumps(facts, indent=1) + "\n")
+    return unit, facts["seconds"]
+
+
+def _measure(unit: Unit) -> dict[str, Any]:
+    """Writes a unit's traces and measures, and returns its facts.
+
+    Raises:
+        DataError: Nothing can be measured.
+    """
+    setting = SETTINGS[unit.chain]
     ((_, rollout),) = rollouts(setting, unit.seed, [unit.rollout], unit.measured)
+    if not len(rollout.measured):
+        raise DataError("no group of the rollout has both rewards, so nothing was decided; measure another rollout.")
     responses = list(_responses(rollout))
     generator = torch.Generator().manual_seed(unit.seed)
     values = measure(rollout.model, responses, CHAINS[unit.chain].max_tokens, generator)
     like = likeness(rollout)
-    rows, facts = [], {"seconds": 0.0, "responses": len(responses), **_facts(responses, values)}
+    rows, facts = [], {"responses": len(responses), **_facts(responses, values)}
     for factor in FACTORS:
         for sight in replay(rollout, factor * setting.learning_rate):
             if sight.update not in UPDATES:
@@ -80,10 +109,7 @@ def run(unit: Unit) -> tuple[Unit, float]:
                 write_traces(traces, unit.file("traces.parquet"), FIPOParams(), updates_per_rollout=8)
     with whole_file(unit.file("measures.parquet")) as file:
         pq.write_table(pa.Table.from_pylist(rows), file, compression="zstd")
-    facts["seconds"] = round(time.perf_counter() - started)
-    with whole_file(unit.file("facts.json")) as file:
-        file.write_text(json.dumps(facts, indent=1) + "\n")
-    return unit, facts["seconds"]
+    return facts
 
 
 def _responses(rollout: Rollout) -> Iterator[Response]:

@@ -15,6 +15,7 @@ from transformers import LlamaForCausalLM
 
 from experiments.model import sample
 from experiments.task import END, Problem, decode, encode, reward
+from fipo.errors import DataError
 
 SHARED = 0.01  # at most so far from the value that it takes
 ROUND = 32  # samples of a prefix at first; a few more rounds come where its value is not known yet
@@ -51,7 +52,12 @@ class Values:
 def measure(
     model: LlamaForCausalLM, responses: list[Response], max_tokens: int, generator: torch.Generator
 ) -> list[Values]:
-    """The values of every response's prefixes, under `model` at temperature 1 and a limit of `max_tokens`."""
+    """The values of every response's prefixes, under `model` at temperature 1 and a limit of `max_tokens`.
+
+    Raises:
+        DataError: A response, or its prompt with as many tokens as are sampled, is longer than the limits.
+    """
+    _require_room(model, responses, max_tokens)
     anchors = [anchors_of(response.logps) for response in responses]
     right: dict[Place, int] = defaultdict(int)
     drawn: dict[Place, int] = defaultdict(int)
@@ -63,6 +69,17 @@ def measure(
                 drawn[place] += ROUND
         waiting = [place for place in drawn for _ in range(rounds_left(right[place], drawn[place]))]
     return [_values(response, row, anchors[row], right, drawn) for row, response in enumerate(responses)]
+
+
+def _require_room(model: LlamaForCausalLM, responses: list[Response], max_tokens: int) -> None:
+    context = model.config.max_position_embeddings
+    for response in responses:
+        prompt = response.problem.prompt
+        if len(response.ids) > max_tokens or len(encode(prompt)) + max_tokens > context:
+            raise DataError(
+                f"The response to {prompt!r} has {len(response.ids)} tokens, but at most {max_tokens} are sampled, and "
+                f"{context} fit the model with the prompt; leave it out."
+            )
 
 
 def anchors_of(logps: Tensor) -> list[int]:

@@ -72,7 +72,7 @@ def test_kept_results_are_read_though_settings_came_and_went(monkeypatch):
 
 
 def test_signed_weights_point_up_where_the_log_ratio_agrees_with_the_advantage():
-    """Above 1 for what grew likelier in a right response or less likely in a wrong one; and the loss is scaled alike."""
+    """Above 1 for what grew likelier in a right response or less so in a wrong one; and the loss is scaled alike."""
     old = torch.zeros(2, 3)
     new, advantages, mask = torch.tensor([[0.1, -0.1, 0.0]] * 2), torch.tensor([1.0, -1.0]), torch.ones(2, 3).bool()
     run = Run(SHORT, SIGNED[1], SIGNED_SEEDS[0])

@@ -12,9 +12,10 @@ from experiments.protocol import SETTINGS
 from experiments.task import SHORT, encode, sample_problem
 from experiments.train import group_advantages
 from experiments.truth import replay, study, values
+from experiments.truth import report as truth_report
 from experiments.truth.measures import chance, gradient_measures, is_decided, of_response, over_responses, rank
 from experiments.truth.signals import DEFAULT, RAW, SIGNALS, View, past
-from fipo import future_kl
+from fipo import DataError, future_kl
 from fipo.traces import read_traces
 
 SETTING = replace(SETTINGS["short"], prompts=8, group=4)
@@ -224,3 +225,21 @@ def test_a_unit_leaves_traces_measures_and_facts(tmp_path, monkeypatch, rollout)
     assert not found.problems and len(found) == 16 and {trace.update for trace in found} == {study.SHOWN_UPDATE}
     assert all(trace.true_advantage is not None for trace in found)
     assert max(float(np.abs(trace.true_advantage).max()) for trace in found) > 0.1
+
+
+def test_a_rollout_in_which_nothing_was_decided_is_named_and_left_out(tmp_path, monkeypatch, rollout):
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    never = replace(rollout, rewards=torch.zeros(32), measured=torch.arange(0))
+    monkeypatch.setattr(study, "rollouts", lambda *_: [(1, never)])
+    unit = study.Unit("long", 0, 1, REPLAYED)
+    study.run(unit)
+    assert unit.done and "no group of the rollout has both rewards" in unit.left_out
+    monkeypatch.setattr(truth_report, "UNITS", [unit])
+    assert "| long_s0_r01 | no group of the rollout" in truth_report.facts_table({})
+
+
+@pytest.mark.parametrize(("length", "limit"), [(13, 12), (12, 1100)])
+def test_responses_beyond_a_limit_are_refused(rollout, length, limit):
+    response = values.Response(rollout.problems[0], [3] * length, torch.zeros(length), 1.0)
+    with pytest.raises(DataError, match=rf"has {length} tokens, but at most {limit} are sampled, and 1024 fit"):
+        values.measure(rollout.model, [response], limit, torch.Generator())

@@ -51,11 +51,15 @@ def test_a_run_leaves_its_traces(tmp_path):
     np.testing.assert_allclose(out.weight[0], one.weight, atol=1e-6)
 
 
-@pytest.mark.parametrize(("options", "expected"), [({"fipo_trace_every": 2, "fipo_trace_samples": 8}, 8), ({}, 32)])
-def test_budget(options, expected, tmp_path):
-    run(tmp_path, **options)
+@pytest.mark.parametrize(
+    ("options", "rollouts", "expected"),
+    [({"fipo_trace_every": 2, "fipo_trace_samples": 8}, {0, 2, 3}, 24), ({}, {0, 3}, 64)],
+)
+def test_budget(options, rollouts, expected, tmp_path):
+    """Of four rollouts of 32 samples; the last is always traced."""
+    run(tmp_path, max_steps=16, **options)
     traces = read_traces(tmp_path / "run")
-    assert {trace.rollout for trace in traces} == {0}
+    assert {trace.rollout for trace in traces} == rollouts
     assert len(traces) == expected
 
 

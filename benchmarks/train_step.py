@@ -92,13 +92,16 @@ def longest_that_fits(trainer: str) -> dict[str, Any]:
             print(f"  {trainer} {length:>6} tokens: {row['peak_mb']:>8.0f} MB", flush=True)
         return peaks[length]
 
-    slope = (peak(3072) - peak(2048)) / 1024
-    length = int(2048 + (FITS_MB - peak(2048)) / slope) // GRID * GRID
-    while peak(length) > FITS_MB:
-        length -= GRID
-    while peak(length + GRID) <= FITS_MB:
-        length += GRID
-    return {"trainer": trainer, "longest": length, "peak_mb": peaks[length]}
+    fits, exceeds = 2048, 4096
+    peak(fits)
+    while peak(exceeds) <= FITS_MB:
+        fits, exceeds = exceeds, 2 * exceeds
+    while exceeds - fits > GRID:  # where a line between the two meets the limit
+        share = (FITS_MB - peak(fits)) / (peak(exceeds) - peak(fits))
+        between = fits + int(share * (exceeds - fits)) // GRID * GRID
+        between = min(max(between, fits + GRID), exceeds - GRID)
+        fits, exceeds = (between, exceeds) if peak(between) <= FITS_MB else (fits, between)
+    return {"trainer": trainer, "longest": fits, "peak_mb": peaks[fits]}
 
 
 def everything() -> list[dict[str, Any]]:

@@ -106,7 +106,7 @@ class Settings:
 
     @property
     def max_completion_length(self) -> int:
-        return self.values.get("max_completion_length", TRL_COMPLETION_LENGTH)
+        return self.values.get("max_completion_length") or TRL_COMPLETION_LENGTH
 
 
 def read_settings(arguments: list[str]) -> Settings:

@@ -189,6 +189,9 @@ def _quiet_libraries() -> None:
 
 def _init(options: argparse.Namespace) -> int:
     with _extra("train"):
+        from fipo.run.sources import require_source
+
+        require_source(options.dataset)  # before slower imports
         from fipo.run.init import write_recipe
 
         _quiet_libraries()

@@ -1,6 +1,6 @@
 """Measures what is not there yet, and fills docs/credit_truth.md.
 
-python -m experiments.truth [--processes 2]
+python -m experiments.truth [--processes 2] [--chains short long smollm2]
 """
 
 import argparse
@@ -8,15 +8,19 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
+from experiments.truth import smollm2
 from experiments.truth.report import fill_page
-from experiments.truth.study import UNITS, run
+from experiments.truth.study import SMOLLM2, UNITS, run
 
 
 def main() -> int:
     parser = argparse.ArgumentParser("experiments.truth", description=__doc__.split("\n\n")[0])
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--chains", nargs="+", help="measure these alone; default: all")
     options = parser.parse_args()
-    todo = [unit for unit in UNITS if not unit.done]
+    todo = [unit for unit in UNITS if not unit.done and unit.chain in (options.chains or [unit.chain])]
+    if any(unit.chain == SMOLLM2 for unit in todo):
+        smollm2.train()
     with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
         for unit, seconds in pool.map(run, todo):
             print(f"{unit.name}: {seconds:.0f} s", flush=True)

@@ -11,10 +11,10 @@ import pandas as pd
 from experiments.report import fill, table
 from experiments.truth.measures import over_responses
 from experiments.truth.signals import RAW, SIGNALS
-from experiments.truth.study import FACTORS, SHOWN_UPDATE, UNITS, UPDATES
+from experiments.truth.study import FACTORS, SHOWN_UPDATE, SMOLLM2, UNITS, UPDATES
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "credit_truth.md"
-CHAINS = ("short", "long")
+CHAINS = ("short", "long", SMOLLM2)
 RANK, LEFT = "rank correlation", "left"
 FOLLOWED = [
     "FIPO",
@@ -40,14 +40,15 @@ def fill_page() -> None:
         for unit in facts
     ]
     rows = pd.concat(frames)
-    at_tuned = rows[(rows.factor == 1) & (rows["update"] == SHOWN_UPDATE)]
+    replayed = rows[rows.chain != SMOLLM2]  # SmolLM2 was seen at one update a response, that of its own training
+    at_tuned = rows[(rows.factor == 1) & ((rows["update"] == SHOWN_UPDATE) | (rows.chain == SMOLLM2))]
     blocks = {
         "facts": facts_table(facts),
         "signals": signal_table(at_tuned),
         "prediction": prediction_table(at_tuned),
-        "updates": split_table(rows[rows.factor == 1], "update", UPDATES, "before update {}"),
+        "updates": split_table(replayed[replayed.factor == 1], "update", UPDATES, "before update {}"),
         "rates": split_table(
-            rows[rows["update"] == SHOWN_UPDATE], "factor", [float(f"{f:.3g}") for f in FACTORS], "{:g} × rate"
+            replayed[replayed["update"] == SHOWN_UPDATE], "factor", [float(f"{f:.3g}") for f in FACTORS], "{:g} × rate"
         ),
         "stages": split_table(at_tuned, "rollout", None, "rollout {}"),
         "gradients": gradient_table(facts),
@@ -132,7 +133,7 @@ def gradient_table(facts: dict) -> str:
     """Means over units."""
     found = []
     for chain in CHAINS:
-        own = [one["gradients"] for unit, one in facts.items() if unit.chain == chain]
+        own = [one["gradients"] for unit, one in facts.items() if unit.chain == chain and "gradients" in one]
         for name in SIGNALS if own else ():
             columns = [sum(one[name][column] for one in own) / len(own) for column in next(iter(own[0].values()))]
             found.append([chain, name, *(f"{value:.3f}" for value in columns)])
@@ -171,7 +172,7 @@ def draw(rows: pd.DataFrame, file: Path) -> None:
                 )
         panel.axvline(0, color="grey", lw=0.8)
         panel.set_yticks(range(len(names)), names)
-        panel.set_title(f"{chain} chains")
+        panel.set_title("SmolLM2-135M" if chain == SMOLLM2 else f"{chain} chains")
         panel.set_xlabel("rank correlation with the true advantage")
     panels[0].legend(loc="lower right")
     file.parent.mkdir(parents=True, exist_ok=True)

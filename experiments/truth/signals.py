@@ -23,7 +23,7 @@ class View:
     advantages: Tensor
     entropy: Tensor  # under π_old, nats
     ids: Tensor
-    likeness: Tensor  # see `replay.likeness`
+    likeness: Tensor | None  # see `replay.likeness`; None where it is not known
     truth: Tensor  # V(y≤t) − V(y<t)
 
 
@@ -70,6 +70,7 @@ def by_likeness(view: View) -> Tensor:
     return clipped(view, view.advantages.sign()[:, None] * view.likeness)
 
 
+LIKENESS = "likeness (after DelTA)"
 SIGNALS: dict[str, Signal] = {
     "FIPO": weighted,
     **{
@@ -85,7 +86,7 @@ SIGNALS: dict[str, Signal] = {
     "past log-ratios": past,
     "entropy": by_entropy,
     "position": by_position,
-    "likeness (after DelTA)": by_likeness,
+    LIKENESS: by_likeness,
     "shuffled": shuffled,
     "uniform (GRPO)": lambda view: view.advantages[:, None].expand(view.mask.shape),
     "truth": lambda view: view.truth,

@@ -15,16 +15,18 @@ from torch import Tensor
 from experiments.model import response_logps
 from experiments.protocol import SETTINGS
 from experiments.task import ALPHABET, CHAINS, END
+from experiments.truth import smollm2
 from experiments.truth.measures import chance, cosine, gradient_measures, is_decided, of_response, rank
 from experiments.truth.replay import Rollout, Sight, likeness, replay, rollouts
-from experiments.truth.signals import RAW, SIGNALS, View
-from experiments.truth.values import Response, Values, measure
+from experiments.truth.signals import LIKENESS, RAW, SIGNALS, View
+from experiments.truth.values import Response, Values, measure, measure_with
 from fipo import FIPOParams, fipo_loss
 from fipo.errors import DataError
 from fipo.run_folder import whole_file
 from fipo.traces import Trace, write_traces
 from fipo.traces.schema import token_columns
 
+SMOLLM2 = "smollm2"
 RESULTS = Path(__file__).parent / "results"
 UPDATES = (1, 2, 4, 6)
 SHOWN_UPDATE = 4  # whose traces are kept, and whose gradients are measured
@@ -65,6 +67,7 @@ class Unit:
 UNITS = [
     *(Unit("short", seed, rollout, 64) for seed in (0, 1) for rollout in (1, 10, 19)),
     *(Unit("long", 0, rollout, 24) for rollout in (1, 6, 11)),
+    *(Unit(SMOLLM2, 0, rollout, 56) for rollout in smollm2.ROLLOUTS),
 ]
 
 
@@ -73,7 +76,7 @@ def run(unit: Unit) -> tuple[Unit, float]:
     torch.set_num_threads(1)
     started = time.perf_counter()
     try:
-        facts = _measure(unit)
+        facts = _measure_language_model(unit) if unit.chain == SMOLLM2 else _measure(unit)
     except DataError as error:
         facts = {"left out": str(error)}
     facts["seconds"] = round(time.perf_counter() - started)
@@ -102,14 +105,48 @@ def _measure(unit: Unit) -> dict[str, Any]:
             if sight.update not in UPDATES:
                 continue
             view = _view(rollout, sight, values, like)
-            rows += list(_measured(rollout, sight, view, values, factor))
+            first = int(rollout.measured[0])
+            rows += list(
+                _measured(
+                    view,
+                    [values[row - first] for row in sight.rows.tolist()],
+                    rollout.rewards[sight.rows].tolist(),
+                    rollout.groups[sight.rows].tolist(),
+                    [{"factor": float(f"{factor:.3g}"), "update": sight.update}] * len(sight.rows),
+                )
+            )
             if factor == 1 and sight.update == SHOWN_UPDATE:
                 facts["gradients"] = _gradients(rollout, sight, view)
                 traces = list(_traces(unit, rollout, sight, view))
                 write_traces(traces, unit.file("traces.parquet"), FIPOParams(), updates_per_rollout=8)
+    _write_measures(unit, rows)
+    return facts
+
+
+def _measure_language_model(unit: Unit) -> dict[str, Any]:
+    """The same of the demo's own traces, which hold one update of each response.
+
+    Raises:
+        DataError: Nothing can be measured.
+    """
+    traces = smollm2.traced(unit.rollout)
+    if not traces:
+        raise DataError("no group of the rollout has both rewards, so nothing was decided; measure another rollout.")
+    responses = [smollm2.response_of(trace) for trace in traces]
+    policy = smollm2.Policy(unit.rollout, responses)
+    facts: dict[str, Any] = {"responses": len(responses), "difference of log-probs": policy.difference()}
+    values = measure_with(policy.right_from, responses)
+    view = smollm2.view_of(traces, values)
+    about = [{"factor": 1.0, "update": trace.update} for trace in traces]
+    rewards, groups = [response.reward for response in responses], [trace.group for trace in traces]
+    _write_measures(unit, list(_measured(view, values, rewards, groups, about)))
+    write_traces(smollm2.with_truth(traces, values), unit.file("traces.parquet"), FIPOParams(), updates_per_rollout=8)
+    return facts | _facts(responses, values)
+
+
+def _write_measures(unit: Unit, rows: list[dict[str, Any]]) -> None:
     with whole_file(unit.file("measures.parquet")) as file:
         pq.write_table(pa.Table.from_pylist(rows), file, compression="zstd")
-    return facts
 
 
 def _responses(rollout: Rollout) -> Iterator[Response]:
@@ -153,18 +190,17 @@ def _view(rollout: Rollout, sight: Sight, values: list[Values], like: Tensor) ->
 
 
 def _measured(
-    rollout: Rollout, sight: Sight, view: View, values: list[Values], factor: float
+    view: View, values: list[Values], rewards: list[float], prompts: list[int], about: list[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     """A row for every response that has a deciding token, and signal."""
-    signals = {name: signal(view) for name, signal in (SIGNALS | RAW).items()}
-    first = int(rollout.measured[0])
-    for place, row in enumerate(sight.rows.tolist()):
-        mask, found = view.mask[place], values[row - first]
+    signals = {
+        name: signal(view) for name, signal in (SIGNALS | RAW).items() if name != LIKENESS or view.likeness is not None
+    }
+    for place, (found, reward) in enumerate(zip(values, rewards, strict=True)):
         if not is_decided(found.advantage):
             continue
-        left = rollout.rewards[row] - found.value[:-1]
-        facts = {"factor": float(f"{factor:.3g}"), "update": sight.update, "prompt": int(rollout.groups[row])}
-        facts |= {"right": bool(rollout.rewards[row]), "chance": chance(found.advantage)}
+        mask, left = view.mask[place], reward - found.value[:-1]
+        facts = {**about[place], "prompt": prompts[place], "right": bool(reward), "chance": chance(found.advantage)}
         for name, signal in signals.items():
             own = signal[place][mask]
             yield facts | {"signal": name, **of_response(own, found.advantage), "left": rank(own, left)}

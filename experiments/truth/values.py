@@ -7,14 +7,16 @@ value.
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from experiments.model import sample
-from experiments.task import END, Problem, decode, encode, reward
+from experiments.task import END, decode, encode, reward
 from fipo.errors import DataError
 
 SHARED = 0.01  # at most so far from the value that it takes
@@ -29,7 +31,7 @@ Place = tuple[int, int]  # a response, and the token before which V is asked
 class Response:
     """One sampled response."""
 
-    problem: Problem
+    problem: Any  # whatever the sampler takes: a Problem, or a prompt
     ids: list[int]  # without padding
     logps: Tensor  # (T,) under the policy that is asked
     reward: float
@@ -58,13 +60,22 @@ def measure(
         DataError: A response, or its prompt with as many tokens as are sampled, is longer than the limits.
     """
     _require_room(model, responses, max_tokens)
+    return measure_with(lambda places: _try_from(model, responses, places, max_tokens, generator), responses)
+
+
+def measure_with(right_from: Callable[[list[Place]], list[int]], responses: list[Response]) -> list[Values]:
+    """The values of every response's prefixes.
+
+    `right_from` samples ROUND continuations of each of some prefixes, all before the same token, and says how many end
+    in a right answer.
+    """
     anchors = [anchors_of(response.logps) for response in responses]
     right: dict[Place, int] = defaultdict(int)
     drawn: dict[Place, int] = defaultdict(int)
     waiting = [(row, t) for row, places in enumerate(anchors) for t in places]
     while waiting:
         for batch in _of_equal_length(waiting):
-            for place, found in zip(batch, _try_from(model, responses, batch, max_tokens, generator), strict=True):
+            for place, found in zip(batch, right_from(batch), strict=True):
                 right[place] += found
                 drawn[place] += ROUND
         waiting = [place for place in drawn for _ in range(rounds_left(right[place], drawn[place]))]

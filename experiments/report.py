@@ -101,7 +101,7 @@ def blocks(results: Results, excluded: dict[str, str], total: int) -> dict[str, 
         "seeds": seed_table(main),
         "ablations": ablation_table(of_seeds(results, ABLATION_SEEDS)),
         "confirmation": confirmation_table(of_seeds(results, CONFIRMATION_SEEDS)),
-        "signed": comparison_table(signed, [SETTINGS[ABLATION_SETTING]], SIGNED_PAIRS),
+        "signed": comparison_table(signed, [SETTINGS[ABLATION_SETTING]], SIGNED_PAIRS, SIGNED_SEEDS),
         "signed seeds": seed_table(signed, [SETTINGS[ABLATION_SETTING]], SIGNED_PAIRS),
         "weights": means_table(main, WEIGHT_COLUMNS, np.mean),
         "alignment": alignment_table(),
@@ -159,6 +159,7 @@ def comparison_table(
     results: Results,
     settings: Sequence[Setting | Elsewhere] = COMPARED,
     pairs: Sequence[tuple[Arm, Arm]] = PAIRS,
+    seeds: range = SEEDS,
 ) -> str:
     """An interval is in bold where it excludes zero and comes from all seeds: over few it is too narrow to say so."""
     rows = []
@@ -169,7 +170,7 @@ def comparison_table(
                 pair = [scores(results, setting, arm, score) for arm in (ours, theirs)]
                 shared = pair[0].keys() & pair[1].keys()
                 if len(shared) > 1:
-                    row.append(interval(paired_difference(*pair), sign="+", bold=len(shared) >= len(SEEDS)))
+                    row.append(interval(paired_difference(*pair), sign="+", bold=len(shared) >= len(seeds)))
                     if name == "final accuracy":
                         row += [f"{sign_flip_p(*pair):.2g}", f"{100 * detectable_difference(*pair):.1f}"]
                     row.append(interval(probability_of_improvement(*pair)))

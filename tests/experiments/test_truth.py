@@ -6,12 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support import tiny
 
 from experiments.model import new_model, sample
 from experiments.protocol import SETTINGS
 from experiments.task import SHORT, encode, sample_problem
 from experiments.train import group_advantages
-from experiments.truth import replay, study, values
+from experiments.truth import replay, smollm2, study, values
 from experiments.truth import report as truth_report
 from experiments.truth.measures import chance, gradient_measures, is_decided, of_response, over_responses, rank
 from experiments.truth.signals import DEFAULT, RAW, SIGNALS, View, past
@@ -243,3 +244,21 @@ def test_responses_beyond_a_limit_are_refused(rollout, length, limit):
     response = values.Response(rollout.problems[0], [3] * length, torch.zeros(length), 1.0)
     with pytest.raises(DataError, match=rf"has {length} tokens, but at most {limit} are sampled, and 1024 fit"):
         values.measure(rollout.model, [response], limit, torch.Generator())
+
+
+def test_continuations_of_shared_prefixes_are_the_models_own(monkeypatch):
+    """Where the likeliest token is drawn, they are those of transformers' greedy generation, whichever rows ended."""
+    monkeypatch.setattr(smollm2, "ROUND", 2)
+    monkeypatch.setattr(torch, "multinomial", lambda p, *_, **__: p.argmax(-1, keepdim=True))
+    policy = smollm2.Policy.__new__(smollm2.Policy)
+    policy.model, policy.generator = tiny.model(), None
+    prefixes = torch.randint(4, 40, (5, 7), generator=torch.Generator().manual_seed(0))
+    greedy = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    whole = policy.model.generate(prefixes, **greedy)[:, prefixes.shape[1] :]
+    policy.ends = whole[0, 3:4]
+    expected = []
+    for row in whole.tolist():
+        end = row.index(policy.ends.item()) + 1 if policy.ends.item() in row else 12
+        expected += [row[:end]] * 2
+    assert policy._sample(prefixes, 12) == expected
+    assert len({len(row) for row in expected}) > 1

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 
 import pyarrow.parquet
@@ -67,6 +68,26 @@ def test_a_reward_is_tried_before_a_model_is_loaded(folder, capsys, body, words)
     (folder / "data.jsonl").write_bytes(lines_of([{"prompt": f"{i}+1=", "answer": "2"} for i in range(10)]))
     write(folder, rewards=["python:mine:score"])
     refused(["train", "recipe.yaml"], words, capsys)
+
+
+def test_a_column_that_only_the_held_out_prompts_miss(folder, capsys):
+    (folder / "by_level.py").write_text("def score(completions, level, **columns):\n    return level\n")
+    rows = [{"prompt": f"{i}?", "answer": str(i), "level": 1} for i in range(9)]
+    (folder / "levels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write(folder, dataset="levels.jsonl", eval_dataset="data.jsonl", rewards=["python:by_level:score"])
+    words = "On the held-out prompts: The reward 'python:by_level:score' reads level … the data's columns are answer"
+    refused(["train", "recipe.yaml"], words, capsys)
+    del sys.modules["by_level"]
+
+
+def test_a_file_beside_the_reward_does_not_stand_for_a_library(folder):
+    """In a process of its own, in which `datasets` has not been imported yet."""
+    (folder / "own.py").write_text("def score(completions, **columns):\n    return [1.0] * len(completions)\n")
+    (folder / "datasets.py").write_text("raise SystemExit('a script that prepares data')\n")
+    write(folder, rewards=["python:own:score"])
+    command = [sys.executable, "-c", "from fipo.cli import main; raise SystemExit(main(['train', 'recipe.yaml']))"]
+    done = subprocess.run([*command[:1], "-P", *command[1:]], capture_output=True, text=True)
+    assert done.returncode == 0 and "nothing was run" in done.stdout, done.stderr
 
 
 def test_a_reward_for_chat_may_be_tried_on_text_prompts(folder, capsys):
@@ -150,6 +171,7 @@ KEYS = [
     ({"lr_scheduler_type": "cosinus"}, "cosinus is not a valid"),
     ({"chat_template": "nowhere.jinja"}, "The chat template nowhere.jinja does not exist"),
     ({"dataset": ""}, "dataset is empty"),
+    ({"no_fipo_streaming": True}, "no_fipo_streaming is a flag … in a recipe write fipo_streaming: false"),
     ({"dataset": "nowhere.jsonl"}, "nowhere.jsonl does not exist"),
     ({"dataset": "rg:nothing"}, "reasoning-gym has no task 'nothing'"),
     ({"dataset": "rg:chain_sum?size=x"}, "size of reasoning-gym's chain_sum is 'x', but must be a whole number"),
@@ -239,7 +261,7 @@ def test_keys_of_a_recipe(changes, words, folder, capsys):
     [
         (["--lerning_rate", "1"], "lerning_rate is no key … did you mean learning_rate?"),
         (["--num_generations", "four"], "num_generations is 'four', but must be a whole number"),
-        (["--num_generations"], "num_generations is '', but must be a whole number"),
+        (["--num_generations"], "num_generations has no value, but needs one"),
         (["--learning_rate", "-1"], "learning_rate"),
         (["--fipo_clip_high_only", "perhaps"], "fipo_clip_high_only is 'perhaps', but must be true or false"),
         (["--num_generations=0"], "num_generations is 0, but must be at least 2"),
@@ -254,6 +276,9 @@ def test_keys_of_a_recipe(changes, words, folder, capsys):
         (["-x"], "-x is no flag and no value of one"),
         (["--seed="], "seed is '', but must be a whole number"),
         (["--preset", "8b"], "preset is '8b'"),
+        (["--seed", "9" * 400], "but must be a finite number"),
+        (["--seed", "1", "2"], "2 is no flag and no value of one; remove it"),
+        (["--output_dir"], "output_dir has no value, but needs one; write --output_dir value"),
     ],
 )
 def test_flags(flags, words, folder, capsys):
@@ -366,6 +391,15 @@ def test_a_parquet_file_without_rows(folder, capsys):
     pyarrow.parquet.write_table(pyarrow.table({"prompt": pyarrow.array([], pyarrow.string())}), folder / "a.parquet")
     write(folder, dataset="a.parquet")
     refused(["train", "recipe.yaml"], "a.parquet has no rows", capsys)
+
+
+def test_stray_words_behind_test_reward(folder, capsys):
+    write(folder)
+    (folder / "completions.jsonl").write_text('{"completion": "4", "answer": "4"}\n')
+    files = ["test-reward", "recipe.yaml", "completions.jsonl"]
+    refused([*files, "stray"], "stray is no flag", capsys)
+    refused([*files, "--rewards", "matth"], "did you mean math?", capsys)
+    assert main([*files, "--rewards", "exact"]) == 0 and "exact" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -263,3 +263,31 @@ def test_a_reward_may_be_an_object_and_change_its_arguments(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     (reward,) = load_rewards(["python:judge:judge?scale=2"], max_completion_length=1)
     assert reward(["a", "bb"], [[1]] * 2) == [2, 4]
+
+
+def test_a_wrapper_that_takes_every_column_needs_none_of_what_it_wraps(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wrapped.py").write_text(
+        """
+import functools
+
+def adapt(function):
+    @functools.wraps(function)
+    def wrapper(completions, **columns):
+        return function(completions, columns["answer"])
+    return wrapper
+
+@adapt
+def score(completions, gold):
+    return [float(one == right) for one, right in zip(completions, gold)]
+"""
+    )
+    (reward,) = load_rewards(["python:wrapped:score"], max_completion_length=8)
+    assert reward(["2", "3"], [[1], [1]], answer=["2", "2"]) == [1, 0]
+
+
+@pytest.mark.parametrize("name", ["exact", "last_number", "math", "regex?pattern=(?P<answer>.)"])
+def test_a_comparison_without_an_answer_is_refused_whatever_the_completion(name):
+    (reward,) = load_rewards([name], max_completion_length=8)
+    with pytest.raises(InvalidParameterError, match=f"The reward '{name[:4]}.*compares with an answer, but the data"):
+        reward([""], [[]], level=[1])

@@ -69,7 +69,7 @@ def test_off(tmp_path):
 
 
 def test_trackers_show_the_report(tmp_path, monkeypatch):
-    """Every second rollout's credit reaches W&B and Trackio as a report, one each."""
+    """Every second rollout's credit and that of the last, which ends early, reach W&B and Trackio, one report each."""
     for name, value in {
         "WANDB_MODE": "offline",
         "WANDB_DIR": str(tmp_path),
@@ -77,10 +77,10 @@ def test_trackers_show_the_report(tmp_path, monkeypatch):
         "TRACKIO_PROJECT": "fipo",
     }.items():
         monkeypatch.setenv(name, value)
-    run(tmp_path, fipo_trace_every=2, max_steps=12, report_to=["wandb", "trackio"], project="fipo")
+    run(tmp_path, fipo_trace_every=2, max_steps=14, report_to=["wandb", "trackio"], project="fipo")
     wandb.finish()
     logged = [*tmp_path.glob("wandb/*/files/media/html/**/*.html"), *tmp_path.glob("trackio/media/**/*.html")]
     pages = [path.read_text() for path in logged]
-    assert len(pages) == 4  # rollouts 0 and 2, two trackers
-    assert sorted("rollout 2" in page for page in pages) == [False, False, True, True]
+    assert len(pages) == 6  # rollouts 0, 2 and 3, two trackers
+    assert sorted("rollout 3" in page for page in pages) == [False] * 4 + [True] * 2
     assert all("Content-Security-Policy" in page for page in pages)

@@ -1,11 +1,5 @@
 """The mathematics: pure functions of tensors; torch alone."""
 
-import warnings
-
-with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # which fipo does not need
-    import torch as _  # noqa: F401
-
 from fipo.core.lm_head import LMHead
 from fipo.core.loss import FIPOOutput, fipo_loss, future_kl, influence_weights
 from fipo.core.objective import Objective, TokenBatch

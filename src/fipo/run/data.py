@@ -13,7 +13,6 @@ from pyarrow import parquet
 from fipo.errors import DataError
 from fipo.run.rewards import TAKEN
 from fipo.run.sources import ENDINGS, PROCEDURAL, ending_of, file_of, task_of
-from fipo.run.specs import typed
 from fipo.terminal import one_line
 
 READERS = {".jsonl": "json", ".tsv": "csv", ".txt": "text"}  # of datasets, for other endings than their names
@@ -150,14 +149,12 @@ def _require_utf8(path: Path) -> None:
 
 def _procedural(source: str, seed: int) -> Dataset:
     import reasoning_gym
-    from reasoning_gym.factory import DATASETS
 
-    spec = task_of(source)
-    options = typed(spec.options, DATASETS[spec.name][1], f"reasoning-gym's {spec.name}")
+    name, options = task_of(source)
     try:
-        task = reasoning_gym.create_dataset(spec.name, **{"size": 1000, "seed": seed, **options})
+        task = reasoning_gym.create_dataset(name, **{"size": 1000, "seed": seed, **options})
     except (TypeError, ValueError, AssertionError) as error:
-        raise DataError(f"reasoning-gym's {spec.name} does not take {options} ({error}); change them.") from error
+        raise DataError(f"reasoning-gym's {name} does not take {options} ({error}); change them.") from error
     return Dataset.from_list(
         [
             {

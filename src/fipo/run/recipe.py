@@ -122,8 +122,13 @@ def read_settings(arguments: list[str]) -> Settings:
     for name in _without_effect(recipe, flags):
         logger.warning(f"{name} {NO_EFFECT}")
     types, given = key_types(), _given(flags)
-    for key in (*recipe, *given):
+    for key in recipe:
         _require_known(key, types)
+    for key, texts in given.items():
+        if not (key.startswith("no_") and types.get(key[3:]) is bool and not texts):
+            _require_known(key, types)
+        if not texts and ALIASES.get(key, key) in types and bool not in _kinds(types[ALIASES.get(key, key)]):
+            raise InvalidParameterError(f"{key} has no value, but needs one; write --{key} value.")
     recipe = {key: _checked(key, value, types[key]) for key, value in recipe.items()}
     given = {ALIASES.get(key, key): texts for key, texts in given.items()}
     typed = {key: _checked(key, _from_shell(given[key], types[key]), types[key]) for key in given if key in types}
@@ -171,7 +176,7 @@ def parse_recipe(settings: Settings) -> "tuple[RunArguments, FIPOConfig, ModelAr
         reason = one_line(error).rstrip(".")
         raise InvalidParameterError(f"The recipe or the flags cannot be used: {reason}; change that.") from error
     if stray:
-        raise InvalidParameterError(f"{' '.join(stray)} is no flag and no value of one; remove it.")
+        _refuse_stray(" ".join(stray))
     return run, config, model
 
 
@@ -192,9 +197,15 @@ def _given(flags: list[str]) -> dict[str, list[str]]:
         if word.startswith("--"):
             key, equals, value = word[2:].partition("=")
             texts = given[key.replace("-", "_")] = [value] if equals else []
-        elif given:
+        elif given and (not word.startswith("-") or word[1:2].isdigit() or word[1:2] == "."):
             texts.append(word)
+        else:
+            _refuse_stray(word)
     return given
+
+
+def _refuse_stray(words: str) -> None:
+    raise InvalidParameterError(f"{words} is no flag and no value of one; remove it.")
 
 
 def _from_shell(texts: list[str], hint: Any) -> Any:
@@ -202,6 +213,8 @@ def _from_shell(texts: list[str], hint: Any) -> Any:
     kinds = _kinds(hint)
     if any(_is_list(kind) for kind in kinds):
         return texts
+    if len(texts) > 1 and hint is not object:
+        _refuse_stray(" ".join(texts[1:]))
     text = texts[0] if texts else ""
     if bool in kinds:
         return SWITCHES.get(text.lower(), text)
@@ -228,8 +241,10 @@ def _refuse(message: str) -> None:
 
 
 def _require_known(key: str, hints: dict[str, Any]) -> None:
-    if key in (*hints, *ALIASES) or (key.startswith("no_") and hints.get(key[3:]) is bool):
+    if key in (*hints, *ALIASES):
         return
+    if key.startswith("no_") and hints.get(key[3:]) is bool:
+        raise InvalidParameterError(f"{key} is a flag without a value; in a recipe write {key[3:]}: false.")
     if key == "config":  # of TRL's own commands
         raise InvalidParameterError("config is no flag of fipo; write the recipe first: fipo train recipe.yaml.")
     where = "`fipo train --help` lists fipo's keys, --help-all all of them."
@@ -288,10 +303,12 @@ def _require_possible(key: str, value: Any) -> None:
         raise InvalidParameterError(f"{key} is {value!r}, but must be one of {', '.join(CHOICES[key])}; change it.")
     if key.endswith("_kwargs") and isinstance(value, str) and not value.startswith("{"):
         raise InvalidParameterError(f"{key} is {value!r}, but must be a mapping, as in {{name: value}}; change it.")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
     try:
         number = float(value)
-    except (TypeError, ValueError):  # argparse or the field refuses it
-        return
+    except OverflowError:
+        number = inf
     if not isfinite(number):
         raise InvalidParameterError(f"{key} is {value}, but must be a finite number; change it.")
     least, most = LIMITS.get(key, (-inf, inf))

@@ -9,7 +9,10 @@ import reprlib
 import sys
 import traceback
 from collections.abc import Callable
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from fipo.errors import FIPOError, InvalidParameterError
@@ -21,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 Score = Callable[..., float]  # (completion: str, *, row: dict, length: int) -> float; length in tokens
 PROMPTS_IN_A_ROW = 4  # failed in one call; then the cause lies outside the data, and each more might cost a timeout
-TAKEN = {  # by TRL; no column of the data may be called so
+TAKEN = {  # no column of the data may be called so
     "prompts",
     "completions",
     "completion_ids",
@@ -31,6 +34,10 @@ TAKEN = {  # by TRL; no column of the data may be called so
     "environments",
 }  # by TRL
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+class _NoAnswerError(LookupError):
+    """The data have no answer to compare with."""
 
 
 class UnusableScoresError(ValueError):
@@ -208,20 +215,24 @@ def _batch_function(name: str, options: dict[str, str], max_completion_length: i
             {key: value[i] for key, value in columns.items() if isinstance(value, list) and len(value) > i}
             for i in range(len(completions))
         ]
-        return [
-            score(text_of(completion), row=row, length=len(ids))
-            for completion, row, ids in zip(completions, rows, completion_ids, strict=True)
-        ]
+        try:
+            return [
+                score(text_of(completion), row=row, length=len(ids))
+                for completion, row, ids in zip(completions, rows, completion_ids, strict=True)
+            ]
+        except _NoAnswerError:
+            raise InvalidParameterError(
+                f"The reward {name!r} compares with an answer, but the data have no such column; name it with "
+                "answer_column, or choose another reward."
+            ) from None
 
     return scored
 
 
 def _imported(name: str) -> Callable[..., list[float]]:
     module_name, _, function_name = name.removeprefix("python:").partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
+        function = getattr(_module(module_name), function_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise InvalidParameterError(
             f"The reward {name!r} cannot be imported ({error}); write python:package.module:function and start from "
@@ -238,10 +249,27 @@ def _imported(name: str) -> Callable[..., list[float]]:
     return function
 
 
+def _module(name: str) -> ModuleType:
+    """A module, from the folder that one starts in if it lies there. Of that folder's other files libraries come first:
+    a script called datasets.py is not what TRL wants to import."""
+    here, top = str(Path.cwd()), name.partition(".")[0]
+    if here not in sys.path:
+        sys.path.append(here)
+    spec = PathFinder.find_spec(top, [here])
+    if top not in sys.modules and spec is not None and spec.loader is not None:
+        sys.modules[top] = module_from_spec(spec)
+        try:
+            spec.loader.exec_module(sys.modules[top])
+        except BaseException:
+            del sys.modules[top]
+            raise
+    return importlib.import_module(name)
+
+
 def _needed(function: Callable[..., Any]) -> set[str]:
     """The parameters that it cannot do without."""
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = inspect.signature(function, follow_wrapped=False).parameters.values()
     except (TypeError, ValueError):  # of C
         return set()
     return {p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -253,17 +281,14 @@ def _require_columns(name: str, needed: set[str], batch: dict[str, Any]) -> None
         columns = batch.keys() - TAKEN
         raise InvalidParameterError(
             f"The reward {name!r} reads {', '.join(sorted(missing))}, but the data's columns are "
-            f"{', '.join(sorted(columns)) or 'none'} beside the prompt; rename the column or the parameter, or set "
-            "answer_column."
+            f"{', '.join(sorted(columns)) or 'none'} beside the prompt; rename the column or the parameter, set "
+            "answer_column, or give an option behind the name, as in name?option=value."
         )
 
 
 def _answer(row: dict[str, Any]) -> str:
     if "answer" not in row:
-        raise InvalidParameterError(
-            "The reward compares with an answer, but the data's columns hold none; name it with answer_column, or "
-            "choose another reward."
-        )
+        raise _NoAnswerError
     return str(row["answer"])
 
 
@@ -310,10 +335,11 @@ def _regex(pattern: str) -> Score:
         raise InvalidParameterError(f"pattern is {pattern!r}, which is no regular expression: {error}.") from error
 
     def score(completion: str, *, row: dict[str, Any], length: int) -> float:
+        answer = _answer(row) if "answer" in compiled.groupindex else None
         found = compiled.search(completion)
-        if found is None or "answer" not in compiled.groupindex:
+        if found is None or answer is None:
             return float(found is not None)
-        return float((found["answer"] or "").strip() == _answer(row).strip())
+        return float((found["answer"] or "").strip() == answer.strip())
 
     return score
 

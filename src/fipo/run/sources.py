@@ -1,9 +1,10 @@
 """What a recipe's dataset names, and whether it is there. Light: it is asked before TRL is imported."""
 
 from pathlib import Path
+from typing import Any
 
 from fipo.errors import DataError
-from fipo.run.specs import Spec
+from fipo.run.specs import Spec, typed
 from fipo.terminal import did_you_mean, nearest_file
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")  # .gz may follow
@@ -11,7 +12,7 @@ PROCEDURAL = "rg:"
 
 
 def require_source(source: str) -> None:
-    """Raises DataError if `source` names a file or a task that does not exist; the hub is not asked."""
+    """Raises an error if `source` names a file, a task or an option that does not exist; the hub is not asked."""
     if source.startswith(PROCEDURAL):
         task_of(source)
     else:
@@ -39,11 +40,12 @@ def ending_of(path: Path) -> str:
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
-def task_of(source: str) -> Spec:
-    """The task of reasoning-gym that `source` names.
+def task_of(source: str) -> tuple[str, dict[str, Any]]:
+    """The task of reasoning-gym that `source` names, and its options.
 
     Raises:
         DataError: There is none of that name.
+        InvalidParameterError: It has no such option, or one of another type.
     """
     from reasoning_gym.factory import DATASETS
 
@@ -51,4 +53,4 @@ def task_of(source: str) -> Spec:
     if spec.name not in DATASETS:
         known = f"choose one of {', '.join(sorted(DATASETS))}."
         raise DataError(f"reasoning-gym has no task {spec.name!r}; {did_you_mean(spec.name, DATASETS, known)}")
-    return spec
+    return spec.name, typed(spec.options, DATASETS[spec.name][1], f"reasoning-gym's {spec.name}")

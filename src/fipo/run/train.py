@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from peft import PeftConfig
@@ -78,6 +78,8 @@ def _train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) ->
     first = prompts.train[0]
     forms = forms_of(first["prompt"], run)
     scores = [reward.try_on(first, forms, strict=run.dry_run) for reward in rewards]
+    if prompts.held_out is not None:
+        _try_on_held_out(rewards[0], prompts.held_out[0], run)
     if run.dry_run:
         console.print(view.dry_run(config, len(prompts.train), first, rewards, scores))
         return 0
@@ -85,6 +87,13 @@ def _train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) ->
     make_room(config, checkpoint)
     stopped = _run_to_the_end(trainer, run, model_args, prompts, rewards[0], checkpoint, console, started)
     return 130 if stopped else 0
+
+
+def _try_on_held_out(reward: Reward, first: dict[str, Any], run: RunArguments) -> None:
+    try:
+        reward.try_on(first, forms_of(first["prompt"], run), strict=run.dry_run)
+    except InvalidParameterError as error:
+        raise InvalidParameterError(f"On the held-out prompts: {error}") from error
 
 
 def _run_to_the_end(

@@ -121,7 +121,7 @@ class TracedRollouts(TrainerCallback):
     def on_step_end(self, args: FIPOConfig, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         rollout, update = divmod(state.global_step - 1, args.updates_per_rollout)
         trackers = [import_module(name) for name in TRACKERS_WITH_HTML if name in args.report_to]
-        ended = update == args.updates_per_rollout - 1
+        ended = update == args.updates_per_rollout - 1 or state.global_step == state.max_steps
         if not (trackers and ended and self.traces.due(rollout) and state.is_world_process_zero):
             return
         try:

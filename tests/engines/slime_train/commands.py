@@ -112,7 +112,7 @@ SCENARIOS = {
     "away_pp2": Scenario(f"{FIPO} {AWAY} {TRACES}", pp=2),
     "away_cp2_pp2": Scenario(f"{FIPO} {AWAY} {TRACES}", cp=2, pp=2),
     "away_without_carry": Scenario(AWAY, launcher=False, config=WITHOUT_CARRY, cp=2),
-    "timed": Scenario(f"{FIPO} {AWAY} {TRACES} --fipo-trace-samples 16 {TIMED}", max_tokens=2048, size="22 million"),
+    "timed": Scenario(f"{FIPO} {AWAY} {TRACES} --fipo-trace-samples 16 {TIMED}", max_tokens=2048, size="19 million"),
     "regularized": Scenario(f"{FIPO} {REGULARIZED}"),
     "regularized_cp2": Scenario(f"{FIPO} {REGULARIZED}", cp=2),
 }

@@ -49,7 +49,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(layers=2, width=64, responses=(30, 60)),
-    "22 million": Size(layers=8, width=512, responses=(400, 512)),  # for what takes time
+    "19 million": Size(layers=8, width=512, responses=(400, 512)),  # for what takes time
 }
 
 

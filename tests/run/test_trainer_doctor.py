@@ -66,7 +66,7 @@ def test_a_vllm_that_does_not_fit_is_refused_before_data_are_read(version, found
     if version:
         install(tmp_path, "vllm", version, "transformers<5.18.0")
         monkeypatch.syspath_prepend(tmp_path)
-    flags = ["--use_vllm", "true", "--dataset", "nowhere.jsonl", "--rewards", "exact", "--use_cpu", "true"]
+    flags = ["--use_vllm", "true", "--dataset", "nowhere/nothing", "--rewards", "exact", "--use_cpu", "true"]
     assert main(["train", "--output_dir", str(tmp_path / "run"), *flags]) == 2
     assert found in capsys.readouterr().err
 

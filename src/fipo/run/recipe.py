@@ -121,16 +121,17 @@ def read_settings(arguments: list[str]) -> Settings:
     recipe = _canonical(recipe)
     for name in _without_effect(recipe, flags):
         logger.warning(f"{name} {NO_EFFECT}")
-    types, given = key_types(), _given(flags)
+    types = key_types()
     for key in recipe:
         _require_known(key, types)
+    given = {ALIASES.get(key, key): texts for key, texts in _given(flags).items()}
     for key, texts in given.items():
-        if not (key.startswith("no_") and types.get(key[3:]) is bool and not texts):
-            _require_known(key, types)
-        if not texts and ALIASES.get(key, key) in types and bool not in _kinds(types[ALIASES.get(key, key)]):
+        if key.startswith("no_") and types.get(key[3:]) is bool and not texts:
+            continue
+        _require_known(key, types)
+        if not texts and bool not in _kinds(types[key]):
             raise InvalidParameterError(f"{key} has no value, but needs one; write --{key} value.")
     recipe = {key: _checked(key, value, types[key]) for key, value in recipe.items()}
-    given = {ALIASES.get(key, key): texts for key, texts in given.items()}
     typed = {key: _checked(key, _from_shell(given[key], types[key]), types[key]) for key in given if key in types}
     values = recipe | typed
     for key, value in values.items():

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 Score = Callable[..., float]  # (completion: str, *, row: dict, length: int) -> float; length in tokens
 PROMPTS_IN_A_ROW = 4  # failed in one call; then the cause lies outside the data, and each more might cost a timeout
-TAKEN = {  # no column of the data may be called so
+TAKEN = {  # by TRL, so no column of the data may be called so
     "prompts",
     "completions",
     "completion_ids",
@@ -32,7 +32,7 @@ TAKEN = {  # no column of the data may be called so
     "log_extra",
     "log_metric",
     "environments",
-}  # by TRL
+}
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 

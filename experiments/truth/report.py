@@ -15,6 +15,7 @@ from experiments.truth.study import FACTORS, SHOWN_UPDATE, SMOLLM2, UNITS, UPDAT
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "credit_truth.md"
 CHAINS = ("short", "long", SMOLLM2)
+FEWEST = 20  # responses with a deciding token: over fewer a bootstrap says nothing
 RANK, LEFT = "rank correlation", "left"
 FOLLOWED = [
     "FIPO",
@@ -39,7 +40,9 @@ def fill_page() -> None:
         )
         for unit in facts
     ]
+    decided = {chain: sum(one["decided"] for unit, one in facts.items() if unit.chain == chain) for chain in CHAINS}
     rows = pd.concat(frames)
+    rows = rows[rows.chain.map(decided) >= FEWEST]
     replayed = rows[rows.chain != SMOLLM2]  # SmolLM2 was seen at one update a response, that of its own training
     at_tuned = rows[(rows.factor == 1) & ((rows["update"] == SHOWN_UPDATE) | (rows.chain == SMOLLM2))]
     blocks = {

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from experiments.model import response_logps
-from experiments.protocol import SETTINGS
+from experiments.protocol import FIPO, SETTINGS
 from experiments.task import ALPHABET, CHAINS, END
 from experiments.truth import smollm2
 from experiments.truth.measures import chance, cosine, gradient_measures, is_decided, of_response, rank
@@ -93,8 +93,7 @@ def _measure(unit: Unit) -> dict[str, Any]:
     """
     setting = SETTINGS[unit.chain]
     ((_, rollout),) = rollouts(setting, unit.seed, [unit.rollout], unit.measured)
-    if not len(rollout.measured):
-        raise DataError("no group of the rollout has both rewards, so nothing was decided; measure another rollout.")
+    _require_some(len(rollout.measured))
     responses = list(_responses(rollout))
     generator = torch.Generator().manual_seed(unit.seed)
     values = measure(rollout.model, responses, CHAINS[unit.chain].max_tokens, generator)
@@ -118,7 +117,7 @@ def _measure(unit: Unit) -> dict[str, Any]:
             if factor == 1 and sight.update == SHOWN_UPDATE:
                 facts["gradients"] = _gradients(rollout, sight, view)
                 traces = list(_traces(unit, rollout, sight, view))
-                write_traces(traces, unit.file("traces.parquet"), FIPOParams(), updates_per_rollout=8)
+                write_traces(traces, unit.file("traces.parquet"), FIPOParams(), updates_per_rollout=FIPO.updates)
     _write_measures(unit, rows)
     return facts
 
@@ -130,8 +129,7 @@ def _measure_language_model(unit: Unit) -> dict[str, Any]:
         DataError: Nothing can be measured.
     """
     traces = smollm2.traced(unit.rollout)
-    if not traces:
-        raise DataError("no group of the rollout has both rewards, so nothing was decided; measure another rollout.")
+    _require_some(len(traces))
     responses = [smollm2.response_of(trace) for trace in traces]
     policy = smollm2.Policy(unit.rollout, responses)
     facts: dict[str, Any] = {"responses": len(responses), "difference of log-probs": policy.difference()}
@@ -140,8 +138,18 @@ def _measure_language_model(unit: Unit) -> dict[str, Any]:
     about = [{"factor": 1.0, "update": trace.update} for trace in traces]
     rewards, groups = [response.reward for response in responses], [trace.group for trace in traces]
     _write_measures(unit, list(_measured(view, values, rewards, groups, about)))
-    write_traces(smollm2.with_truth(traces, values), unit.file("traces.parquet"), FIPOParams(), updates_per_rollout=8)
+    write_traces(
+        smollm2.with_truth(traces, values),
+        unit.file("traces.parquet"),
+        FIPOParams(),
+        updates_per_rollout=smollm2.UPDATES,
+    )
     return facts | _facts(responses, values)
+
+
+def _require_some(responses: int) -> None:
+    if not responses:
+        raise DataError("no group of the rollout has both rewards, so nothing was decided; measure another rollout.")
 
 
 def _write_measures(unit: Unit, rows: list[dict[str, Any]]) -> None:

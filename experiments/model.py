@@ -51,19 +51,28 @@ class Samples:
 
 @torch.no_grad()
 def sample(
-    model: LlamaForCausalLM, prompts: Tensor, max_tokens: int, generator: torch.Generator, dtype: torch.dtype
+    model: LlamaForCausalLM,
+    prompts: Tensor,
+    max_tokens: int,
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    copies: int = 1,
 ) -> Samples:
-    """One response a row of `prompts` (B, P), at temperature 1. Stops once every row has ended.
+    """`copies` responses, one after the other, to each row of `prompts` (B, P), which is read once, at temperature 1.
 
-    `dtype` is that of the logits behind the log-probs; sampling itself is float32 in every arm.
+    Stops once every response has ended. `dtype` is that of the logits behind the log-probs; sampling itself is float32
+    in every arm.
     """
     rows, width = prompts.shape
     layers = [_PreallocatedLayer(width + max_tokens) for _ in range(SIZE["num_hidden_layers"])]
     cache = Cache(layers=layers)
     steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    alive, inputs = torch.ones(rows, dtype=torch.bool), prompts
+    alive, inputs = torch.ones(rows * copies, dtype=torch.bool), prompts
     while len(steps) < max_tokens and alive.any():
         logits = model(inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        if not steps and copies > 1:
+            cache.batch_repeat_interleave(copies)
+            logits = logits.repeat_interleave(copies, 0)
         scores = logits.log_softmax(-1)
         probs = scores.exp()
         ids = torch.multinomial(probs, 1, generator=generator)[:, 0].where(alive, PAD)
@@ -102,6 +111,9 @@ class _PreallocatedLayer(DynamicLayer):
         self._values[:, :, start : self._length] = value_states
         self.keys, self.values = self._keys[:, :, : self._length], self._values[:, :, : self._length]
         return self.keys, self.values
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._keys, self._values = (kept.repeat_interleave(repeats, 0) for kept in (self._keys, self._values))
 
     def get_seq_length(self) -> int:
         return self._length

@@ -1,6 +1,6 @@
 """Measures what is not there yet, and fills docs/credit_truth.md.
 
-python -m experiments.truth [--processes 2] [--chains short long smollm2]
+python -m experiments.truth [--processes 2] [--chains short long smollm2] [--again]
 """
 
 import argparse
@@ -17,8 +17,11 @@ def main() -> int:
     parser = argparse.ArgumentParser("experiments.truth", description=__doc__.split("\n\n")[0])
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--chains", nargs="+", help="measure these alone; default: all")
+    parser.add_argument("--again", action="store_true", help="measure the signals of measured truth again")
     options = parser.parse_args()
-    todo = [unit for unit in UNITS if not unit.done and unit.chain in (options.chains or [unit.chain])]
+    todo = [
+        unit for unit in UNITS if (options.again or not unit.done) and unit.chain in (options.chains or [unit.chain])
+    ]
     if any(unit.chain == SMOLLM2 for unit in todo):
         smollm2.train()
     with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:

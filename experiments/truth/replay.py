@@ -133,24 +133,3 @@ def _copy_of(optimizer: torch.optim.Optimizer, model: LlamaForCausalLM) -> torch
     copied = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
     copied.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     return copied
-
-
-@torch.no_grad()
-def likeness(rollout: Rollout) -> Tensor:
-    """(B, T) whether a token's gradient at the last layer is like that of right responses (+) or of wrong ones (−).
-
-    The gradient's proxy is hidden state ⊗ (one-hot − probabilities), and a side's is the mean over its tokens, weighted
-    by their advantages' size; the two cosines are subtracted.
-    """
-    samples, model = rollout.samples, rollout.model
-    sequence = torch.cat([rollout.prompts, samples.ids], 1)
-    hidden = model.model(sequence[:, :-1], use_cache=False).last_hidden_state[:, -samples.ids.shape[1] :]
-    residual = -model.lm_head(hidden).softmax(-1)
-    residual.scatter_add_(-1, samples.ids[..., None], torch.ones_like(residual[..., :1]))
-    cosines = []
-    for side in (1, -1):
-        size = (side * rollout.advantages).clamp(min=0)[:, None] * samples.mask
-        mean = torch.einsum("bt,bth,btv->hv", size, hidden, residual)
-        inner = torch.einsum("bth,btv,hv->bt", hidden, residual, mean)
-        cosines.append(inner / (hidden.norm(dim=-1) * residual.norm(dim=-1) * mean.norm()).clamp(min=1e-12))
-    return cosines[0] - cosines[1]

@@ -137,7 +137,7 @@ def gradient_table(facts: dict) -> str:
     found = []
     for chain in CHAINS:
         own = [one["gradients"] for unit, one in facts.items() if unit.chain == chain and "gradients" in one]
-        for name in SIGNALS if own else ():
+        for name in [name for name in SIGNALS if own and all(name in one for one in own)]:
             columns = [sum(one[name][column] for one in own) / len(own) for column in next(iter(own[0].values()))]
             found.append([chain, name, *(f"{value:.3f}" for value in columns)])
     return table(["chain", "signal", "cosine with the truth's", "with GRPO's", "signal-to-noise of a batch"], found)
@@ -152,7 +152,7 @@ def interval(rows: pd.DataFrame, column: str) -> str:
 
 def draw(rows: pd.DataFrame, file: Path) -> None:
     """Rank correlations with their intervals, a panel a chain."""
-    names = [name for name in SIGNALS if name != "truth"][::-1]
+    names = [name for name in SIGNALS if name != "truth" and (rows.signal == name).any()][::-1]
     chains = [chain for chain in CHAINS if (rows.chain == chain).any()]
     how = {"figsize": (2.5 + 4.5 * len(chains), 5), "sharey": True, "layout": "constrained", "squeeze": False}
     figure, (panels,) = plt.subplots(1, len(chains), **how)

@@ -1,6 +1,6 @@
 """Credit signals: a number a token, positive where the update makes the token likelier."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -23,8 +23,8 @@ class View:
     advantages: Tensor
     entropy: Tensor  # under π_old, nats
     ids: Tensor
-    likeness: Tensor | None  # see `replay.likeness`; None where it is not known
     truth: Tensor  # V(y≤t) − V(y<t)
+    of_model: Mapping[str, Tensor]  # what only π_old itself tells, by the name of the signal that needs it
 
 
 Signal = Callable[[View], Tensor]
@@ -65,12 +65,24 @@ def by_entropy(view: View) -> Tensor:
     return view.advantages[:, None] * view.entropy
 
 
+LIKENESS, DELTA, STABILITY = "likeness (after DelTA)", "DelTA (reimplemented)", "stability (after SCAPO)"
+
+
 def by_likeness(view: View) -> Tensor:
     """DelTA's idea (arXiv:2605.21467), not its formula: more where a token's gradient is like its own side's."""
-    return clipped(view, view.advantages.sign()[:, None] * view.likeness)
+    return clipped(view, view.advantages.sign()[:, None] * view.of_model[LIKENESS])
 
 
-LIKENESS = "likeness (after DelTA)"
+def by_delta(view: View) -> Tensor:
+    """Advantage × DelTA's weight, as its authors released it (see `last_layer.delta`)."""
+    return view.advantages[:, None] * view.of_model[DELTA]
+
+
+def by_stability(view: View) -> Tensor:
+    """SCAPO's idea (arXiv:2609.40360), not its formula: less where a probability moves with what should not matter."""
+    return clipped(view, -view.of_model[STABILITY].clamp(min=0))
+
+
 SIGNALS: dict[str, Signal] = {
     "FIPO": weighted,
     **{
@@ -87,6 +99,8 @@ SIGNALS: dict[str, Signal] = {
     "entropy": by_entropy,
     "position": by_position,
     LIKENESS: by_likeness,
+    DELTA: by_delta,
+    STABILITY: by_stability,
     "shuffled": shuffled,
     "uniform (GRPO)": lambda view: view.advantages[:, None].expand(view.mask.shape),
     "truth": lambda view: view.truth,
@@ -99,3 +113,9 @@ RAW: dict[str, Signal] = {
         view.log_ratio, view.mask, replace(DEFAULT, decay_rate=float("inf"))
     ),
 }
+
+
+def available(view: View) -> dict[str, Signal]:
+    """The signals that this view tells enough for."""
+    needed = {LIKENESS, DELTA, STABILITY} - set(view.of_model)
+    return {name: signal for name, signal in SIGNALS.items() if name not in needed}

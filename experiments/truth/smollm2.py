@@ -5,6 +5,7 @@ the update that trained on it.
 """
 
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -13,14 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from peft import PeftModel
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from experiments.truth.last_layer import delta
 from experiments.truth.signals import View
-from experiments.truth.values import ROUND, Place, Response, Values
+from experiments.truth.values import ROUND, Continuation, Place, Response, Values
 from fipo.errors import DataError
 from fipo.run.model import end_at, load_model
 from fipo.run.rewards import load_rewards
@@ -31,6 +34,7 @@ RECIPE = ROOT / "recipes" / "trl" / "demo.yaml"
 FOLDER = ROOT / "runs" / "truth" / "smollm2"
 UPDATES = 8  # of a rollout
 ROLLOUTS = (1, 3, 5)
+OTHER_PROMPTS = 4  # to which a prompt is changed
 SAME_POLICY = 0.05  # mean difference of log-probs: the trainer's logits are float32, these are bfloat16
 
 
@@ -51,12 +55,16 @@ def train() -> None:
 
 
 def traced(rollout: int) -> list[Trace]:
-    """The rollout's responses that can be measured: away from π_old, and from groups with right and wrong answers."""
-    here = [trace for trace in read_traces(FOLDER / "traces") if trace.rollout == rollout]
+    """All of the rollout's responses."""
+    return [trace for trace in read_traces(FOLDER / "traces") if trace.rollout == rollout]
+
+
+def measurable(traces: list[Trace]) -> list[int]:
+    """Which of a rollout's can be measured: away from π_old, and from groups with right and wrong answers."""
     rewards: dict[int, set[float]] = {}
-    for trace in here:
+    for trace in traces:
         rewards.setdefault(trace.group, set()).add(is_right(trace))
-    return [trace for trace in here if trace.update > 0 and len(rewards[trace.group]) > 1]
+    return [row for row, trace in enumerate(traces) if trace.update > 0 and len(rewards[trace.group]) > 1]
 
 
 def is_right(trace: Trace) -> float:
@@ -67,12 +75,17 @@ def response_of(trace: Trace) -> Response:
     return Response(trace.prompt, trace.token_ids.tolist(), torch.tensor(trace.old_logps), is_right(trace))
 
 
-def view_of(traces: list[Trace], values: list[Values]) -> View:
+def other_sums_shown(prompt: str, number: int) -> str:
+    """The prompt's question after two other worked sums: what should not matter to its answer."""
+    drawing, shown = random.Random(number), []
+    for _ in range(2):
+        a, b, c = (drawing.randint(1, 6) for _ in range(3))
+        shown.append(f"{a} + {b} + {c} -> {a} + {b} = {a + b}, {a + b} + {c} = {a + b + c}")
+    return "\n".join([*shown, prompt.splitlines()[-1]])
+
+
+def view_of(traces: list[Trace], values: list[Values], of_model: dict[str, Tensor]) -> View:
     """What signals see."""
-
-    def padded(rows: list[Any]) -> Tensor:
-        return pad_sequence([torch.as_tensor(row.copy()) for row in rows], batch_first=True)
-
     mask = padded([trace.trained for trace in traces])
     return View(
         padded([trace.log_ratio for trace in traces]) * mask,
@@ -80,9 +93,14 @@ def view_of(traces: list[Trace], values: list[Values]) -> View:
         torch.tensor([float(trace.advantages[0]) for trace in traces]),
         padded([trace.entropy for trace in traces]),
         padded([trace.token_ids for trace in traces]),
-        None,
-        padded([found.advantage.numpy() for found in values]),
+        padded([found.advantage.float().numpy() for found in values]),
+        of_model,
     )
+
+
+def padded(rows: list[Any]) -> Tensor:
+    """(R, T, …) of arrays or tensors (T_r, …), with zeros behind."""
+    return pad_sequence([torch.tensor(np.asarray(row)) for row in rows], batch_first=True)
 
 
 def with_truth(traces: list[Trace], values: list[Values]) -> list[Trace]:
@@ -105,19 +123,21 @@ class Policy:
         self.generator = torch.Generator().manual_seed(rollout)
 
     @torch.inference_mode()
+    def read(self, prompt: str, ids: list[int]) -> tuple[Tensor, Tensor]:
+        """Of a response, log-probs (T,) and the hidden states (T, H) that they come from."""
+        start = self.tokenizer(prompt).input_ids
+        out = self.model(torch.tensor([[*start, *ids]]), output_hidden_states=True)
+        logps = out.logits[0, len(start) - 1 : -1].float().log_softmax(-1).gather(-1, torch.tensor(ids)[:, None])[:, 0]
+        return logps, out.hidden_states[-1][0, len(start) - 1 : -1].float()
+
     def difference(self) -> float:
         """Mean absolute difference of its log-probs from the trainer's old ones.
 
         Raises:
             DataError: It is too large for this to be π_old.
         """
-        differences = []
-        for prompt, response in zip(self.prompts, self.responses, strict=True):
-            ids = torch.tensor([[*prompt, *response.ids]])
-            logps = self.model(ids).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
-            logps = logps.gather(-1, ids[0, len(prompt) :, None])[:, 0]
-            differences.append((logps - response.logps).abs())
-        mean = float(torch.cat(differences).mean())
+        pairs = [(self.read(response.problem, response.ids)[0], response.logps) for response in self.responses]
+        mean = float(torch.cat([(own - old).abs() for own, old in pairs]).mean())
         if mean > SAME_POLICY:
             raise DataError(
                 f"The checkpoint's log-probs differ from the trace's by {mean:.3f} on average, so it is not the policy "
@@ -125,8 +145,28 @@ class Policy:
             )
         return mean
 
-    def right_from(self, places: list[Place]) -> list[int]:
-        """How many of ROUND continuations of each prefix, all of one length, end in a right answer."""
+    def delta(self, traces: list[Trace]) -> Tensor:
+        """(R, T) DelTA's weights of a whole rollout's responses."""
+        logps, hidden = zip(*(self.read(trace.prompt, trace.token_ids.tolist()) for trace in traces), strict=True)
+        advantages = torch.tensor([float(trace.advantages[0]) for trace in traces])
+        return delta(padded(hidden), padded(logps), advantages, padded([trace.trained for trace in traces]))
+
+    def drift(self, traces: list[Trace]) -> Tensor:
+        """(R, T) how far a token's probability moves, on average, when other sums are shown.
+
+        In standard deviations from the mean over the tokens of the responses to one prompt.
+        """
+        moved: dict[int, list[Tensor]] = {}
+        for trace in traces:
+            prompts = [trace.prompt, *(other_sums_shown(trace.prompt, number) for number in range(OTHER_PROMPTS))]
+            own, *others = (self.read(prompt, trace.token_ids.tolist())[0].exp() for prompt in prompts)
+            moved.setdefault(trace.group, []).append(torch.stack([(other - own).abs() for other in others]).mean(0))
+        level = {group: (torch.cat(of_group).mean(), torch.cat(of_group).std()) for group, of_group in moved.items()}
+        rows = {group: iter(of_group) for group, of_group in moved.items()}
+        return padded([(next(rows[t.group]) - level[t.group][0]) / level[t.group][1] for t in traces])
+
+    def continued(self, places: list[Place]) -> list[list[Continuation]]:
+        """ROUND continuations of each prefix, all of one length."""
         starts = [self.responses[row].ids[:t] for row, t in places]
         prefixes = torch.tensor([[*self.prompts[row], *start] for (row, _), start in zip(places, starts, strict=True)])
         rests = self._sample(prefixes, self.limit - len(starts[0]))
@@ -135,7 +175,7 @@ class Policy:
             ids = [starts[place] + rest for rest in rests[place * ROUND : (place + 1) * ROUND]]
             texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
             scores = self.reward(texts, ids, answer=[self.answers[self.responses[row].problem]] * ROUND)
-            found.append(int(sum(score or 0 for score in scores)))
+            found.append([Continuation(one, bool(score)) for one, score in zip(ids, scores, strict=True)])
         return found
 
     @torch.inference_mode()

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,15 @@ from experiments.model import response_logps
 from experiments.protocol import FIPO, SETTINGS
 from experiments.task import ALPHABET, CHAINS, END
 from experiments.truth import smollm2
+from experiments.truth.last_layer import delta, likeness
 from experiments.truth.measures import chance, cosine, gradient_measures, is_decided, of_response, rank
-from experiments.truth.replay import Rollout, Sight, likeness, replay, rollouts
-from experiments.truth.signals import LIKENESS, RAW, SIGNALS, View
+from experiments.truth.replay import Rollout, Sight, replay, rollouts
+from experiments.truth.signals import DELTA, LIKENESS, RAW, STABILITY, View, available
 from experiments.truth.values import Response, Values, measure, measure_with
 from fipo import FIPOParams, fipo_loss
 from fipo.errors import DataError
 from fipo.run_folder import whole_file
-from fipo.traces import Trace, write_traces
+from fipo.traces import Trace, read_traces, write_traces
 from fipo.traces.schema import token_columns
 
 SMOLLM2 = "smollm2"
@@ -72,14 +73,17 @@ UNITS = [
 
 
 def run(unit: Unit) -> tuple[Unit, float]:
-    """Measures one unit and writes its files, or why it is left out; returns it with the seconds that it took."""
+    """Measures one unit and writes its files, or why it is left out; returns it with the seconds that its truth took.
+
+    Where the unit's traces hold the truth of these very responses already, only the signals are measured again.
+    """
     torch.set_num_threads(1)
     started = time.perf_counter()
     try:
         facts = _measure_language_model(unit) if unit.chain == SMOLLM2 else _measure(unit)
     except DataError as error:
         facts = {"left out": str(error)}
-    facts["seconds"] = round(time.perf_counter() - started)
+    facts.setdefault("seconds", round(time.perf_counter() - started))
     with whole_file(unit.file("facts.json")) as file:
         file.write_text(json.dumps(facts, indent=1) + "\n")
     return unit, facts["seconds"]
@@ -96,14 +100,15 @@ def _measure(unit: Unit) -> dict[str, Any]:
     _require_some(len(rollout.measured))
     responses = list(_responses(rollout))
     generator = torch.Generator().manual_seed(unit.seed)
-    values = measure(rollout.model, responses, CHAINS[unit.chain].max_tokens, generator)
-    like = likeness(rollout)
-    rows, facts = [], {"responses": len(responses), **_facts(responses, values)}
+    values, facts = _truth(
+        unit, responses, lambda: measure(rollout.model, responses, CHAINS[unit.chain].max_tokens, generator)
+    )
+    of_model, rows = _of_model(rollout), []
     for factor in FACTORS:
         for sight in replay(rollout, factor * setting.learning_rate):
             if sight.update not in UPDATES:
                 continue
-            view = _view(rollout, sight, values, like)
+            view = _view(rollout, sight, values, of_model)
             first = int(rollout.measured[0])
             rows += list(
                 _measured(
@@ -128,13 +133,17 @@ def _measure_language_model(unit: Unit) -> dict[str, Any]:
     Raises:
         DataError: Nothing can be measured.
     """
-    traces = smollm2.traced(unit.rollout)
+    everything = smollm2.traced(unit.rollout)
+    rows = smollm2.measurable(everything)
+    traces = [everything[row] for row in rows]
     _require_some(len(traces))
     responses = [smollm2.response_of(trace) for trace in traces]
     policy = smollm2.Policy(unit.rollout, responses)
-    facts: dict[str, Any] = {"responses": len(responses), "difference of log-probs": policy.difference()}
-    values = measure_with(policy.right_from, responses)
-    view = smollm2.view_of(traces, values)
+    difference = policy.difference()
+    values, facts = _truth(unit, responses, lambda: measure_with(policy.continued, responses))
+    width = max(len(response.ids) for response in responses)
+    of_model = {DELTA: policy.delta(everything)[rows, :width], STABILITY: policy.drift(traces)}
+    view = smollm2.view_of(traces, values, of_model)
     about = [{"factor": 1.0, "update": trace.update} for trace in traces]
     rewards, groups = [response.reward for response in responses], [trace.group for trace in traces]
     _write_measures(unit, list(_measured(view, values, rewards, groups, about)))
@@ -144,7 +153,32 @@ def _measure_language_model(unit: Unit) -> dict[str, Any]:
         FIPOParams(),
         updates_per_rollout=smollm2.UPDATES,
     )
-    return facts | _facts(responses, values)
+    return facts | {"difference of log-probs": difference}
+
+
+def _truth(unit: Unit, responses: list[Response], sample: Callable[[], list[Values]]) -> tuple[list[Values], dict]:
+    """The values of the responses, kept or sampled, and the facts of how they were measured."""
+    if unit.done and not unit.left_out:
+        if values := kept(responses, list(read_traces(unit.file("traces.parquet")))):
+            return values, unit.facts
+        print(f"{unit.name}: the kept truth is that of other responses; sampling it anew.", flush=True)
+    values = sample()
+    return values, _facts(responses, values)
+
+
+def kept(responses: list[Response], traces: list[Trace]) -> list[Values] | None:
+    """The values that the traces of these responses tell, without errors and samples; None if they are of others.
+
+    V(y<t) is the reward without what the tokens from t on changed; the rounding brings back ties, which float32 lost.
+    """
+    if [response.ids for response in responses] != [trace.token_ids.tolist() for trace in traces]:
+        return None
+    found = []
+    for response, trace in zip(responses, traces, strict=True):
+        left = torch.tensor(trace.true_advantage).double().flip(0).cumsum(0).flip(0)
+        value = torch.cat([response.reward - left, torch.tensor([response.reward])]).round(decimals=6)
+        found.append(Values(value, *[torch.zeros(0)] * 3))
+    return found
 
 
 def _require_some(responses: int) -> None:
@@ -167,10 +201,11 @@ def _responses(rollout: Rollout) -> Iterator[Response]:
 def _facts(responses: list[Response], values: list[Values]) -> dict[str, Any]:
     sampled = [found.samples > 0 for found in values]
     return {
+        "responses": len(responses),
         "right": sum(response.reward for response in responses),
         "tokens": sum(len(response.ids) for response in responses),
         "prefixes sampled": sum(int(where.sum()) for where in sampled),
-        "samples": sum(int(found.samples.sum()) for found in values),
+        "samples": sum(int(found.drawn.sum()) for found in values),
         "largest standard error": max(float(found.error.max()) for found in values),
         "mean standard error": float(
             torch.cat([found.error[where] for found, where in zip(values, sampled, strict=True)]).mean()
@@ -179,7 +214,20 @@ def _facts(responses: list[Response], values: list[Values]) -> dict[str, Any]:
     }
 
 
-def _view(rollout: Rollout, sight: Sight, values: list[Values], like: Tensor) -> View:
+def _of_model(rollout: Rollout) -> dict[str, Tensor]:
+    """(B, T) what π_old tells of every response of the rollout."""
+    samples, model = rollout.samples, rollout.model
+    sequence = torch.cat([rollout.prompts, samples.ids], 1)
+    with torch.no_grad():
+        hidden = model.model(sequence[:, :-1], use_cache=False).last_hidden_state[:, -samples.ids.shape[1] :]
+        probs = model.lm_head(hidden).softmax(-1)
+    return {
+        LIKENESS: likeness(hidden, probs, samples.ids, rollout.advantages, samples.mask),
+        DELTA: delta(hidden, samples.logps, rollout.advantages, samples.mask),
+    }
+
+
+def _view(rollout: Rollout, sight: Sight, values: list[Values], of_model: dict[str, Tensor]) -> View:
     rows, width = sight.rows, rollout.samples.ids.shape[1]
     truth = torch.zeros(len(rows), width)
     first = int(rollout.measured[0])
@@ -192,8 +240,8 @@ def _view(rollout: Rollout, sight: Sight, values: list[Values], like: Tensor) ->
         rollout.advantages[rows],
         rollout.samples.entropy[rows],
         rollout.samples.ids[rows],
-        like[rows],
         truth,
+        {name: found[rows] for name, found in of_model.items()},
     )
 
 
@@ -201,9 +249,7 @@ def _measured(
     view: View, values: list[Values], rewards: list[float], prompts: list[int], about: list[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     """A row for every response that has a deciding token, and signal."""
-    signals = {
-        name: signal(view) for name, signal in (SIGNALS | RAW).items() if name != LIKENESS or view.likeness is not None
-    }
+    signals = {name: signal(view) for name, signal in (available(view) | RAW).items()}
     for place, (found, reward) in enumerate(zip(values, rewards, strict=True)):
         if not is_decided(found.advantage):
             continue
@@ -219,7 +265,7 @@ def _gradients(rollout: Rollout, sight: Sight, view: View) -> dict[str, dict[str
     parts = torch.arange(len(sight.rows)).chunk(EIGHTHS)
     gradients = {
         name: torch.stack([_gradient(rollout, sight, signal(view), part) for part in parts])
-        for name, signal in SIGNALS.items()
+        for name, signal in available(view).items()
     }
     truth, plain = gradients["truth"].mean(0), gradients["uniform (GRPO)"].mean(0)
     return {

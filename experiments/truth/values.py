@@ -2,14 +2,13 @@
 
 Where the policy is nearly certain, nothing is sampled: V(y<t) = π(y_t) V(y≤t) + (1 − π(y_t)) V', with V' in [0, 1], so
 the two differ by at most 1 − π(y_t). Prefixes within SHARED of a measured one, summed along the response, take its
-value.
+value. And a sample that goes on as the response does is one of the response's later prefixes too.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,13 +36,29 @@ class Response:
     reward: float
 
 
+class Continuation(NamedTuple):
+    """One sampled response that starts with a prefix of a measured one."""
+
+    ids: list[int]  # with the prefix
+    right: bool
+
+
+class Sampled(NamedTuple):
+    """What is known of a prefix."""
+
+    right: int
+    counted: int  # continuations of it
+    drawn: int  # that start there
+
+
 @dataclass(frozen=True)
 class Values:
     """Of one response of T tokens, before each token and after the last: all (T + 1,)."""
 
     value: Tensor
     error: Tensor  # standard error of `value`
-    samples: Tensor  # drawn here; 0 where the value is that of a later prefix, or the reward
+    samples: Tensor  # that the value rests on; 0 where it is that of a later prefix, or the reward
+    drawn: Tensor  # those of them that start here
 
     @property
     def advantage(self) -> Tensor:
@@ -60,26 +75,46 @@ def measure(
         DataError: A response, or its prompt with as many tokens as are sampled, is longer than the limits.
     """
     _require_room(model, responses, max_tokens)
-    return measure_with(lambda places: _try_from(model, responses, places, max_tokens, generator), responses)
+    return measure_with(lambda places: _continued(model, responses, places, max_tokens, generator), responses)
 
 
-def measure_with(right_from: Callable[[list[Place]], list[int]], responses: list[Response]) -> list[Values]:
+def measure_with(
+    continued: Callable[[list[Place]], list[list[Continuation]]], responses: list[Response]
+) -> list[Values]:
     """The values of every response's prefixes.
 
-    `right_from` samples ROUND continuations of each of some prefixes, all before the same token, and says how many end
-    in a right answer.
+    `continued` samples ROUND continuations of each of some prefixes, all before the same token. One that goes on as the
+    response does is a sample of the response's later prefixes too, so prefixes are taken from the first to the last.
     """
     anchors = [anchors_of(response.logps) for response in responses]
-    right: dict[Place, int] = defaultdict(int)
-    drawn: dict[Place, int] = defaultdict(int)
-    waiting = [(row, t) for row, places in enumerate(anchors) for t in places]
-    while waiting:
-        for batch in _of_equal_length(waiting):
-            for place, found in zip(batch, right_from(batch), strict=True):
-                right[place] += found
-                drawn[place] += ROUND
-        waiting = [place for place in drawn for _ in range(rounds_left(right[place], drawn[place]))]
-    return [_values(response, row, anchors[row], right, drawn) for row, response in enumerate(responses)]
+    pools: list[list[Continuation]] = [[] for _ in responses]
+    found: dict[Place, Sampled] = {}
+    for t in sorted({t for places in anchors for t in places}):
+        here = [row for row, places in enumerate(anchors) if t in places]
+        same = {row: _with_the_same_prefix(responses, row, t) for row in here}
+        for row in here:
+            pools[row] = [one for one in pools[row] if one.ids[:t] == responses[row].ids[:t]]
+        drawn = dict.fromkeys(here, 0)
+        first = [row for row in here if not any(other in here for other in same[row] if other < row)]
+        while waiting := [(row, t) for row in first for _ in range(rounds_left(*_counted(pools[row])))]:
+            for at in range(0, len(waiting), ROWS // ROUND):
+                batch = waiting[at : at + ROWS // ROUND]
+                for (row, _), new in zip(batch, continued(batch), strict=True):
+                    drawn[row] += len(new)
+                    for other in same[row]:
+                        pools[other] += new
+        found |= {(row, t): Sampled(*_counted(pools[row]), drawn[row]) for row in here}
+    return [_values(response, row, anchors[row], found) for row, response in enumerate(responses)]
+
+
+def _counted(pool: list[Continuation]) -> tuple[int, int]:
+    return sum(one.right for one in pool), len(pool)
+
+
+def _with_the_same_prefix(responses: list[Response], row: int, t: int) -> list[int]:
+    """Rows whose first t tokens, after the same prompt, are those of `row`: what continues one continues all."""
+    problem, prefix = responses[row].problem, responses[row].ids[:t]
+    return [n for n, one in enumerate(responses) if one.problem == problem and one.ids[:t] == prefix]
 
 
 def _require_room(model: LlamaForCausalLM, responses: list[Response], max_tokens: int) -> None:
@@ -110,62 +145,43 @@ def standard_error(right: int, drawn: int) -> float:
     return float((share * (1 - share) / drawn) ** 0.5)
 
 
-def rounds_left(right: int, drawn: int) -> int:
-    """How many more rounds should bring a share's standard error below STANDARD_ERROR."""
-    if standard_error(right, drawn) <= STANDARD_ERROR:
+def rounds_left(right: int, counted: int) -> int:
+    """How many more rounds should bring a share's standard error to STANDARD_ERROR."""
+    if counted and standard_error(right, counted) <= STANDARD_ERROR:
         return 0
-    share = (right + 1) / (drawn + 2)
-    return max(1, math.ceil((share * (1 - share) / STANDARD_ERROR**2 - drawn) / ROUND))
+    share = (right + 1) / (counted + 2) if counted >= ROUND else 0  # of too few, one round tells more
+    return max(1, math.ceil((share * (1 - share) / STANDARD_ERROR**2 - counted) / ROUND))
 
 
-def _of_equal_length(places: list[Place]) -> list[list[Place]]:
-    """Batches of prefixes of one length, which need no padding; a place may be there several times."""
-    by_length = defaultdict(list)
-    for row, t in places:
-        by_length[t].append((row, t))
-    most = ROWS // ROUND
-    return [same[at : at + most] for _, same in sorted(by_length.items()) for at in range(0, len(same), most)]
-
-
-def _try_from(
+def _continued(
     model: LlamaForCausalLM,
     responses: list[Response],
     places: list[Place],
     max_tokens: int,
     generator: torch.Generator,
-) -> list[int]:
-    """How many of ROUND continuations of each prefix end in a right answer."""
+) -> list[list[Continuation]]:
+    """ROUND continuations of each prefix."""
     prefixes = [[*encode(responses[row].problem.prompt), *responses[row].ids[:t]] for row, t in places]
-    samples = sample(
-        model,
-        torch.tensor(prefixes).repeat_interleave(ROUND, 0),
-        max_tokens - places[0][1],
-        generator,
-        torch.float32,
-    )
+    samples = sample(model, torch.tensor(prefixes), max_tokens - places[0][1], generator, torch.float32, ROUND)
     found = []
-    for (row, t), ids in zip(places, samples.ids.view(len(places), ROUND, -1).tolist(), strict=True):
+    for (row, t), rests in zip(places, samples.ids.view(len(places), ROUND, -1).tolist(), strict=True):
         problem, start = responses[row].problem, responses[row].ids[:t]
-        found.append(sum(int(reward(problem, decode([*start, *rest]), ended=END in rest)) for rest in ids))
+        whole = [(start + rest, END in rest) for rest in rests]
+        found.append([Continuation(ids, bool(reward(problem, decode(ids), ended=ended))) for ids, ended in whole])
     return found
 
 
-def _values(
-    response: Response,
-    row: int,
-    anchors: list[int],
-    right: dict[Place, int],
-    drawn: dict[Place, int],
-) -> Values:
+def _values(response: Response, row: int, anchors: list[int], found: dict[Place, Sampled]) -> Values:
     length = len(response.ids)
-    value, error, samples = torch.zeros(length + 1), torch.zeros(length + 1), torch.zeros(length + 1, dtype=torch.int)
+    value, error = torch.zeros(length + 1), torch.zeros(length + 1)
+    samples, drawn = (torch.zeros(length + 1, dtype=torch.int) for _ in range(2))
     value[length] = response.reward
     measured = set(anchors)
     for t in reversed(range(length)):
-        place = (row, t)
         if t in measured:
-            value[t], samples[t] = right[place] / drawn[place], drawn[place]
-            error[t] = standard_error(right[place], drawn[place])
+            one = found[row, t]
+            value[t], samples[t], drawn[t] = one.right / one.counted, one.counted, one.drawn
+            error[t] = standard_error(one.right, one.counted)
         else:
             value[t], error[t] = value[t + 1], error[t + 1]
-    return Values(value, error, samples)
+    return Values(value, error, samples, drawn)

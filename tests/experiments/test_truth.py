@@ -1,21 +1,25 @@
 """The measured truth is right where it can be computed, and the measures say what they should where it is known."""
 
 import random
+import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from support import tiny
 
 from experiments.model import new_model, sample
 from experiments.protocol import SETTINGS
-from experiments.task import SHORT, encode, sample_problem
+from experiments.task import END, SHORT, encode, sample_problem
 from experiments.train import group_advantages
 from experiments.truth import replay, smollm2, study, values
 from experiments.truth import report as truth_report
+from experiments.truth.last_layer import delta
 from experiments.truth.measures import chance, gradient_measures, is_decided, of_response, over_responses, rank
-from experiments.truth.signals import DEFAULT, RAW, SIGNALS, View, past
+from experiments.truth.signals import DEFAULT, DELTA, LIKENESS, RAW, SIGNALS, View, past
 from fipo import DataError, future_kl
 from fipo.traces import read_traces
 
@@ -44,13 +48,46 @@ def test_values_are_the_policys_own_probabilities(monkeypatch):
     assert len(asked) > 6
     asked = [replace(one, reward=float(one.ids[2] % 2 == 0)) for one in asked]
     for one, found in zip(asked, values.measure(model, asked, 6, torch.Generator().manual_seed(1)), strict=True):
-        prefix = torch.tensor([[*encode(one.problem.prompt), *one.ids[:2]]])
-        with torch.no_grad():
-            exact = float(model(prefix).logits[0, -1].softmax(-1)[::2].sum())
-        assert abs(float(found.value[2]) - exact) < 4.5 * float(found.error[2])
+        for t in range(3):
+            exact = third_is_even(model, encode(one.problem.prompt), one.ids[:t])
+            assert abs(float(found.value[t]) - exact) < 4.5 * float(found.error[t])
         assert found.value[3:].tolist() == [one.reward] * (len(one.ids) - 2)
         assert 0 < float(found.error[:3].max()) <= values.STANDARD_ERROR
         assert float(found.advantage.sum()) == pytest.approx(one.reward - float(found.value[0]), abs=1e-6)
+        assert (found.drawn <= found.samples).all() and found.samples[0] == found.drawn[0] >= values.ROUND
+
+
+@torch.no_grad()
+def third_is_even(model, prompt, ids):
+    """The probability of it after these first ids; what comes after the end is 0."""
+    probability, prefixes = torch.ones(1), torch.tensor([ids], dtype=torch.long)
+    while True:
+        going = ~(prefixes == END).any(-1)
+        shown = torch.cat([torch.tensor([prompt]).expand(len(prefixes), -1), prefixes], 1)
+        following = model(shown).logits[:, -1].softmax(-1)
+        following[~going] = torch.eye(following.shape[1])[0]
+        if prefixes.shape[1] == 2:
+            return float((probability[:, None] * following)[:, ::2].sum())
+        probability = (probability[:, None] * following).flatten()
+        tokens = torch.arange(following.shape[1]).repeat(len(prefixes))
+        prefixes = torch.cat([prefixes.repeat_interleave(following.shape[1], 0), tokens[:, None]], 1)
+
+
+def test_a_continuation_counts_wherever_it_goes_on_as_a_response_does():
+    """One certain response, and one that leaves it at its third token: what is sampled once serves both."""
+    same = [values.Response("prompt", [5, 6, 7, 8], torch.full((4,), -0.5), 1.0)]
+    asked = [*same, values.Response("prompt", [5, 6, 9, 9], torch.full((4,), -0.5), 0.0)]
+    calls = []
+
+    def continued(places):
+        calls.extend(places)
+        starts = [asked[row].ids[:t] for row, t in places]
+        return [[values.Continuation(start + [5, 6, 7, 8][len(start) :], True)] * values.ROUND for start in starts]
+
+    first, second = values.measure_with(continued, asked)
+    assert first.drawn.tolist() == [32, 0, 0, 0, 0] and first.samples.tolist() == [32, 32, 32, 32, 0]
+    assert second.drawn.tolist() == [0, 0, 0, 32, 0] and second.samples.tolist() == [32, 32, 32, 32, 0]
+    assert calls == [(0, 0), (1, 3)]
 
 
 def test_what_is_not_sampled_is_within_the_bound():
@@ -110,6 +147,15 @@ def rollout():
     )
 
 
+def test_copies_of_a_prompt_that_is_read_once_are_those_of_as_many_prompts():
+    model = new_model(0)
+    prompts = torch.randint(2, 12, (5, 7), generator=torch.Generator().manual_seed(0))
+    once = sample(model, prompts, 12, torch.Generator().manual_seed(1), torch.float32, copies=3)
+    each = sample(model, prompts.repeat_interleave(3, 0), 12, torch.Generator().manual_seed(1), torch.float32)
+    assert torch.equal(once.ids, each.ids)
+    torch.testing.assert_close(once.logps, each.logps)
+
+
 def test_a_replay_shows_what_is_not_yet_trained_on(rollout):
     before = [parameter.clone() for parameter in rollout.model.parameters()]
     seen = {sight.update: (sight.rows, sight.log_ratio) for sight in replay.replay(rollout, 1e-3)}
@@ -124,7 +170,7 @@ def test_a_replay_shows_what_is_not_yet_trained_on(rollout):
 
 def test_likeness_is_that_of_the_last_layers_gradients(rollout):
     """Against autograd: the gradient of a token's log-prob for the head alone."""
-    found = replay.likeness(rollout)
+    found = study._of_model(rollout)[LIKENESS]
     hidden = rollout.model.model(torch.cat([rollout.prompts, rollout.samples.ids], 1)[:, :-1]).last_hidden_state
     hidden = hidden[:, -rollout.samples.ids.shape[1] :].detach()
     weight = rollout.model.lm_head.weight.detach().clone().requires_grad_()
@@ -142,6 +188,38 @@ def test_likeness_is_that_of_the_last_layers_gradients(rollout):
         assert float(found[row, t]) == pytest.approx(float(cosines[0] - cosines[1]), abs=1e-4)
 
 
+def test_delta_by_its_distances():
+    """Token by token, from squared distances to the centroids, as DelTA's authors compute it."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, logps = torch.randn(6, 9, 5, generator=generator), -torch.rand(6, 9, generator=generator)
+    advantages = torch.tensor([1.5, -0.5, 0.0, 0.7, -2.0, 0.3])
+    mask = torch.arange(9) < torch.tensor([9, 4, 6, 1, 8, 7])[:, None]
+    tokens = [(row, t) for row, t in mask.nonzero().tolist() if advantages[row]]
+    proxy = {
+        (row, t): ((1 - logps[row, t].exp()) * hidden[row, t]).double().numpy() for row, t in mask.nonzero().tolist()
+    }
+    sides = {side: [at for at in tokens if np.sign(float(advantages[at[0]])) == side] for side in (1, -1)}
+    belonging, scale = dict.fromkeys(tokens, 1.0), {}
+    for _ in range(2):
+        centroid = {}
+        for side, own in sides.items():
+            weights = [belonging[at] * abs(float(advantages[at[0]])) for at in own]
+            centroid[side] = np.average([proxy[at] for at in own], axis=0, weights=weights)
+        margin = {
+            at: ((proxy[at] - centroid[-side]) ** 2).sum() - ((proxy[at] - centroid[side]) ** 2).sum()
+            for side, own in sides.items()
+            for at in own
+        }
+        for side, own in sides.items():
+            scale.setdefault(side, np.std([margin[at] for at in own]))  # that of the first centroids
+            belonging |= {at: 1 / (1 + np.exp(-margin[at] / scale[side])) for at in own}
+    expected = {at: 0.8 + 0.4 * belonging.get(at, 0.0) for at in proxy}
+    found = delta(hidden, logps, advantages, mask)
+    for (row, t), weight in expected.items():
+        assert float(found[row, t]) == pytest.approx(weight / np.mean(list(expected.values())), abs=1e-5)
+    assert not found[~mask].any() and float(found[mask].mean()) == pytest.approx(1)
+
+
 def view(truth, log_ratio, advantage):
     shape = truth.shape
     return View(
@@ -150,8 +228,8 @@ def view(truth, log_ratio, advantage):
         torch.full(shape[:1], advantage),
         torch.rand(shape, generator=torch.Generator().manual_seed(0)),
         torch.arange(truth.numel()).view(shape),
-        torch.zeros(shape),
         truth,
+        {},
     )
 
 
@@ -214,7 +292,7 @@ def test_signal_to_noise_is_that_of_the_gradients():
 
 def test_a_unit_leaves_traces_measures_and_facts(tmp_path, monkeypatch, rollout):
     monkeypatch.setattr(study, "RESULTS", tmp_path)
-    monkeypatch.setattr(study, "rollouts", lambda *_: [(1, rollout)])
+    monkeypatch.setattr(study, "rollouts", lambda *_: [(1, replace(rollout, measured=torch.arange(24, 32)))])
     monkeypatch.setattr(values, "reward", lambda problem, text, ended: float(len(text) % 2))
     monkeypatch.setattr(values, "ROUND", 2)
     monkeypatch.setattr(values, "STANDARD_ERROR", 0.5)
@@ -223,9 +301,38 @@ def test_a_unit_leaves_traces_measures_and_facts(tmp_path, monkeypatch, rollout)
     study.run(unit)
     assert unit.done
     found = read_traces(unit.file("traces.parquet"))
-    assert not found.problems and len(found) == 16 and {trace.update for trace in found} == {study.SHOWN_UPDATE}
+    assert not found.problems and len(found) == 8 and {trace.update for trace in found} == {study.SHOWN_UPDATE}
     assert all(trace.true_advantage is not None for trace in found)
     assert max(float(np.abs(trace.true_advantage).max()) for trace in found) > 0.1
+    measured = pq.read_table(unit.file("measures.parquet")).to_pylist()
+    assert {row["signal"] for row in measured} >= {"FIPO", LIKENESS, DELTA, "truth"}
+
+    monkeypatch.setattr(study, "measure", None)
+    facts = unit.facts
+    study.run(unit)  # the signals again, of the truth that the traces keep
+    assert unit.facts == facts and pq.read_table(unit.file("measures.parquet")).to_pylist() == measured
+
+
+def test_truth_that_is_kept_is_that_of_the_same_responses(rollout):
+    asked = responses(rollout.model, 2, 6)
+    changed = [torch.rand(len(one.ids)) for one in asked]
+    traces = [
+        SimpleNamespace(token_ids=np.array(one.ids), true_advantage=change.numpy())
+        for one, change in zip(asked, changed, strict=True)
+    ]
+    for found, change in zip(study.kept(asked, traces), changed, strict=True):
+        torch.testing.assert_close(found.advantage, change.double(), atol=2e-6, rtol=0)
+    assert study.kept(asked[::-1], traces) is None
+
+
+def test_other_sums_are_shown_before_the_same_question():
+    prompt = "4 + 3 + 5 -> 4 + 3 = 7, 7 + 5 = 12\n6 + 5 + 2 -> 6 + 5 = 11, 11 + 2 = 13\n2 + 4 + 5 ->"
+    others = [smollm2.other_sums_shown(prompt, number) for number in range(4)]
+    assert len({prompt, *others}) == 5
+    for line in "\n".join(other.rsplit("\n", 1)[0] for other in others).splitlines():
+        a, b, c, *worked = map(int, re.findall(r"\d+", line))
+        assert worked == [a, b, a + b, a + b, c, a + b + c]
+    assert all(other.endswith("\n2 + 4 + 5 ->") for other in others)
 
 
 def test_a_rollout_in_which_nothing_was_decided_is_named_and_left_out(tmp_path, monkeypatch, rollout):

@@ -16,7 +16,8 @@ from experiments.truth.study import SMOLLM2, UNITS, run
 def main() -> int:
     parser = argparse.ArgumentParser("experiments.truth", description=__doc__.split("\n\n")[0])
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--chains", nargs="+", help="measure these alone; default: all")
+    chains = sorted({unit.chain for unit in UNITS})
+    parser.add_argument("--chains", nargs="+", choices=chains, default=chains, help="measure these alone")
     parser.add_argument("--again", action="store_true", help="measure the signals of measured truth again")
     options = parser.parse_args()
     todo = [

@@ -24,25 +24,30 @@ def delta(hidden: Tensor, logps: Tensor, advantages: Tensor, mask: Tensor) -> Te
         mask: (B, T) bool.
     """
     proxy = (1 - logps.exp())[..., None] * hidden
-    size, on_side = advantages.abs()[:, None] * mask, [(side * advantages > 0)[:, None] & mask for side in (1, -1)]
-    margins = _margins(proxy, on_side, size)
-    scales = [margins[tokens].std(correction=0) for tokens in on_side]
+    size, sides = advantages.abs()[:, None] * mask, [(side * advantages > 0)[:, None] & mask for side in (1, -1)]
+    margins = _margins(proxy, sides, size)
+    scales = [_deviation(margins[tokens]) for tokens in sides]
 
     def belonging(margins: Tensor) -> Tensor:
-        return sum(torch.sigmoid(margins / scale) * tokens for scale, tokens in zip(scales, on_side, strict=True))
+        return sum(torch.sigmoid(margins / scale) * tokens for scale, tokens in zip(scales, sides, strict=True))
 
-    again = _margins(proxy, on_side, size * belonging(margins))
+    again = _margins(proxy, sides, size * belonging(margins))
     weights = (DELTA_LOW + (DELTA_HIGH - DELTA_LOW) * belonging(again)) * mask
     return weights * mask.sum() / weights.sum()
 
 
-def _margins(proxy: Tensor, on_side: list[Tensor], size: Tensor) -> Tensor:
+def _margins(proxy: Tensor, sides: list[Tensor], size: Tensor) -> Tensor:
     """(B, T) squared distance from the other side's centroid less that from the own one; 0 for tokens of neither."""
     right, wrong = (
-        torch.einsum("bt,bth->h", size * tokens, proxy) / (size * tokens).sum().clamp(min=1e-8) for tokens in on_side
+        torch.einsum("bt,bth->h", size * tokens, proxy) / (size * tokens).sum().clamp(min=1e-8) for tokens in sides
     )
     margin = 2 * proxy @ (right - wrong) + wrong.square().sum() - right.square().sum()
-    return margin * on_side[0] - margin * on_side[1]
+    return margin * sides[0] - margin * sides[1]
+
+
+def _deviation(margins: Tensor) -> Tensor:
+    """Standard deviation of margins, of which there may be none."""
+    return (margins.square().mean() - margins.mean().square()).nan_to_num().clamp(min=1e-8).sqrt()
 
 
 def likeness(hidden: Tensor, probs: Tensor, ids: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:

@@ -11,22 +11,15 @@ import pandas as pd
 from experiments.report import fill, table
 from experiments.truth.measures import over_responses
 from experiments.truth.signals import RAW, SIGNALS
-from experiments.truth.study import FACTORS, SHOWN_UPDATE, SMOLLM2, UNITS, UPDATES
+from experiments.truth.study import SHOWN_UPDATE, SMOLLM2, UNITS
+from fipo.errors import DataError
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "credit_truth.md"
 CHAINS = ("short", "long", SMOLLM2)
-FEWEST = 20  # responses with a deciding token: over fewer a bootstrap says nothing
-RANK, LEFT = "rank correlation", "left"
-FOLLOWED = [
-    "FIPO",
-    "FIPO, half-life 8",
-    "FIPO, high only",
-    "FIPO, signed",
-    "own log-ratio",
-    "own log-ratio, signed",
-    "past log-ratios",
-    "shuffled",
-]
+FEWEST = 20  # responses with a deciding token: of fewer, no interval is shown
+RANK, AUC, LEFT = "rank correlation", "AUC", "left"
+KINDS = {"right": True, "wrong": False}  # responses
+FOLLOWED = ["FIPO", "FIPO, high only", "FIPO, signed", "own log-ratio, signed", "shuffled"]
 
 
 def fill_page() -> None:
@@ -38,26 +31,35 @@ def fill_page() -> None:
             rollout=unit.rollout,
             prompt=lambda frame, unit=unit: [f"{unit.name}/{n}" for n in frame.prompt],
         )
-        for unit in facts
+        for unit, one in facts.items()
+        if one["decided"]
     ]
-    decided = {chain: sum(one["decided"] for unit, one in facts.items() if unit.chain == chain) for chain in CHAINS}
+    if not frames:
+        return
     rows = pd.concat(frames)
-    rows = rows[rows.chain.map(decided) >= FEWEST]
+    _require_the_same_signals(rows)
     replayed = rows[rows.chain != SMOLLM2]  # SmolLM2 was seen at one update a response, that of its own training
     at_tuned = rows[(rows.factor == 1) & ((rows["update"] == SHOWN_UPDATE) | (rows.chain == SMOLLM2))]
     blocks = {
         "facts": facts_table(facts),
         "signals": signal_table(at_tuned),
         "prediction": prediction_table(at_tuned),
-        "updates": split_table(replayed[replayed.factor == 1], "update", UPDATES, "before update {}"),
-        "rates": split_table(
-            replayed[replayed["update"] == SHOWN_UPDATE], "factor", [float(f"{f:.3g}") for f in FACTORS], "{:g} × rate"
-        ),
-        "stages": split_table(at_tuned, "rollout", None, "rollout {}"),
+        "updates": split_table(replayed[replayed.factor == 1], "update", "before update {}"),
+        "rates": split_table(replayed[replayed["update"] == SHOWN_UPDATE], "factor", "{:g} × rate"),
+        "stages": split_table(at_tuned[at_tuned.chain != SMOLLM2], "rollout", "rollout {}"),
         "gradients": gradient_table(facts),
     }
     DOCUMENT.write_text(fill(DOCUMENT.read_text(), blocks))
-    draw(at_tuned, DOCUMENT.with_suffix("") / "rank_correlation.png")
+    draw(at_tuned, DOCUMENT.with_suffix("") / "deciding_token.png")
+
+
+def _require_the_same_signals(rows: pd.DataFrame) -> None:
+    """Else means over a chain would be over other responses for one signal than for another."""
+    for chain, own in rows.groupby("chain"):
+        if own.groupby("signal").rollout.nunique().nunique() > 1:
+            raise DataError(
+                f"Not every signal was measured in every rollout of {chain}; run experiments.truth --again."
+            )
 
 
 def facts_table(facts: dict) -> str:
@@ -93,14 +95,16 @@ def signal_table(rows: pd.DataFrame) -> str:
         for name in SIGNALS:
             own = rows[(rows.chain == chain) & (rows.signal == name)]
             if len(own):
-                measures = [interval(own, column) for column in (RANK, "AUC", "share")]
-                kinds = [interval(own[own.right == right], RANK) for right in (True, False)]
+                measures = [interval(own, column) for column in (RANK, AUC, "share")]
+                kinds = [
+                    interval(own[own.right == right], column) for column in (RANK, AUC) for right in KINDS.values()
+                ]
                 found.append([chain, name, *measures, *kinds])
     chances = [
         f"{chain} {rows[rows.chain == chain].chance.mean():.3f}" for chain in CHAINS if (rows.chain == chain).any()
     ]
-    headings = ["rank correlation", "AUC", f"share (of a constant: {', '.join(chances)})"]
-    return table(["chain", "signal", *headings, "rank correlation, right responses", "wrong responses"], found)
+    headings = [RANK, AUC, f"share (of a constant: {', '.join(chances)})"]
+    return table(["chain", "signal", *headings, *(f"{c}, {kind}" for c in (RANK, AUC) for kind in KINDS)], found)
 
 
 def prediction_table(rows: pd.DataFrame) -> str:
@@ -108,28 +112,27 @@ def prediction_table(rows: pd.DataFrame) -> str:
     found = []
     for chain in CHAINS:
         for name in RAW:
-            for kind, right in (("right", True), ("wrong", False)):
+            for kind, right in KINDS.items():
                 own = rows[(rows.chain == chain) & (rows.signal == name) & (rows.right == right)]
                 if len(own):
                     found.append([chain, name, kind, interval(own, RANK), interval(own, LEFT)])
     return table(["chain", "", "responses", "with V(y≤t) − V(y<t)", "with R − V(y<t)"], found)
 
 
-def split_table(rows: pd.DataFrame, column: str, values: list | None, heading: str) -> str:
+def split_table(rows: pd.DataFrame, column: str, heading: str) -> str:
+    """The followed signals where `column` differs, a row a measure."""
     found = []
     for chain in CHAINS:
         here = rows[rows.chain == chain]
-        present = sorted(here[column].unique()) if values is None else values
-        for name in [*FOLLOWED, "log-ratio"]:
+        present = sorted(here[column].unique())
+        for name in FOLLOWED if len(here) else ():
             own = here[here.signal == name]
-            if len(own):
-                found.append(
-                    [chain, name, *(f"{heading.format(v)}: {interval(own[own[column] == v], RANK)}" for v in present)]
-                )
-    width = max((len(row) for row in found), default=2) - 2
-    return table(
-        ["chain", "signal", *([RANK] + [""] * (width - 1))], [row + [""] * (width + 2 - len(row)) for row in found]
-    )
+            measures = {RANK: (own, RANK)} | {f"AUC, {k}": (own[own.right == right], AUC) for k, right in KINDS.items()}
+            for measure, (some, of) in measures.items():
+                cells = [f"{heading.format(at)}: {interval(some[some[column] == at], of)}" for at in present]
+                found.append([chain, name, measure, *cells])
+    width = max((len(row) for row in found), default=3)
+    return table(["chain", "signal", "", *[""] * (width - 3)], [row + [""] * (width - len(row)) for row in found])
 
 
 def gradient_table(facts: dict) -> str:
@@ -144,40 +147,34 @@ def gradient_table(facts: dict) -> str:
 
 
 def interval(rows: pd.DataFrame, column: str) -> str:
-    if not len(rows):
+    if len(rows) < FEWEST:
         return "–"
     middle, low, high = over_responses(rows[column].tolist(), rows.prompt.tolist())
     return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def draw(rows: pd.DataFrame, file: Path) -> None:
-    """Rank correlations with their intervals, a panel a chain."""
-    names = [name for name in SIGNALS if name != "truth" and (rows.signal == name).any()][::-1]
+    """Where the deciding token ranks by each signal's size, with intervals, a panel a chain."""
+    names = [name for name in SIGNALS if name not in ("truth", "uniform (GRPO)") and (rows.signal == name).any()][::-1]
     chains = [chain for chain in CHAINS if (rows.chain == chain).any()]
-    how = {"figsize": (2.5 + 4.5 * len(chains), 5), "sharey": True, "layout": "constrained", "squeeze": False}
+    how = {"figsize": (2.5 + 3.5 * len(chains), 5), "sharey": True, "layout": "constrained", "squeeze": False}
     figure, (panels,) = plt.subplots(1, len(chains), **how)
     for panel, chain in zip(panels, chains, strict=True):
-        for kind, right, offset, colour in (("right", True, 0.15, "#009e73"), ("wrong", False, -0.15, "#d55e00")):
+        for (kind, right), offset, colour in zip(KINDS.items(), (0.15, -0.15), ("#009e73", "#d55e00"), strict=True):
             for place, name in enumerate(names):
                 own = rows[(rows.chain == chain) & (rows.signal == name) & (rows.right == right)]
-                if not len(own):
+                if len(own) < FEWEST:
                     continue
-                middle, low, high = over_responses(own[RANK].tolist(), own.prompt.tolist())
-                label = f"{kind} responses" if place == 0 else None
-                panel.errorbar(
-                    middle,
-                    place + offset,
-                    xerr=[[middle - low], [high - middle]],
-                    fmt="o",
-                    color=colour,
-                    label=label,
-                    ms=4,
-                )
-        panel.axvline(0, color="grey", lw=0.8)
+                middle, low, high = over_responses(own[AUC].tolist(), own.prompt.tolist())
+                error = [[middle - low], [high - middle]]
+                panel.errorbar(middle, place + offset, xerr=error, fmt="o", color=colour, ms=4)
+            panel.plot([], [], "o", color=colour, ms=4, label=f"{kind} responses")
+        panel.axvline(0.5, color="grey", lw=0.8)
         panel.set_yticks(range(len(names)), names)
+        panel.set_xlim(0, 1)
         panel.set_title("SmolLM2-135M" if chain == SMOLLM2 else f"{chain} chains")
-        panel.set_xlabel("rank correlation with the true advantage")
-    panels[0].legend(loc="lower right")
+        panel.set_xlabel("AUC for the deciding token")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)
     plt.close(figure)

@@ -117,5 +117,5 @@ RAW: dict[str, Signal] = {
 
 def available(view: View) -> dict[str, Signal]:
     """The signals that this view tells enough for."""
-    needed = {LIKENESS, DELTA, STABILITY} - set(view.of_model)
-    return {name: signal for name, signal in SIGNALS.items() if name not in needed}
+    missing = {LIKENESS, DELTA, STABILITY} - set(view.of_model)
+    return {name: signal for name, signal in SIGNALS.items() if name not in missing}

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,11 +78,13 @@ def response_of(trace: Trace) -> Response:
 
 def other_sums_shown(prompt: str, number: int) -> str:
     """The prompt's question after two other worked sums: what should not matter to its answer."""
-    drawing, shown = random.Random(number), []
-    for _ in range(2):
+    drawing, question, shown = random.Random(number), prompt.splitlines()[-1], []
+    while len(shown) < 2:
         a, b, c = (drawing.randint(1, 6) for _ in range(3))
-        shown.append(f"{a} + {b} + {c} -> {a} + {b} = {a + b}, {a + b} + {c} = {a + b + c}")
-    return "\n".join([*shown, prompt.splitlines()[-1]])
+        line = f"{a} + {b} + {c} -> {a} + {b} = {a + b}, {a + b} + {c} = {a + b + c}"
+        if not line.startswith(question):
+            shown.append(line)
+    return "\n".join([*shown, question])
 
 
 def view_of(traces: list[Trace], values: list[Values], of_model: dict[str, Tensor]) -> View:
@@ -104,7 +107,16 @@ def padded(rows: list[Any]) -> Tensor:
 
 
 def with_truth(traces: list[Trace], values: list[Values]) -> list[Trace]:
-    return [replace(trace, true_advantage=found.advantage.numpy()) for trace, found in zip(traces, values, strict=True)]
+    return [
+        replace(trace, true_advantage=found.advantage.float().numpy())
+        for trace, found in zip(traces, values, strict=True)
+    ]
+
+
+def _standardised(rows: list[Tensor]) -> Iterator[Tensor]:
+    """Each of them, in standard deviations from the mean of all."""
+    every = torch.cat(rows)
+    return iter([(row - every.mean()) / every.std(correction=0).clamp(min=1e-6) for row in rows])
 
 
 class Policy:
@@ -120,6 +132,13 @@ class Policy:
         rows = map(json.loads, (ROOT / recipe["dataset"]).read_text().splitlines())
         self.answers = {row["prompt"]: row["answer"] for row in rows}
         self.prompts = [self.tokenizer(response.problem).input_ids for response in responses]
+        lengths = {len(prompt) for prompt in self.prompts}
+        longest = max(len(response.ids) for response in responses)
+        if len(lengths) > 1 or longest > self.limit:
+            raise DataError(
+                f"Prompts must have one length and responses at most {self.limit} tokens, but prompts have "
+                f"{sorted(lengths)} tokens and the longest response {longest}; take the demo's data."
+            )
         self.generator = torch.Generator().manual_seed(rollout)
 
     @torch.inference_mode()
@@ -161,9 +180,8 @@ class Policy:
             prompts = [trace.prompt, *(other_sums_shown(trace.prompt, number) for number in range(OTHER_PROMPTS))]
             own, *others = (self.read(prompt, trace.token_ids.tolist())[0].exp() for prompt in prompts)
             moved.setdefault(trace.group, []).append(torch.stack([(other - own).abs() for other in others]).mean(0))
-        level = {group: (torch.cat(of_group).mean(), torch.cat(of_group).std()) for group, of_group in moved.items()}
-        rows = {group: iter(of_group) for group, of_group in moved.items()}
-        return padded([(next(rows[t.group]) - level[t.group][0]) / level[t.group][1] for t in traces])
+        standard = {group: _standardised(of_group) for group, of_group in moved.items()}
+        return padded([next(standard[trace.group]) for trace in traces])
 
     def continued(self, places: list[Place]) -> list[list[Continuation]]:
         """ROUND continuations of each prefix, all of one length."""
@@ -175,7 +193,7 @@ class Policy:
             ids = [starts[place] + rest for rest in rests[place * ROUND : (place + 1) * ROUND]]
             texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
             scores = self.reward(texts, ids, answer=[self.answers[self.responses[row].problem]] * ROUND)
-            found.append([Continuation(one, bool(score)) for one, score in zip(ids, scores, strict=True)])
+            found.append([Continuation(tuple(one), bool(score)) for one, score in zip(ids, scores, strict=True)])
         return found
 
     @torch.inference_mode()

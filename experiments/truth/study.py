@@ -20,9 +20,8 @@ from experiments.truth.last_layer import delta, likeness
 from experiments.truth.measures import chance, cosine, gradient_measures, is_decided, of_response, rank
 from experiments.truth.replay import Rollout, Sight, replay, rollouts
 from experiments.truth.signals import DELTA, LIKENESS, RAW, STABILITY, View, available
-from experiments.truth.values import Response, Values, measure, measure_with
+from experiments.truth.values import NotMeasurableError, Response, Values, measure, measure_with
 from fipo import FIPOParams, fipo_loss
-from fipo.errors import DataError
 from fipo.run_folder import whole_file
 from fipo.traces import Trace, read_traces, write_traces
 from fipo.traces.schema import token_columns
@@ -42,7 +41,8 @@ class Unit:
     chain: str
     seed: int
     rollout: int
-    measured: int  # responses
+    error: float  # the standard error to which V is known
+    measured: int | None = None  # responses; None: all that can be
 
     @property
     def name(self) -> str:
@@ -53,7 +53,10 @@ class Unit:
 
     @property
     def done(self) -> bool:
-        return self.file("facts.json").exists()  # written last
+        """Measured, and as exactly as it should be."""
+        if not self.file("facts.json").exists():  # it is written last
+            return False
+        return bool(self.left_out) or self.facts["largest standard error"] <= self.error
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -66,22 +69,23 @@ class Unit:
 
 
 UNITS = [
-    *(Unit("short", seed, rollout, 64) for seed in (0, 1) for rollout in (1, 10, 19)),
-    *(Unit("long", 0, rollout, 24) for rollout in (1, 6, 11)),
-    *(Unit(SMOLLM2, 0, rollout, 56) for rollout in smollm2.ROLLOUTS),
+    *(Unit("short", seed, rollout, 0.01, 64) for seed in (0, 1) for rollout in (1, 10, 19)),
+    *(Unit("long", seed, rollout, 0.02, 24) for seed in (0, 1) for rollout in (1, 6, 11)),
+    *(Unit(SMOLLM2, 0, rollout, 0.03) for rollout in smollm2.ROLLOUTS),
 ]
 
 
 def run(unit: Unit) -> tuple[Unit, float]:
-    """Measures one unit and writes its files, or why it is left out; returns it with the seconds that its truth took.
+    """Measures one unit and writes its files, or why it is left out; returns it with the seconds that it took.
 
-    Where the unit's traces hold the truth of these very responses already, only the signals are measured again.
+    Where the unit's traces hold the truth of these very responses already, only the signals are measured again, and the
+    seconds are the first measurement's.
     """
     torch.set_num_threads(1)
     started = time.perf_counter()
     try:
         facts = _measure_language_model(unit) if unit.chain == SMOLLM2 else _measure(unit)
-    except DataError as error:
+    except NotMeasurableError as error:
         facts = {"left out": str(error)}
     facts.setdefault("seconds", round(time.perf_counter() - started))
     with whole_file(unit.file("facts.json")) as file:
@@ -93,7 +97,7 @@ def _measure(unit: Unit) -> dict[str, Any]:
     """Writes a unit's traces and measures, and returns its facts.
 
     Raises:
-        DataError: Nothing can be measured.
+        NotMeasurableError
     """
     setting = SETTINGS[unit.chain]
     ((_, rollout),) = rollouts(setting, unit.seed, [unit.rollout], unit.measured)
@@ -101,7 +105,7 @@ def _measure(unit: Unit) -> dict[str, Any]:
     responses = list(_responses(rollout))
     generator = torch.Generator().manual_seed(unit.seed)
     values, facts = _truth(
-        unit, responses, lambda: measure(rollout.model, responses, CHAINS[unit.chain].max_tokens, generator)
+        unit, responses, lambda: measure(rollout.model, responses, unit.error, CHAINS[unit.chain].max_tokens, generator)
     )
     of_model, rows = _of_model(rollout), []
     for factor in FACTORS:
@@ -131,7 +135,7 @@ def _measure_language_model(unit: Unit) -> dict[str, Any]:
     """The same of the demo's own traces, which hold one update of each response.
 
     Raises:
-        DataError: Nothing can be measured.
+        NotMeasurableError
     """
     everything = smollm2.traced(unit.rollout)
     rows = smollm2.measurable(everything)
@@ -140,9 +144,10 @@ def _measure_language_model(unit: Unit) -> dict[str, Any]:
     responses = [smollm2.response_of(trace) for trace in traces]
     policy = smollm2.Policy(unit.rollout, responses)
     difference = policy.difference()
-    values, facts = _truth(unit, responses, lambda: measure_with(policy.continued, responses))
+    values, facts = _truth(unit, responses, lambda: measure_with(policy.continued, responses, unit.error))
     width = max(len(response.ids) for response in responses)
-    of_model = {DELTA: policy.delta(everything)[rows, :width], STABILITY: policy.drift(traces)}
+    found = {DELTA: policy.delta(everything), STABILITY: policy.drift(everything)}
+    of_model = {name: one[rows, :width] for name, one in found.items()}
     view = smollm2.view_of(traces, values, of_model)
     about = [{"factor": 1.0, "update": trace.update} for trace in traces]
     rewards, groups = [response.reward for response in responses], [trace.group for trace in traces]
@@ -158,24 +163,25 @@ def _measure_language_model(unit: Unit) -> dict[str, Any]:
 
 def _truth(unit: Unit, responses: list[Response], sample: Callable[[], list[Values]]) -> tuple[list[Values], dict]:
     """The values of the responses, kept or sampled, and the facts of how they were measured."""
-    if unit.done and not unit.left_out:
-        if values := kept(responses, list(read_traces(unit.file("traces.parquet")))):
+    if unit.done and unit.file("traces.parquet").exists():
+        if values := known_values(responses, list(read_traces(unit.file("traces.parquet")))):
             return values, unit.facts
         print(f"{unit.name}: the kept truth is that of other responses; sampling it anew.", flush=True)
     values = sample()
     return values, _facts(responses, values)
 
 
-def kept(responses: list[Response], traces: list[Trace]) -> list[Values] | None:
-    """The values that the traces of these responses tell, without errors and samples; None if they are of others.
+def known_values(responses: list[Response], traces: list[Trace]) -> list[Values] | None:
+    """The values that the traces of these responses tell, without errors and samples; None if one of them is missing.
 
-    V(y<t) is the reward without what the tokens from t on changed; the rounding brings back ties, which float32 lost.
+    V(y<t) is the reward without what the tokens from t on changed.
     """
-    if [response.ids for response in responses] != [trace.token_ids.tolist() for trace in traces]:
-        return None
+    changed = {(trace.prompt, tuple(trace.token_ids.tolist())): trace.true_advantage for trace in traces}
     found = []
-    for response, trace in zip(responses, traces, strict=True):
-        left = torch.tensor(trace.true_advantage).double().flip(0).cumsum(0).flip(0)
+    for response in responses:
+        if (key := (response.prompt, tuple(response.ids))) not in changed:
+            return None
+        left = torch.tensor(changed[key]).double().flip(0).cumsum(0).flip(0)
         value = torch.cat([response.reward - left, torch.tensor([response.reward])]).round(decimals=6)
         found.append(Values(value, *[torch.zeros(0)] * 3))
     return found
@@ -183,7 +189,9 @@ def kept(responses: list[Response], traces: list[Trace]) -> list[Values] | None:
 
 def _require_some(responses: int) -> None:
     if not responses:
-        raise DataError("no group of the rollout has both rewards, so nothing was decided; measure another rollout.")
+        raise NotMeasurableError(
+            "no group of the rollout has both rewards, so nothing was decided; measure another rollout."
+        )
 
 
 def _write_measures(unit: Unit, rows: list[dict[str, Any]]) -> None:
@@ -200,6 +208,7 @@ def _responses(rollout: Rollout) -> Iterator[Response]:
 
 def _facts(responses: list[Response], values: list[Values]) -> dict[str, Any]:
     sampled = [found.samples > 0 for found in values]
+    errors = torch.cat([found.error[where] for found, where in zip(values, sampled, strict=True)])
     return {
         "responses": len(responses),
         "right": sum(response.reward for response in responses),
@@ -207,9 +216,7 @@ def _facts(responses: list[Response], values: list[Values]) -> dict[str, Any]:
         "prefixes sampled": sum(int(where.sum()) for where in sampled),
         "samples": sum(int(found.drawn.sum()) for found in values),
         "largest standard error": max(float(found.error.max()) for found in values),
-        "mean standard error": float(
-            torch.cat([found.error[where] for found, where in zip(values, sampled, strict=True)]).mean()
-        ),
+        "mean standard error": float(errors.mean()) if len(errors) else 0.0,
         "decided": sum(is_decided(found.advantage) for found in values),
     }
 

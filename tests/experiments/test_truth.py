@@ -45,14 +45,14 @@ def test_values_are_the_policys_own_probabilities(monkeypatch):
     monkeypatch.setattr(values, "decode", list)
     monkeypatch.setattr(values, "reward", lambda problem, ids, ended: float(ids[2] % 2 == 0))
     asked = [one for one in responses(model, 12, 6) if len(one.ids) >= 4]
-    assert len(asked) > 6
-    asked = [replace(one, reward=float(one.ids[2] % 2 == 0)) for one in asked]
-    for one, found in zip(asked, values.measure(model, asked, 6, torch.Generator().manual_seed(1)), strict=True):
+    asked = [replace(one, reward=float(one.ids[2] % 2 == 0)) for one in asked[:6]]
+    assert len(asked) == 6
+    for one, found in zip(asked, values.measure(model, asked, 0.03, 6, torch.Generator().manual_seed(1)), strict=True):
         for t in range(3):
             exact = third_is_even(model, encode(one.problem.prompt), one.ids[:t])
             assert abs(float(found.value[t]) - exact) < 4.5 * float(found.error[t])
         assert found.value[3:].tolist() == [one.reward] * (len(one.ids) - 2)
-        assert 0 < float(found.error[:3].max()) <= values.STANDARD_ERROR
+        assert 0 < float(found.error[:3].max()) <= 0.03
         assert float(found.advantage.sum()) == pytest.approx(one.reward - float(found.value[0]), abs=1e-6)
         assert (found.drawn <= found.samples).all() and found.samples[0] == found.drawn[0] >= values.ROUND
 
@@ -74,20 +74,36 @@ def third_is_even(model, prompt, ids):
 
 
 def test_a_continuation_counts_wherever_it_goes_on_as_a_response_does():
-    """One certain response, and one that leaves it at its third token: what is sampled once serves both."""
-    same = [values.Response("prompt", [5, 6, 7, 8], torch.full((4,), -0.5), 1.0)]
-    asked = [*same, values.Response("prompt", [5, 6, 9, 9], torch.full((4,), -0.5), 0.0)]
+    """Two responses that part at their third token: what is sampled once serves both, until the wrong one parts."""
+    uncertain = torch.full((4,), -0.5)
+    asked = [
+        values.Response("prompt", [5, 6, 7, 8], uncertain, 1.0),
+        values.Response("prompt", [5, 6, 9, 9], uncertain, 0.0),
+        values.Response("other", [5, 6, 7, 8], uncertain, 1.0),
+    ]
     calls = []
 
     def continued(places):
+        """Every eighth leaves the first response at its last token, and is wrong; to `other` none is right."""
         calls.extend(places)
         starts = [asked[row].ids[:t] for row, t in places]
-        return [[values.Continuation(start + [5, 6, 7, 8][len(start) :], True)] * values.ROUND for start in starts]
+        goes_on = [[*start, *[5, 6, 7, 8][len(start) :]] for start in starts]
+        leaves = [[*start, *[5, 6, 7, 0][len(start) :]] for start in starts]
+        return [
+            [
+                values.Continuation(tuple(leaves[n] if k % 8 == 0 else goes_on[n]), row != 2 and bool(k % 8))
+                for k in range(values.ROUND)
+            ]
+            for n, (row, _) in enumerate(places)
+        ]
 
-    first, second = values.measure_with(continued, asked)
+    first, second, third = values.measure_with(continued, asked, 0.1)
+    assert calls == [(0, 0), (2, 0), (1, 3)]
     assert first.drawn.tolist() == [32, 0, 0, 0, 0] and first.samples.tolist() == [32, 32, 32, 32, 0]
     assert second.drawn.tolist() == [0, 0, 0, 32, 0] and second.samples.tolist() == [32, 32, 32, 32, 0]
-    assert calls == [(0, 0), (1, 3)]
+    assert first.value.tolist() == [0.875] * 4 + [1] and second.value.tolist() == [0.875] * 4 + [0]
+    assert third.value.tolist() == [0, 0, 0, 0, 1]
+    assert first.error[:4].tolist() == pytest.approx([values.standard_error(28, 32)] * 4)
 
 
 def test_what_is_not_sampled_is_within_the_bound():
@@ -105,14 +121,34 @@ def test_certain_tokens_cost_nothing():
     assert values.anchors_of(torch.zeros(50)) == []
 
 
+@pytest.mark.parametrize(("error", "bias"), [(0.01, 0.004), (0.03, 0.012)])
+def test_stopping_at_the_error_hardly_moves_a_share(error, bias):
+    """Those that look surer than they are stop earlier: shares are drawn to 0 and 1, by no more than the page says."""
+    generator = np.random.default_rng(0)
+    for share in (0.02, 0.05, 0.1, 0.3, 0.5):
+        found = []
+        for _ in range(400):
+            right, counted = 0, 0
+            while left := values.rounds_left(right, counted, error):
+                right += generator.binomial(left * values.ROUND, share)
+                counted += left * values.ROUND
+            found.append(right / counted)
+        assert abs(np.mean(found) - share) < bias
+
+
+@pytest.mark.parametrize(("counted", "rounds"), [(0, 1), (5, 1), (31, 1), (64, 2)])
+def test_rounds_at_most_double_what_there_is(counted, rounds):
+    assert values.rounds_left(counted // 2, counted, 0.01) == rounds
+
+
 @pytest.mark.parametrize("share", [0.0, 0.03, 0.5, 1.0])
 def test_sampling_ends_when_the_error_is_small(share):
     right, drawn = round(share * values.ROUND), values.ROUND
-    while left := values.rounds_left(right, drawn):
+    while left := values.rounds_left(right, drawn, 0.03):
         drawn += left * values.ROUND
         right = round(share * drawn)
         assert drawn <= 320
-    assert values.standard_error(right, drawn) <= values.STANDARD_ERROR
+    assert values.standard_error(right, drawn) <= 0.03
 
 
 def test_the_measured_come_last_and_from_groups_with_both_rewards():
@@ -142,7 +178,7 @@ def rollout():
         samples,
         rewards,
         group_advantages(rewards, 4),
-        torch.arange(32) // 4,
+        7 - torch.arange(32) // 4,
         torch.arange(32 - REPLAYED, 32),
     )
 
@@ -220,6 +256,13 @@ def test_delta_by_its_distances():
     assert not found[~mask].any() and float(found[mask].mean()) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("advantages", [[0.0, 0.0], [1.0, 0.0], [1.0, -1.0]])
+def test_delta_where_a_side_has_one_token_or_none(advantages):
+    mask = torch.tensor([[True, False], [True, True]])
+    found = delta(torch.randn(2, 2, 3), torch.zeros(2, 2), torch.tensor(advantages), mask)
+    assert found.isfinite().all() and float(found[mask].mean()) == pytest.approx(1)
+
+
 def view(truth, log_ratio, advantage):
     shape = truth.shape
     return View(
@@ -295,8 +338,7 @@ def test_a_unit_leaves_traces_measures_and_facts(tmp_path, monkeypatch, rollout)
     monkeypatch.setattr(study, "rollouts", lambda *_: [(1, replace(rollout, measured=torch.arange(24, 32)))])
     monkeypatch.setattr(values, "reward", lambda problem, text, ended: float(len(text) % 2))
     monkeypatch.setattr(values, "ROUND", 2)
-    monkeypatch.setattr(values, "STANDARD_ERROR", 0.5)
-    unit = study.Unit("short", 0, 1, REPLAYED)
+    unit = study.Unit("short", 0, 1, 0.5)
     assert not unit.done
     study.run(unit)
     assert unit.done
@@ -311,18 +353,19 @@ def test_a_unit_leaves_traces_measures_and_facts(tmp_path, monkeypatch, rollout)
     facts = unit.facts
     study.run(unit)  # the signals again, of the truth that the traces keep
     assert unit.facts == facts and pq.read_table(unit.file("measures.parquet")).to_pylist() == measured
+    assert not replace(unit, error=facts["largest standard error"] / 2).done
 
 
 def test_truth_that_is_kept_is_that_of_the_same_responses(rollout):
-    asked = responses(rollout.model, 2, 6)
+    asked = responses(rollout.model, 3, 6)
     changed = [torch.rand(len(one.ids)) for one in asked]
     traces = [
-        SimpleNamespace(token_ids=np.array(one.ids), true_advantage=change.numpy())
+        SimpleNamespace(prompt=one.prompt, token_ids=np.array(one.ids), true_advantage=change.numpy())
         for one, change in zip(asked, changed, strict=True)
     ]
-    for found, change in zip(study.kept(asked, traces), changed, strict=True):
+    for found, change in zip(study.known_values(asked, traces[::-1]), changed, strict=True):
         torch.testing.assert_close(found.advantage, change.double(), atol=2e-6, rtol=0)
-    assert study.kept(asked[::-1], traces) is None
+    assert study.known_values(asked, traces[1:]) is None
 
 
 def test_other_sums_are_shown_before_the_same_question():
@@ -333,13 +376,16 @@ def test_other_sums_are_shown_before_the_same_question():
         a, b, c, *worked = map(int, re.findall(r"\d+", line))
         assert worked == [a, b, a + b, a + b, c, a + b + c]
     assert all(other.endswith("\n2 + 4 + 5 ->") for other in others)
+    shown = others[0].splitlines()[0]
+    question = shown[: shown.index(">") + 1]
+    assert shown not in smollm2.other_sums_shown(f"…\n…\n{question}", 0).splitlines()
 
 
 def test_a_rollout_in_which_nothing_was_decided_is_named_and_left_out(tmp_path, monkeypatch, rollout):
     monkeypatch.setattr(study, "RESULTS", tmp_path)
     never = replace(rollout, rewards=torch.zeros(32), measured=torch.arange(0))
     monkeypatch.setattr(study, "rollouts", lambda *_: [(1, never)])
-    unit = study.Unit("long", 0, 1, REPLAYED)
+    unit = study.Unit("long", 0, 1, 0.5)
     study.run(unit)
     assert unit.done and "no group of the rollout has both rewards" in unit.left_out
     monkeypatch.setattr(truth_report, "UNITS", [unit])
@@ -350,7 +396,7 @@ def test_a_rollout_in_which_nothing_was_decided_is_named_and_left_out(tmp_path, 
 def test_responses_beyond_a_limit_are_refused(rollout, length, limit):
     response = values.Response(rollout.problems[0], [3] * length, torch.zeros(length), 1.0)
     with pytest.raises(DataError, match=rf"has {length} tokens, but at most {limit} are sampled, and 1024 fit"):
-        values.measure(rollout.model, [response], limit, torch.Generator())
+        values.measure(rollout.model, [response], 0.5, limit, torch.Generator())
 
 
 def test_continuations_of_shared_prefixes_are_the_models_own(monkeypatch):
@@ -369,3 +415,35 @@ def test_continuations_of_shared_prefixes_are_the_models_own(monkeypatch):
         expected += [row[:end]] * 2
     assert policy._sample(prefixes, 12) == expected
     assert len({len(row) for row in expected}) > 1
+
+
+@pytest.fixture
+def policy(monkeypatch):
+    """Of the tiny model, over prompts of characters, with a reward for ending on an even token."""
+    monkeypatch.setattr(smollm2, "ROUND", 3)
+    made = smollm2.Policy.__new__(smollm2.Policy)
+    made.model, made.tokenizer, made.generator = tiny.model(), tiny.tokenizer(), torch.Generator().manual_seed(0)
+    made.ends, made.limit = torch.tensor([made.model.config.eos_token_id]), 8
+    made.responses = [values.Response(text, [7, 8, 9], torch.zeros(3), 1.0) for text in ("ab", "cd")]
+    made.prompts = [made.tokenizer(one.problem).input_ids for one in made.responses]
+    made.answers = {"ab": 0, "cd": 1}
+    made.reward = lambda texts, ids, answer: [float(one[-1] % 2 == of) for one, of in zip(ids, answer, strict=True)]
+    return made
+
+
+def test_continuations_of_a_policy_start_with_their_prefix_and_are_scored_by_their_own_answer(policy):
+    found = policy.continued([(1, 2), (0, 2)])
+    for row, ones in zip((1, 0), found, strict=True):
+        assert len(ones) == 3
+        for one in ones:
+            assert one.ids[:2] == (7, 8) and 2 < len(one.ids) <= 8
+            assert one.right is (one.ids[-1] % 2 == row)
+
+
+def test_a_policy_reads_what_it_would_have_sampled(policy):
+    logps, hidden = policy.read("ab", [7, 8, 9])
+    with torch.no_grad():
+        logits = policy.model(torch.tensor([[*policy.prompts[0], 7, 8, 9]])).logits[0, len(policy.prompts[0]) - 1 : -1]
+        from_hidden = policy.model.lm_head(hidden)
+    torch.testing.assert_close(from_hidden, logits)
+    torch.testing.assert_close(logps, logits.log_softmax(-1)[torch.arange(3), torch.tensor([7, 8, 9])])

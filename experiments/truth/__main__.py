@@ -20,9 +20,7 @@ def main() -> int:
     parser.add_argument("--chains", nargs="+", choices=chains, default=chains, help="measure these alone")
     parser.add_argument("--again", action="store_true", help="measure the signals of measured truth again")
     options = parser.parse_args()
-    todo = [
-        unit for unit in UNITS if (options.again or not unit.done) and unit.chain in (options.chains or [unit.chain])
-    ]
+    todo = [unit for unit in UNITS if unit.chain in options.chains and (options.again or not unit.done)]
     if any(unit.chain == SMOLLM2 for unit in todo):
         smollm2.train()
     with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:

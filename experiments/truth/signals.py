@@ -12,6 +12,7 @@ from fipo.core import fipo_loss
 from fipo.core.control import controlled, response_orders
 
 DEFAULT = FIPOParams()
+LIKENESS, DELTA, STABILITY = "likeness (after DelTA)", "DelTA (reimplemented)", "stability (after SCAPO)"
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,6 @@ def by_position(view: View) -> Tensor:
 def by_entropy(view: View) -> Tensor:
     """Entropy of π_old at the token."""
     return view.advantages[:, None] * view.entropy
-
-
-LIKENESS, DELTA, STABILITY = "likeness (after DelTA)", "DelTA (reimplemented)", "stability (after SCAPO)"
 
 
 def by_likeness(view: View) -> Tensor:

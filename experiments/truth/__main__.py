@@ -9,15 +9,14 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 from experiments.truth import smollm2
-from experiments.truth.report import fill_page
+from experiments.truth.report import CHAINS, fill_page
 from experiments.truth.study import SMOLLM2, UNITS, run
 
 
 def main() -> int:
     parser = argparse.ArgumentParser("experiments.truth", description=__doc__.split("\n\n")[0])
     parser.add_argument("--processes", type=int, default=2)
-    chains = sorted({unit.chain for unit in UNITS})
-    parser.add_argument("--chains", nargs="+", choices=chains, default=chains, help="measure these alone")
+    parser.add_argument("--chains", nargs="+", choices=CHAINS, default=CHAINS, help="measure these alone")
     parser.add_argument("--again", action="store_true", help="measure the signals of measured truth again")
     options = parser.parse_args()
     todo = [unit for unit in UNITS if unit.chain in options.chains and (options.again or not unit.done)]

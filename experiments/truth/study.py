@@ -269,11 +269,9 @@ def _measured(
 
 def _gradients(rollout: Rollout, sight: Sight, view: View) -> dict[str, dict[str, float]]:
     """Of every signal, its policy gradient beside those of the truth and of the plain advantage."""
-    parts = torch.arange(len(sight.rows)).chunk(EIGHTHS)
-    gradients = {
-        name: torch.stack([_gradient(rollout, sight, signal(view), part) for part in parts])
-        for name, signal in available(view).items()
-    }
+    signals = {name: signal(view) for name, signal in available(view).items()}
+    parts = [_gradients_of(rollout, sight, signals, part) for part in torch.arange(len(sight.rows)).chunk(EIGHTHS)]
+    gradients = {name: torch.stack([part[name] for part in parts]) for name in signals}
     truth, plain = gradients["truth"].mean(0), gradients["uniform (GRPO)"].mean(0)
     return {
         name: {"with the truth": cosine(own.mean(0), truth), "with GRPO": cosine(own.mean(0), plain)}
@@ -282,12 +280,17 @@ def _gradients(rollout: Rollout, sight: Sight, view: View) -> dict[str, dict[str
     }
 
 
-def _gradient(rollout: Rollout, sight: Sight, signal: Tensor, part: Tensor) -> Tensor:
-    rows = sight.rows[part]
+def _gradients_of(rollout: Rollout, sight: Sight, signals: dict[str, Tensor], part: Tensor) -> dict[str, Tensor]:
+    """Of every signal, its policy gradient on some of the responses, flat."""
+    rows, parameters = sight.rows[part], list(sight.model.parameters())
     logps = response_logps(sight.model, rollout.prompts[rows], rollout.samples.ids[rows], torch.float32)
     mask = rollout.samples.mask[rows]
-    objective = (logps * signal[part] * mask).sum() / mask.sum()
-    return torch.cat([g.flatten() for g in torch.autograd.grad(objective, list(sight.model.parameters()))])
+    found = {}
+    for name, signal in signals.items():
+        objective = (logps * signal[part] * mask).sum() / mask.sum()
+        gradients = torch.autograd.grad(objective, parameters, retain_graph=True)
+        found[name] = torch.cat([gradient.flatten() for gradient in gradients])
+    return found
 
 
 def _traces(unit: Unit, rollout: Rollout, sight: Sight, view: View) -> Iterator[Trace]:

@@ -12,16 +12,12 @@ warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # by torch; fip
 if TYPE_CHECKING:
     from fipo.core import (
         FIPOOutput,
-        LMHead,
-        Objective,
-        StreamingOutput,
-        TokenBatch,
+        TokenCredit,
         fipo_loss,
         future_kl,
+        head_logps,
         influence_weights,
-        streaming_fipo_loss,
-        streaming_logps,
-        streaming_loss,
+        token_credit,
         token_mean,
     )
 
@@ -34,16 +30,12 @@ __all__ = [
     "FIPOParams",
     "InvalidInputError",
     "InvalidParameterError",
-    "LMHead",
-    "Objective",
-    "StreamingOutput",
-    "TokenBatch",
+    "TokenCredit",
     "fipo_loss",
     "future_kl",
+    "head_logps",
     "influence_weights",
-    "streaming_fipo_loss",
-    "streaming_logps",
-    "streaming_loss",
+    "token_credit",
     "token_mean",
 ]
 

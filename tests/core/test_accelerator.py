@@ -5,10 +5,10 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from test_streaming import gradients, make, stream
+from test_head import chunk_tokens, make  # noqa: F401 - a fixture
 
-from fipo import FIPOParams, InvalidInputError, fipo_loss, future_kl, streaming_logps
-from fipo.core.lm_head import ChunkedHead
+from fipo import FIPOParams, InvalidInputError, fipo_loss, future_kl, head_logps
+from fipo.core import head
 
 
 @contextmanager
@@ -31,62 +31,36 @@ def waits(device):
     found += [str(warning.message) for warning in caught if "synchroniz" in str(warning.message)]
 
 
-@pytest.mark.parametrize("chunk_tokens", [3, 1000])
-@pytest.mark.parametrize("distance", ["position", "trained"])
-@pytest.mark.parametrize("options", [{}, {"beta": 0.1, "entropy_coef": 0.01, "denominator": 123.0}])
-def test_a_pass_waits_twice_however_many_its_chunks(chunk_tokens, distance, options):
-    """Before the walk for what the batch is, and after it for what a drop takes back."""
-    inputs, params = make(), FIPOParams(dual_clip_c=3.0, distance=distance)
-    stream(inputs, params, chunk_tokens=chunk_tokens, **options)  # fills the caches of the scan
+@pytest.mark.parametrize("budget", [None, 0])
+@pytest.mark.parametrize("frozen", [(), ("lm_head_weight", "bias")])
+def test_log_probs_wait_once_however_many_their_chunks(budget, frozen, chunk_tokens):
+    inputs = make(frozen=frozen)
     with waits(inputs["hidden"].device) as found:
-        result = stream(inputs, params, chunk_tokens=chunk_tokens, **options)
-        gradients(result.loss, inputs)
-    assert len(found) == 2, found
-
-
-def test_a_packed_pass_waits_once_more_to_check_the_boundaries():
-    inputs = make()
-    rows, length = inputs["loss_mask"].shape
-    bounds = torch.arange(rows + 1) * length
-    flat = {
-        name: value if value is None or value.dim() < 2 or name == "lm_head_weight" else value.flatten(0, 1)
-        for name, value in inputs.items()
-    }
-    stream(flat, chunk_tokens=20, cu_seqlens=bounds)
-    with waits(bounds.device) as found:
-        stream(flat, chunk_tokens=20, cu_seqlens=bounds)
-    assert len(found) == 3, found
-
-
-def test_scores_wait_once():
-    inputs = make()
-    with waits(inputs["hidden"].device) as found:
-        streaming_logps(
-            inputs["hidden"], inputs["lm_head_weight"], inputs["targets"], inputs["loss_mask"], chunk_tokens=7
-        )
+        head_logps(**inputs, memory_budget=budget)[0].sum().backward()
     assert len(found) == 1, found
 
 
 def test_the_plain_loss_never_waits():
     x, advantages, mask = torch.randn(3, 100), torch.ones(3), torch.ones(3, 100, dtype=torch.bool)
-    fipo_loss(x, x, advantages, mask, FIPOParams())
+    fipo_loss(x, x, advantages, mask, FIPOParams())  # fills the caches of the scan
     with waits(x.device) as found:
         fipo_loss(x, x, advantages, mask, FIPOParams())
     assert found == []
 
 
 def test_a_float32_weight_under_autocast_is_converted_once_a_pass(monkeypatch):
-    inputs, converted = make(torch.float32, bias=False), []
-    operand = ChunkedHead._operand
+    inputs, converted = make(torch.float32), []
+    operand = head._Head._operand
 
     def counted(self, tensor):
         converted.append(tensor.shape)
         return operand(self, tensor)
 
-    monkeypatch.setattr(ChunkedHead, "_operand", counted)
+    monkeypatch.setattr(head._Head, "_operand", counted)
+    monkeypatch.setattr(head, "ACCELERATOR_TOKENS", 20)
     weight = inputs["lm_head_weight"]
     with torch.autocast(weight.device.type, dtype=torch.bfloat16):
-        stream(inputs, chunk_tokens=20)
+        head_logps(**inputs)
     assert converted.count(weight.shape) == 1
 
 
@@ -101,7 +75,7 @@ def test_boundaries_on_another_device_are_refused():
 def test_two_devices_are_refused_before_anything_is_computed():
     inputs = make()
     with pytest.raises(Exception, match="targets is on cpu, but lm_head_weight is on"):
-        stream(inputs | {"targets": inputs["targets"].cpu()})
+        head_logps(**inputs | {"targets": inputs["targets"].cpu()})
 
 
 @pytest.mark.parametrize(

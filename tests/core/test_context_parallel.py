@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from fipo import FIPOParams, fipo_loss
-from fipo.core.context_parallel import Chunks, context_parallel_fipo_loss
+from fipo import FIPOParams, token_credit
+from fipo.core.context_parallel import ShardedSequences, context_parallel_token_credit
 
-TOKENWISE = ("loss", "kept", "log_ratio", "future_kl", "raw_weight", "weight", "participates", "at_low", "at_high")
+TOKENWISE = ("factor", "kept", "log_ratio", "future_kl", "raw_weight", "weight", "participates", "at_low", "at_high")
 
 
 def rollout(lengths, scale, seed=0, dtype=torch.float64):
@@ -34,7 +34,7 @@ def cut(lengths, mask, width, distance, seed=0):
             extents[sequence, place] = mask[tokens].sum() if distance == "trained" else len(tokens)
             pieces.append((sequence, place, tokens))
     pieces = [pieces[i] for i in torch.randperm(len(pieces), generator=generator).tolist()]
-    chunks = Chunks(
+    chunks = ShardedSequences(
         cu_seqlens=torch.tensor([0, *(len(tokens) for _, _, tokens in pieces)]).cumsum(0),
         sequence=torch.tensor([sequence for sequence, _, _ in pieces]),
         place=torch.tensor([place for _, place, _ in pieces]),
@@ -49,18 +49,15 @@ def cut(lengths, mask, width, distance, seed=0):
 def test_chunks_are_the_whole(width, decay_rate, distance):
     lengths = [1, 7, 0, 130, 33]  # shorter than the number of chunks, empty, longer than a block of the scan
     params = FIPOParams(decay_rate=decay_rate, distance=distance, dual_clip_c=3.0, max_dual_clipped=2)
-    new, old, advantages, mask = rollout(lengths, scale=0.6)
-    new.requires_grad_()
+    *tokens, mask = rollout(lengths, scale=0.6)
+    rejected = torch.rand(len(mask), generator=torch.Generator().manual_seed(1)) < 0.1
     boundaries = torch.tensor([0, *lengths]).cumsum(0)
-    whole = fipo_loss(new, old, advantages, mask, params, cu_seqlens=boundaries)
+    whole = token_credit(*tokens, mask, params, cu_seqlens=boundaries, rejected=rejected)
     assert 0 < whole.dropped.sum() < len(lengths)
-    (gradient,) = torch.autograd.grad(whole.loss.sum(), new)
 
     chunks, order = cut(lengths, mask, width, distance)
-    pieces = new.detach()[order].requires_grad_()
-    parts = context_parallel_fipo_loss(pieces, old[order], advantages[order], mask[order], params, chunks)
-    (piece_gradient,) = torch.autograd.grad(parts.loss.sum(), pieces)
-    torch.testing.assert_close(piece_gradient, gradient[order], rtol=1e-12, atol=1e-12)
+    pieces = (column[order] for column in (*tokens, mask))
+    parts = context_parallel_token_credit(*pieces, params, chunks, rejected=rejected[order])
     assert torch.equal(parts.dropped, whole.dropped[chunks.sequence])
     for name in TOKENWISE:
         expected, value = getattr(whole, name)[order], getattr(parts, name)
@@ -70,18 +67,16 @@ def test_chunks_are_the_whole(width, decay_rate, distance):
 
 
 def test_a_rank_without_tokens():
-    chunks = Chunks(
+    chunks = ShardedSequences(
         cu_seqlens=torch.zeros(5, dtype=torch.long),
         sequence=torch.tensor([0, 0, 1, 1]),
         place=torch.tensor([0, 3, 0, 3]),
         extents=torch.zeros(2, 4),
     )
-    nothing = torch.zeros(0, requires_grad=True)
-    out = context_parallel_fipo_loss(
-        nothing, torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.bool), FIPOParams(), chunks
-    )
-    assert out.loss.shape == (0,) and out.loss.requires_grad
-    assert not out.dropped.any()
+    nothing = torch.zeros(0)
+    credit = context_parallel_token_credit(nothing, nothing, nothing, nothing.bool(), FIPOParams(), chunks)
+    assert credit.factor.shape == (0,)
+    assert not credit.dropped.any()
 
 
 def test_what_is_dual_clipped_does_not_depend_on_the_weight():
@@ -94,7 +89,7 @@ def test_what_is_dual_clipped_does_not_depend_on_the_weight():
     for later in torch.linspace(0.0, 0.6, 50):
         sequences[:, 1] = later
         advantages = torch.full((len(sequences),), -0.3)
-        out = fipo_loss(sequences, torch.zeros_like(sequences), advantages, torch.ones_like(sequences), params)
+        out = token_credit(sequences, torch.zeros_like(sequences), advantages, torch.ones_like(sequences), params)
         flags.append(out.dual_clipped)
     assert flags[0][:, 0].any() and not flags[0][:, 0].all()
     assert all(torch.equal(flag, flags[0]) for flag in flags)

@@ -3,7 +3,6 @@
 import math
 import subprocess
 import sys
-import time
 from unittest import mock
 
 import pytest
@@ -13,8 +12,9 @@ from hypothesis import strategies as st
 from support import naive
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fipo import FIPOParams, fipo_loss, future_kl, influence_weights, token_mean
-from fipo.core import scan
+from fipo import FIPOParams, fipo_loss, future_kl, influence_weights, token_credit, token_mean
+from fipo.core import logged, scan
+from fipo.core.credit import CREDIT_FIELDS, engine_inputs
 
 EPSILON = {"epsilon_low": 0.2, "epsilon_high": 0.28}
 settings.register_profile("fipo", deadline=None, derandomize=True, max_examples=60)  # read where a test is decorated
@@ -59,6 +59,7 @@ def test_equals_the_naive_loop(batch, block):
             torch.testing.assert_close(fast[row].detach(), expected, rtol=1e-9, atol=1e-9)
         assert out.dropped[row] == dropped
         assert torch.equal(out.kept[row], mask[row] & (not dropped))
+        assert torch.equal(out.factor[row], out.weight[row] * out.kept[row])
 
 
 @given(batches())
@@ -116,6 +117,101 @@ def test_trained_distance_is_position_distance_after_masked_tokens_are_cut_out(b
         cut = (new - old)[row, mask[row]][None]
         expected = future_kl(cut, torch.ones_like(cut), FIPOParams(**knobs, distance="position"))
         torch.testing.assert_close(whole[row, mask[row]][None], expected, rtol=1e-10, atol=1e-10)
+
+
+@given(batches())
+def test_the_loss_is_ppo_of_the_weighed_advantages(batch):
+    """What engines do with the credit: their own clipped and dual-clipped loss, which clamps no ratio."""
+    new, old, advantages, mask, params = batch
+    new.requires_grad_()
+    out, credit = (function(new, old, advantages, mask, params) for function in (fipo_loss, token_credit))
+    assert all(torch.equal(getattr(out, name), getattr(credit, name)) for name in CREDIT_FIELDS)
+    weighed, bounded = engine_inputs(credit, new, old, advantages)
+    ratio = (new - bounded).exp()
+    ppo = -torch.minimum(ratio.clamp(max=params.dual_clip_c) * weighed, ratio.clamp(0.8, 1.28) * weighed)
+    inside = out.kept & ((new - old).abs() <= 20)
+    torch.testing.assert_close(ppo.sum(), out.loss[inside].sum(), rtol=1e-9, atol=1e-9)
+    expected = torch.autograd.grad(out.loss[out.kept].sum(), new)[0]
+    if params.dual_clip_c == math.inf:  # the clamp at 20 is the only bound of ratios there
+        expected = torch.where(inside, expected, 0)
+    torch.testing.assert_close(torch.autograd.grad(ppo.sum(), new)[0], expected, rtol=1e-9, atol=1e-9)
+
+
+@given(batches(min_tokens=1), st.data())
+def test_a_nan_reaches_nothing_to_its_right(batch, data):
+    new, old, advantages, mask, params = batch
+    if not mask.any():
+        return
+    row, t = mask.nonzero()[data.draw(st.integers(0, int(mask.sum()) - 1))].tolist()
+    clean = token_credit(new, old, advantages, mask, params)
+    new[row, t] = math.nan
+    dirty = token_credit(new, old, advantages, mask, params)
+    here = torch.zeros_like(mask)
+    here[row, : t + 1] = True
+    assert dirty.future_kl[row, : t + 1].isnan().all()
+    assert torch.equal(dirty.future_kl[~here], clean.future_kl[~here])
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+def test_a_token_without_pi_old_is_left_out(poison, monkeypatch):
+    """As if it were not trained, but for distances; it is flagged, and told once."""
+    warnings = []
+    monkeypatch.setattr(logged, "_warned_of_non_finite", False)
+    monkeypatch.setattr(logged.logger, "warning", warnings.append)
+    torch.manual_seed(0)
+    new, mask, advantages = torch.randn(2, 40).double().requires_grad_(), torch.rand(2, 40) < 0.8, -torch.ones(2)
+    old = new.detach() - 0.1 * torch.randn(2, 40)
+    mask[0, 7], without = True, mask.clone()
+    without[0, 7] = False
+    clean = fipo_loss(new, old, advantages, without, FIPOParams())
+    old[0, 7] = poison
+    for _ in range(2):
+        out = fipo_loss(new, old, advantages, mask, FIPOParams())
+    assert torch.equal(out.kept, clean.kept)
+    torch.testing.assert_close(out.factor, clean.factor)
+    torch.testing.assert_close(out.loss, clean.loss)
+    assert torch.autograd.grad(out.loss.sum(), new)[0].isfinite().all()
+    assert out.non_finite.nonzero().tolist() == [[0, 7]]
+    if new.device.type == "cpu":
+        assert len(warnings) == 1 and "π_old is not finite at some trained tokens" in warnings[0]
+
+
+def test_rejected_tokens_give_no_credit_and_drop_nothing():
+    new, old = torch.zeros(1, 6), torch.tensor([[0.0, -3.0, -3.0, -0.3, -0.2, 0.0]])
+    mask, rejected = torch.ones(1, 6), torch.tensor([[0, 1, 0, 1, 0, 0]])
+    credit = token_credit(new, old, -torch.ones(1), mask, FIPOParams(decay_rate=math.inf), rejected=rejected)
+    assert credit.future_kl[0].tolist() == pytest.approx([0.2] * 5 + [0.0])
+    assert credit.kept[0].tolist() == [True, False, True, False, True, True]
+    assert (credit.factor > 0).tolist() == credit.kept.tolist()
+    assert not credit.dropped.any()
+    assert token_credit(new, old, -torch.ones(1), mask, FIPOParams()).dropped.all()
+
+
+@pytest.mark.parametrize("distance", ["position", "trained"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_compiled_in_one_graph_and_on_the_meta_device(packed, distance):
+    torch.manual_seed(0)
+    new, mask, advantages = torch.randn(3, 70, requires_grad=True), torch.rand(3, 70) < 0.8, torch.randn(3, 70)
+    old, boundaries = new.detach() + 0.1 * torch.randn(3, 70), None
+    if packed:
+        new, old, mask, advantages = (x.detach().flatten() for x in (new, old, mask, advantages))
+        boundaries = torch.tensor([0, 0, 50, 51, 210])
+        new.requires_grad_()
+
+    def both(new, old, advantages, mask, boundaries):
+        params = FIPOParams(distance=distance)
+        out = fipo_loss(new, old, advantages, mask, params, cu_seqlens=boundaries)
+        credit = token_credit(new, old, advantages, mask, params, cu_seqlens=boundaries)
+        return token_mean(out.loss, out.kept), credit.factor, out.dropped
+
+    arguments = (new, old, advantages, mask, boundaries)
+    if new.device.type == "cpu":
+        found = torch.compile(both, fullgraph=True, backend="aot_eager")(*arguments)
+        torch.testing.assert_close(found, both(*arguments))
+        slopes = [torch.autograd.grad(loss, new)[0] for loss in (found[0], both(*arguments)[0])]
+        torch.testing.assert_close(*slopes)
+    on_meta = [None if x is None else x.detach().to("meta") for x in arguments]
+    assert [x.shape for x in both(*on_meta)] == [x.shape for x in both(*arguments)]
 
 
 @given(batches(), st.sampled_from([math.nan, math.inf, -math.inf]))
@@ -257,21 +353,6 @@ def test_explicit_denominator_makes_split_batches_add_up():
     ]
     total = sum(token_mean(part.loss, part.kept, denominator=tokens) for part in parts)
     torch.testing.assert_close(total, token_mean(whole.loss, whole.kept))
-
-
-def test_time_grows_linearly():
-    """64 times the tokens in at most 3 × 64 the time; a quadratic scan would need 4,096."""
-
-    def fastest(length):
-        x, mask = torch.randn(1, length), torch.ones(1, length, dtype=torch.bool)
-        times = []
-        for _ in range(7):
-            start = time.perf_counter()
-            future_kl(x, mask, FIPOParams())
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    assert fastest(2**21) < 3 * 64 * fastest(2**15)
 
 
 def test_import_fipo_needs_torch_alone():

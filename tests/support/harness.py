@@ -19,20 +19,21 @@ COMMON = {
     "per_device_train_batch_size": 8,
     "gradient_checkpointing": False,
 }
-WHOLE = {"fipo_streaming": False}  # what must see whole sequences first
 OPTIONS = {
     "plain": {},
     "kl": {"beta": 0.1},
     "kl with bias correction": {"beta": 0.1, "use_bias_correction_kl": True},
     "entropy bonus": {"entropy_coef": 0.01},
     "adaptive entropy": {"use_adaptive_entropy": True, "entropy_coef": 0.01, "entropy_target": 5.0},
-    "adaptive entropy above target": {"use_adaptive_entropy": True, "entropy_coef": 0.01, "entropy_target": 0.1},
-    "high-entropy tokens": {"top_entropy_quantile": 0.5, **WHOLE},
-    "high-entropy tokens with bonus": {"top_entropy_quantile": 0.5, "entropy_coef": 0.01, **WHOLE},
-    "off-policy mask": {"off_policy_mask_threshold": 0.1, **WHOLE},
+    "high-entropy tokens": {"top_entropy_quantile": 0.5, "entropy_coef": 0.01},
+    "off-policy mask": {"off_policy_mask_threshold": 0.1},
+    "sequence-level importance": {"importance_sampling_level": "sequence"},
     "vllm": {"vllm_importance_sampling_correction": True},
     "lora": {"peft": True},
     "accumulation": {"gradient_accumulation_steps": 2, "beta": 0.1, "entropy_coef": 0.01},
+    **{kind: {"loss_type": kind} for kind in ("grpo", "bnpo", "dr_grpo", "sapo", "vespo")},
+    "cispo": {"loss_type": "cispo", "epsilon_high": 5.0},
+    "luspo": {"loss_type": "luspo", "importance_sampling_level": "sequence"},
 }
 
 

@@ -26,7 +26,7 @@ def test_an_observer_sees_every_micro_batch(tmp_path):
     assert all(isinstance(credit, Credit) and credit.training for credit in seen)
     for credit in seen:
         assert credit.tokens.weight.shape == credit.mask.shape == credit.advantages.shape
-        assert not any(x.requires_grad for x in (credit.tokens.weight, credit.result.logps, credit.result.entropy))
+        assert not any(x.requires_grad for x in (credit.tokens.weight, credit.logps, credit.entropy))
     with pytest.raises(AttributeError):
         seen[0].update = 3
 
@@ -42,9 +42,7 @@ def test_the_model_card_says_fipo(tmp_path):
 @pytest.mark.parametrize("control", ["none", "uniform", "shuffle"])
 def test_controls_in_training(tmp_path, control):
     seen = []
-    trainer = rollout_trainer(
-        tmp_path, first_number_odd_is_random, learning_rate=1e-2, fipo_streaming=False, fipo_control=control
-    )
+    trainer = rollout_trainer(tmp_path, first_number_odd_is_random, learning_rate=1e-2, fipo_control=control)
     trainer.observers.append(seen.append)
     trainer.train()
     moved = False

@@ -1,4 +1,4 @@
-"""The trainer gives the batch that all engines share what the naive implementation gives it, on both paths."""
+"""The trainer gives the batch that all engines share what the naive implementation gives it."""
 
 import pytest
 import torch
@@ -9,10 +9,9 @@ from fipo.trainer import FIPOConfig, FIPOTrainer
 
 
 @pytest.mark.parametrize("regularized", [False, True])
-@pytest.mark.parametrize("streaming", [True, False])
-def test_trainer(streaming, regularized, tmp_path):
+def test_trainer(regularized, tmp_path):
     data = one_truth.batch()
-    options = {"per_device_train_batch_size": one_truth.ROWS, "num_generations": 2, "fipo_streaming": streaming}
+    options = {"per_device_train_batch_size": one_truth.ROWS, "num_generations": 2}
     options |= {"fipo_decay_rate": one_truth.PARAMS.decay_rate}
     options |= {"entropy_coef": one_truth.ENTROPY_COEF, "use_bias_correction_kl": False} if regularized else {}
     config = FIPOConfig(str(tmp_path), **{**COMMON, **options})

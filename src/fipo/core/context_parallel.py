@@ -17,13 +17,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fipo.core.credit import TokenCredit, token_credit
 from fipo.core.layout import count_per_sequence
-from fipo.core.loss import FIPOOutput, fipo_loss
 from fipo.params import FIPOParams
 
 
 @dataclass(frozen=True, slots=True)
-class Chunks:
+class ShardedSequences:
     """S sequences in C chunks each, of which this rank holds K, packed one after the other; a chunk may be empty."""
 
     cu_seqlens: Tensor  # (K + 1,) boundaries of the packed chunks
@@ -32,64 +32,49 @@ class Chunks:
     extents: Tensor  # (S, C) n of every chunk on all ranks: tokens, or trained tokens with distance="trained"
 
 
-def context_parallel_fipo_loss(
+@torch.no_grad()
+def context_parallel_token_credit(
     logps: Tensor,
     old_logps: Tensor,
     advantages: Tensor,
     loss_mask: Tensor,
     params: FIPOParams,
-    chunks: Chunks,
+    sharded: ShardedSequences,
     *,
-    epsilon_low: float = 0.2,
-    epsilon_high: float = 0.28,
+    rejected: Tensor | None = None,
     group: dist.ProcessGroup | None = None,
-) -> FIPOOutput:
-    """`fipo_loss` of this rank's chunks, with the values that the whole sequences have there.
+) -> TokenCredit:
+    """`token_credit` of this rank's chunks, with the values that the whole sequences have there.
 
     Args:
-        logps, old_logps, advantages, loss_mask: (N,) this rank's chunks, packed; N = 0 is allowed. Differentiable in
-            `logps`; no gradient crosses ranks.
+        logps, old_logps, advantages, loss_mask, rejected: (N,) this rank's chunks, packed; N = 0 is allowed.
         params: The knobs.
-        chunks: Where the chunks lie. Ranks must agree on `extents` and together hold every chunk once.
-        epsilon_low, epsilon_high: PPO's clip range.
+        sharded: Where the chunks lie. Ranks must agree on `extents` and together hold every chunk once.
         group: The ranks that share the sequences; None: this process holds all chunks.
 
     Returns:
-        A FIPOOutput of (N,) tensors; `dropped` is (K,), one value a chunk.
+        A TokenCredit of (N,) tensors; `dropped` is (K,), one value a chunk.
 
     Raises:
         InvalidInputError: Shapes, dtypes or devices do not fit.
-        InvalidParameterError: The clip range is not one.
     """
     of_chunks = partial(
-        fipo_loss,
-        old_logps=old_logps,
-        advantages=advantages,
-        loss_mask=loss_mask,
-        params=params,
-        epsilon_low=epsilon_low,
-        epsilon_high=epsilon_high,
-        cu_seqlens=chunks.cu_seqlens,
+        token_credit, logps, old_logps, advantages, loss_mask, params, cu_seqlens=sharded.cu_seqlens, rejected=rejected
     )
-    with torch.no_grad():
-        carry, dual_clipped_outside = _exchange(of_chunks(logps.detach()), chunks, params.decay_rate, group)
-    return of_chunks(logps, carry=carry, dual_clipped_outside=dual_clipped_outside)
-
-
-def _exchange(
-    alone: FIPOOutput, chunks: Chunks, half_life: float, group: dist.ProcessGroup | None
-) -> tuple[Tensor, Tensor]:
-    """(K,) carry and (K,) dual-clipped tokens elsewhere in the sequence, from one sum over ranks of (S, C + 1)."""
-    count = count_per_sequence(alone.dual_clipped, chunks.cu_seqlens).to(alone.future_kl.dtype)
-    occupied = chunks.cu_seqlens.diff() > 0
-    sequences, width = chunks.extents.shape
+    alone = of_chunks()
+    count = count_per_sequence(alone.dual_clipped, sharded.cu_seqlens).to(alone.future_kl.dtype)
+    occupied = sharded.cu_seqlens.diff() > 0
+    sequences, width = sharded.extents.shape
     shared = alone.future_kl.new_zeros(sequences, width + 1)
-    shared[chunks.sequence[occupied], chunks.place[occupied]] = alone.future_kl[chunks.cu_seqlens[:-1][occupied]]
-    shared[:, -1].index_add_(0, chunks.sequence, count)
+    shared[sharded.sequence[occupied], sharded.place[occupied]] = alone.future_kl[sharded.cu_seqlens[:-1][occupied]]
+    shared[:, -1].index_add_(0, sharded.sequence, count)
     if group is not None:
         dist.all_reduce(shared, group=group)
-    carries = _carries(shared[:, :-1], chunks.extents, half_life)
-    return carries[chunks.sequence, chunks.place], shared[chunks.sequence, -1] - count
+    carries = _carries(shared[:, :-1], sharded.extents, params.decay_rate)
+    return of_chunks(
+        carry=carries[sharded.sequence, sharded.place],
+        dual_clipped_outside=shared[sharded.sequence, -1] - count,
+    )
 
 
 def _carries(heads: Tensor, extents: Tensor, half_life: float) -> Tensor:

@@ -2,9 +2,12 @@
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from fipo.core.precision import widest_float
 from fipo.errors import InvalidInputError
+
+MASKS = ("loss_mask", "rejected")
 
 
 def per_token(name: str, values: float | Tensor, like: Tensor, cu_seqlens: Tensor | None) -> Tensor:
@@ -27,7 +30,20 @@ def spread(per_sequence: Tensor, like: Tensor, cu_seqlens: Tensor | None) -> Ten
     """(S,) to the shape of `like`: every token gets its sequence's value."""
     if cu_seqlens is None:
         return per_sequence[:, None].expand(like.shape)
-    return per_sequence.repeat_interleave(cu_seqlens.diff(), output_size=like.numel())
+    return per_sequence[sequence_of(cu_seqlens, like.numel())]
+
+
+def sequence_of(cu_seqlens: Tensor, tokens: int) -> Tensor:
+    """(N,) which sequence each of N packed tokens belongs to."""
+    return torch.searchsorted(cu_seqlens, torch.arange(tokens, device=cu_seqlens.device), right=True) - 1
+
+
+def boundaries_of(like: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """(S + 1,) where the sequences of `like`, flattened, begin and end: `cu_seqlens`, or the ends of its rows."""
+    if cu_seqlens is not None:
+        return cu_seqlens
+    rows, length = like.shape
+    return torch.arange(rows + 1, device=like.device) * length
 
 
 def count_per_sequence(flags: Tensor, cu_seqlens: Tensor | None) -> Tensor:
@@ -36,6 +52,11 @@ def count_per_sequence(flags: Tensor, cu_seqlens: Tensor | None) -> Tensor:
         return flags.sum(-1)
     counts = torch.nn.functional.pad(flags.cumsum(0), (1, 0))
     return counts[cu_seqlens].diff()
+
+
+def read_for_free(x: Tensor) -> bool:
+    """Whether values may be looked at here: no accelerator would be waited for, and `x` is neither traced nor fake."""
+    return x.device.type == "cpu" and not (torch.compiler.is_compiling() or is_in_torch_dispatch_mode())
 
 
 def check_layout(tensors: dict[str, Tensor], cu_seqlens: Tensor | None, carry: Tensor | None = None) -> None:
@@ -53,7 +74,7 @@ def check_layout(tensors: dict[str, Tensor], cu_seqlens: Tensor | None, carry: T
                 "give both the same shape."
             )
     for any_name, tensor in tensors.items():
-        if any_name != "loss_mask" and not tensor.is_floating_point():
+        if any_name not in MASKS and not tensor.is_floating_point():
             raise InvalidInputError(
                 f"{any_name} has dtype {tensor.dtype}, but must be floating point; pass log-probabilities, not ids."
             )
@@ -65,7 +86,7 @@ def check_layout(tensors: dict[str, Tensor], cu_seqlens: Tensor | None, carry: T
         )
     sequences = first.shape[0]
     if cu_seqlens is not None:
-        check_boundaries(cu_seqlens, cu_seqlens.tolist(), first.numel())
+        _check_boundaries(cu_seqlens, first.numel())
         sequences = len(cu_seqlens) - 1
     if carry is not None and carry.shape != (sequences,):
         raise InvalidInputError(
@@ -73,8 +94,11 @@ def check_layout(tensors: dict[str, Tensor], cu_seqlens: Tensor | None, carry: T
         )
 
 
-def check_boundaries(cu_seqlens: Tensor, values: list[int], tokens: int) -> None:
-    """`values` are those of `cu_seqlens`, which an accelerator would have to be waited for."""
+def _check_boundaries(cu_seqlens: Tensor, tokens: int) -> None:
+    """Reads the values, for which an accelerator is waited for; a traced or meta tensor has none."""
+    if torch.compiler.is_compiling() or cu_seqlens.is_meta:
+        return
+    values = cu_seqlens.tolist()
     integer = not cu_seqlens.is_floating_point() and cu_seqlens.dim() == 1 and len(cu_seqlens) > 0
     if not integer or values[0] != 0 or values[-1] != tokens or values != sorted(values):
         raise InvalidInputError(

@@ -3,39 +3,48 @@
 An engine averages these values as it averages everything else, exactly over micro-batches and ranks.
 """
 
+import logging
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from fipo.core.loss import FIPOOutput
+if TYPE_CHECKING:
+    from fipo.core.credit import TokenCredit
 
-Values = Callable[[FIPOOutput], Tensor]
+logger = logging.getLogger(__name__)
+
+Values = Callable[["TokenCredit"], Tensor]
 
 TOKEN_MEANS: dict[str, Values] = {  # over trained tokens, those of dropped sequences included
-    "fipo/weight_mean": lambda out: out.weight,
-    "fipo/raw_weight_mean": lambda out: out.raw_weight,
-    "fipo/weight_at_low": lambda out: out.at_low,
-    "fipo/weight_at_high": lambda out: out.at_high,
-    "fipo/future_kl_mean": lambda out: out.future_kl,
-    "fipo/participation": lambda out: out.participates,
-    "fipo/safety_capped": lambda out: out.safety_capped,
-    "fipo/dual_clipped": lambda out: out.dual_clipped,
-    "fipo/policy_kl": lambda out: out.log_ratio.expm1() - out.log_ratio,  # KL(π_old ‖ π_θ), the k3 estimate
+    "fipo/weight_mean": lambda credit: credit.weight,
+    "fipo/weight_at_low": lambda credit: credit.at_low,
+    "fipo/weight_at_high": lambda credit: credit.at_high,
+    "fipo/future_kl_mean": lambda credit: credit.future_kl,
+    "fipo/participation": lambda credit: credit.participates,
+    "fipo/safety_capped": lambda credit: credit.safety_capped,
+    "fipo/dual_clipped": lambda credit: credit.dual_clipped,
+    "fipo/non_finite": lambda credit: credit.non_finite,
+    "fipo/policy_kl": lambda credit: credit.log_ratio.expm1() - credit.log_ratio,  # KL(π_old ‖ π_θ), the k3 estimate
 }
 FIRST_UPDATE_MEANS: dict[str, Values] = {  # over trained tokens of a rollout's first update: nothing but noise
-    "fipo/noise_floor": lambda out: out.log_ratio.abs(),
-    "fipo/noise_weight_shift": lambda out: (out.raw_weight - 1).abs(),
-}
-CLIP_MEANS: dict[str, Values] = {  # over trained tokens; engines log them under names of their own
-    "low": lambda out: out.clipped_low,
-    "high": lambda out: out.clipped_high,
-    "region": lambda out: out.clipped_low | out.clipped_high,
+    "fipo/noise_floor": lambda credit: credit.log_ratio.abs(),
+    "fipo/noise_weight_shift": lambda credit: credit.future_kl.clamp(max=1).expm1().abs(),  # of the weight, unclipped
 }
 CREDIT_REPORT = "fipo/credit"  # the page about a traced rollout, where a tracker shows pages
-DROPPED_SEQUENCES = "fipo/dropped_sequences"  # the share of sequences whose `FIPOOutput.dropped` is true
-WEIGHT_MIN, WEIGHT_MAX = "fipo/weight_min", "fipo/weight_max"  # over trained tokens
+DROPPED_SEQUENCES = "fipo/dropped_sequences"  # the share of sequences whose `TokenCredit.dropped` is true
+WEIGHT_MIN, WEIGHT_MAX = "fipo/weight_min", "fipo/weight_max"  # the least and greatest of a response, meant over them
 
 NOISE_LIMIT = 0.01  # a mean "fipo/noise_weight_shift" above this deserves a warning
+_warned_of_non_finite = False
+
+
+def least_and_greatest(weight: Tensor, trained: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,) each: the least and the greatest weight among a row's trained tokens; ±inf where there are none."""
+    if weight.shape[-1] == 0:
+        return weight.new_full(weight.shape[:-1], torch.inf), weight.new_full(weight.shape[:-1], -torch.inf)
+    return torch.where(trained, weight, torch.inf).amin(-1), torch.where(trained, weight, -torch.inf).amax(-1)
 
 
 def noise_warning(shift: float, causes: str) -> str:
@@ -44,3 +53,14 @@ def noise_warning(shift: float, causes: str) -> str:
         f"Noise floor: at the first update after a rollout log-ratios must be 0, but they move the weights by "
         f"{shift:.1%} on average; {causes}."
     )
+
+
+def warn_of_non_finite() -> None:
+    """Says, once a process, that trained tokens without a finite π_old were left out ("fipo/non_finite")."""
+    global _warned_of_non_finite
+    if not _warned_of_non_finite:
+        _warned_of_non_finite = True
+        logger.warning(
+            "π_old is not finite at some trained tokens, so these are left out of the loss, of future_kl and of the "
+            "sequence drop; look at what computes old log-probs, for instance a rollout engine that returns NaN."
+        )

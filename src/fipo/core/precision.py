@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 
 import torch
@@ -19,7 +19,7 @@ def widest_float(device: torch.device) -> torch.dtype:
 @contextmanager
 def exact_products(x: Tensor) -> Iterator[torch.dtype]:
     """Keeps autocast and TF32 away from products; yields the dtype in which those of `x` are exact enough."""
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast(x.device.type, enabled=False) if not x.is_meta else nullcontext():
         yield widest_float(x.device) if _float32_products_are_rounded() else x.dtype
 
 
@@ -65,6 +65,9 @@ def multiplies_into_float32(device: torch.device) -> bool:
 
 
 def _float32_products_are_rounded() -> bool:
+    """Whether a setting may round them; a graph cannot ask."""
+    if torch.compiler.is_compiling():
+        return True
     backends = torch.backends
     if not hasattr(backends, "fp32_precision"):  # before torch 2.9
         return torch.get_float32_matmul_precision() != "highest" or backends.cuda.matmul.allow_tf32

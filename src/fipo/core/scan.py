@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from fipo.core.precision import exact_products
+from fipo.core.layout import read_for_free, sequence_of
+from fipo.core.precision import exact_products, widest_float
 
 BLOCK = 32  # tokens; the product costs as many multiplications a token: 128 took 1.6 times as long on two CPU cores
 
@@ -68,7 +69,7 @@ def _scan_packed(
     cu_blocks[-1] = number_of_blocks
     last_block = torch.where(lengths > 0, cu_blocks[1:] - 1, number_of_blocks)  # beyond the last: there is none
     # Every sequence is right-aligned in blocks of its own, so the zeros lie left of it; the last one has all to spare.
-    ends_apart = (cu_blocks[1:] * BLOCK - cu_seqlens[1:]).repeat_interleave(lengths, output_size=x.numel())
+    ends_apart = (cu_blocks[1:] * BLOCK - cu_seqlens[1:])[sequence_of(cu_seqlens, x.numel())]
     slots = torch.arange(x.numel(), device=x.device) + ends_apart
     blocks = x.new_zeros(number_of_blocks * BLOCK).index_put((slots,), x).view(-1, BLOCK)
     inside = _scan_blocks(blocks, half_life, None, product_dtype)
@@ -84,19 +85,30 @@ def _scan_packed(
 
 
 def _scan_blocks(x: Tensor, half_life: float, carry: Tensor | None, product_dtype: torch.dtype) -> Tensor:
-    """The recurrence in every row of `x` (R, C) by one product with a triangular (C, C) matrix of powers of γ."""
-    width = x.shape[1]
-    y = (x.to(product_dtype) @ _triangle(width, half_life, product_dtype, x.device)).to(x.dtype)
+    """The recurrence in every row of `x` (R, C) by one product with a triangular (C, C) matrix of powers of γ.
+
+    0 · NaN is NaN, so the product carries one to its right: NaNs are left out of it and put where they belong.
+    """
+    width, readable = x.shape[1], read_for_free(x)
+    triangle = _triangle(width, half_life, product_dtype, x.device)
+    y = (x.to(product_dtype) @ triangle).to(x.dtype) if readable else x
+    if not readable or y[:, 0].isnan().any():
+        nan = x.isnan()
+        y = (x.masked_fill(nan, 0).to(product_dtype) @ triangle).to(x.dtype)
+        y = y.masked_fill(nan.flip(-1).cumsum(-1).flip(-1) > 0, torch.nan)
     return y if carry is None else y.addcmul_(carry[:, None], _powers_to_end(width, half_life, x.dtype, x.device))
 
 
 def _kept(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Keeps what `make` returns, unless a dispatch mode is on: a fake tensor must not outlive its mode."""
+    """Keeps what `make` returns, unless it is traced: a fake tensor must not outlive its mode."""
     cached = lru_cache(maxsize=64)(make)
 
     @wraps(make)
     def find(*arguments: object) -> Tensor:
-        return (make if is_in_torch_dispatch_mode() else cached)(*arguments)
+        if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+            return make(*arguments)
+        with torch.inference_mode(False):  # what is kept must be usable under autograd later
+            return cached(*arguments)
 
     return find
 
@@ -104,15 +116,13 @@ def _kept(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 @_kept
 def _triangle(width: int, half_life: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """γ^(k − t) for k ≥ t, else 0: from column t (the result) to row k (the summand). Shape (width, width)."""
-    with torch.inference_mode(False):  # what is kept must be usable under autograd later
-        position = torch.arange(width, device="cpu", dtype=torch.float64)
-        distance = position[:, None] - position[None, :]
-        return torch.where(distance >= 0, torch.exp2(-distance / half_life), 0).to(dtype).to(device)
+    position = torch.arange(width, device=device, dtype=widest_float(device))
+    distance = position[:, None] - position[None, :]
+    return torch.where(distance >= 0, torch.exp2(-distance / half_life), 0).to(dtype)
 
 
 @_kept
 def _powers_to_end(width: int, half_life: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """γ^(width − t) for t < width: what the value right of a block is worth at each of its tokens. Shape (width,)."""
-    with torch.inference_mode(False):
-        distance = torch.arange(width, 0, -1, device="cpu", dtype=torch.float64)
-        return torch.exp2(-distance / half_life).to(dtype).to(device)
+    distance = torch.arange(width, 0, -1, device=device, dtype=widest_float(device))
+    return torch.exp2(-distance / half_life).to(dtype)

@@ -157,7 +157,7 @@ def _run_training(trainer: FIPOTrainer, checkpoint: str | None, stop: StopOnSign
         if isinstance(error, ValueError | TypeError) and not stop.began:  # of optimizers, schedulers and loaders
             raise InvalidParameterError(f"The run cannot be set up: {reason}; change what it names.") from error
         raise
-    trainer.require_some_score()
+    trainer.scores.require_some()
 
 
 def _require_folder(trainer: FIPOTrainer) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from fipo.core import future_kl, influence_weights
 from fipo.core.logged import NOISE_LIMIT, noise_warning
-from fipo.core.loss import LOG_RATIO_LIMIT
+from fipo.core.credit import LOG_RATIO_LIMIT
 from fipo.errors import DataError
 from fipo.params import FIPOParams
 from fipo.traces.schema import FLAGS, Trace

@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from fipo.core import FIPOOutput
+from fipo.core import TokenCredit
 from fipo.errors import InvalidInputError
 
 SCHEMA_VERSION = 2
@@ -115,25 +115,37 @@ class Trace:
         return b"".join(self.token_bytes).decode("utf-8", errors="replace")
 
 
-def flags_of(out: FIPOOutput, trained: Tensor) -> Tensor:
-    """The `flags` of every token, uint8, like `trained`."""
-    flags = FLAGS["outside"] * (trained & ~out.participates).to(torch.uint8)
-    for name in ("safety_capped", "clipped_low", "clipped_high", "dual_clipped"):
-        flags = flags | FLAGS[name] * getattr(out, name).to(torch.uint8)
-    return flags
-
-
-def token_columns(out: FIPOOutput, trained: Tensor, **others: Tensor) -> dict[str, np.ndarray]:
-    """The columns of Trace that fipo's loss gives, and `others`, as arrays in the shape of `trained`.
+def token_columns(
+    credit: TokenCredit, trained: Tensor, *, clip_range: tuple[float, float], **others: Tensor
+) -> dict[str, np.ndarray]:
+    """The columns of Trace that credit gives, and `others`, as arrays in the shape of `trained`.
 
     Args:
-        out: What the loss knew about these tokens.
+        credit: Of these tokens.
         trained: bool, the loss mask.
-        others: `logps`, `old_logps`, `advantages`, `entropy`, `rollout_logps`.
+        clip_range: PPO's epsilon_low and epsilon_high.
+        others: `logps`, `old_logps`, `advantages`, `entropy`, `rollout_logps`; advantages are needed.
     """
-    columns = {name: getattr(out, name) for name in ("log_ratio", "future_kl", "raw_weight", "weight")} | others
+    columns = {name: getattr(credit, name) for name in ("log_ratio", "future_kl", "raw_weight", "weight")} | others
     arrays = {name: column.detach().float().cpu().numpy() for name, column in columns.items()}
-    return arrays | {"trained": trained.cpu().numpy(), "flags": flags_of(out, trained).cpu().numpy()}
+    flags = _flags(credit, trained, others["advantages"], clip_range)
+    return arrays | {"trained": trained.cpu().numpy(), "flags": flags.cpu().numpy()}
+
+
+def _flags(credit: TokenCredit, trained: Tensor, advantages: Tensor, clip_range: tuple[float, float]) -> Tensor:
+    """The `flags` of every token, uint8, like `trained`."""
+    ratio, (epsilon_low, epsilon_high) = credit.log_ratio.exp(), clip_range
+    found = {
+        "outside": ~credit.participates,
+        "safety_capped": credit.safety_capped,
+        "clipped_low": (advantages < 0) & (ratio < 1 - epsilon_low),
+        "clipped_high": (advantages > 0) & (ratio > 1 + epsilon_high),
+        "dual_clipped": credit.dual_clipped,
+    }
+    flags = torch.zeros_like(trained, dtype=torch.uint8)
+    for name, bit in FLAGS.items():
+        flags |= bit * (trained & found[name]).to(torch.uint8)
+    return flags
 
 
 assert {entry.name for entry in fields(Trace)} == set(SCHEMA.names)

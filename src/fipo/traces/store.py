@@ -31,7 +31,7 @@ UNREADABLE = (pa.ArrowException, OSError, DataError, ValueError, TypeError)  # w
 class TraceSet(Sequence[Trace]):
     """Traces, their hyper-parameters where known, and a sentence for every file that could not be read.
 
-    `control` is the fipo_control that replaced FIPO's weights in the loss, if one did: `weight` then holds its weights.
+    `control` is the fipo_control or fipo_rule whose weights the loss used in place of FIPO's: `weight` then holds these.
     With `updates_per_rollout`, a trace belongs to step rollout · updates_per_rollout + update + 1 of the run's metrics;
     with 0, as in verl, whose metrics have one step a rollout, to step rollout.
     """
@@ -63,7 +63,7 @@ def write_traces(
         traces: Any number of Trace; a generator is consumed one row group at a time.
         path: The file; its folder is made. An existing file is replaced.
         params: The hyper-parameters of the weights; kept in the file's metadata for what-if analysis.
-        control: The `fipo_control` that replaced these weights in the loss, if any.
+        control: What gave the loss other weights than FIPO, if anything did: a `fipo_control`, a `fipo_rule` or both.
         updates_per_rollout: Of the run, 0 if its metrics have one step a rollout; with it the report finds the traces
             of a point of a curve.
 
@@ -205,8 +205,8 @@ def _read_file(file: Path, first: int, found: TraceSet) -> None:
         found.control = metadata[CONTROL_KEY].decode()
         _tell(
             found,
-            f"The run was trained with fipo_control {found.control}: its weights are those that this gave the loss; "
-            "under other hyper-parameters they are what FIPO would have given.",
+            f"The run was trained with the weights of {found.control} in place of FIPO's, and these are shown; under "
+            "other hyper-parameters they are what FIPO would have given.",
         )
     updates = _updates_of(metadata)
     found.updates_per_rollout = found.updates_per_rollout if updates is None else updates

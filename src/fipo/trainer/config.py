@@ -8,13 +8,11 @@ import torch
 from accelerate import DistributedType
 from trl import GRPOConfig
 
-from fipo.core.control import HELP as CONTROL_HELP
-from fipo.core.control import check_control
+from fipo.core.rules import CONTROL_HELP, RULE_HELP, Weighting
 from fipo.errors import InvalidParameterError
 from fipo.params import KNOBS, FIPOParams
 
 UPDATES_PER_ROLLOUT = 8  # the paper's: 512 prompts a rollout in mini-batches of 64
-NORMALISERS = ("dapo", "grpo", "bnpo", "dr_grpo")
 
 
 def _option(help: str, default: Any = None, **metadata: Any) -> Any:
@@ -30,10 +28,9 @@ def _knob(name: str) -> Any:
 class FIPOConfig(GRPOConfig):
     """Every argument of TRL's GRPOConfig, and FIPO's.
 
-    What is left at None takes its value from `fipo_preset`, or else from FIPOParams. `loss_type` chooses only the
-    normaliser. Defaults that differ from GRPO's: `epsilon_high` is 0.28 (DAPO), dropout is off, CPUs do not autocast,
-    and a rollout feeds 8 updates where none of `steps_per_generation`, `generation_batch_size` and `num_iterations` is
-    set.
+    What is left at None takes its value from `fipo_preset`, or else from FIPOParams; TRL's `delta` is the dual clip.
+    Defaults that differ from GRPO's: `epsilon_high` is 0.28 (DAPO), dropout is off, CPUs do not autocast, and a rollout
+    feeds 8 updates where none of `steps_per_generation`, `generation_batch_size` and `num_iterations` is set.
 
     Raises:
         InvalidParameterError: A setting is out of range, contradicts another, or cannot be combined with FIPO.
@@ -52,10 +49,12 @@ class FIPOConfig(GRPOConfig):
     fipo_dual_clip_c: float | None = _knob("dual_clip_c")  # TRL's delta
     fipo_max_dual_clipped: int | None = _knob("max_dual_clipped")
     fipo_distance: str | None = _knob("distance")
-    fipo_streaming: bool = _option(
-        "Loss and gradients in one pass without logits. False: from log-probs by TRL's fused head.", True
+    fipo_rule: str | None = _option(RULE_HELP)
+    fipo_control: str | None = _option(CONTROL_HELP)
+    fipo_head_memory: float | None = _option(
+        "GiB of logits to keep for the backward; what is beyond is computed again. Default 0.5 on a CPU, else a "
+        "sixteenth of the device's memory."
     )
-    fipo_control: str | None = _option(f"{CONTROL_HELP}.")
     fipo_trace_every: int = _option("Write traces of every so many rollouts, and of the last; 0: never.", 8)
     fipo_trace_samples: int = _option("Completions of a traced rollout to write.", 64)
     fipo_dynamic_sampling_rounds: int = _option(
@@ -75,13 +74,23 @@ class FIPOConfig(GRPOConfig):
         replaced = state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU)
         refuse_another_engine("FSDP", state, replaced=replaced)
         self._resolve_knobs()
-        check_control("fipo_control", self.fipo_control)
+        self.weighting = Weighting.of(self.fipo_rule, self.fipo_control)
         self._refuse_what_does_not_combine()
         self._refuse_a_no_op()
 
     @property
     def fipo_params(self) -> FIPOParams:
         return FIPOParams(**{name: getattr(self, f"fipo_{name}") for name in KNOBS})
+
+    @property
+    def clip_range(self) -> tuple[float, float]:
+        """PPO's epsilon_low and epsilon_high."""
+        return self.epsilon, self.epsilon if self.epsilon_high is None else self.epsilon_high
+
+    @property
+    def head_memory_bytes(self) -> int | None:
+        """`memory_budget` of `fipo.head_logps`."""
+        return None if self.fipo_head_memory is None else int(self.fipo_head_memory * 2**30)
 
     @property
     def updates_per_rollout(self) -> int:
@@ -103,33 +112,12 @@ class FIPOConfig(GRPOConfig):
         self.delta = params.dual_clip_c
 
     def _refuse_what_does_not_combine(self) -> None:
-        epsilon_high = self.epsilon if self.epsilon_high is None else self.epsilon_high
+        high = 1 + self.clip_range[1]
         refusals = [
             (
-                self.loss_type not in NORMALISERS,
-                f"loss_type is {self.loss_type!r}, but with FIPO it chooses only the normaliser; "
-                f"set one of {', '.join(NORMALISERS)}.",
-            ),
-            (
-                self.importance_sampling_level != "token",
-                f"importance_sampling_level is {self.importance_sampling_level!r}, but FIPO gives every token its own "
-                "ratio and weight; set it to 'token'.",
-            ),
-            (
-                self.delta <= 1 + epsilon_high,
-                f"fipo_dual_clip_c is {self.delta}, but must exceed 1 + epsilon_high, {1 + epsilon_high:g}, "
-                "or the dual clip would undo the clip; raise it.",
-            ),
-            (
-                self.fipo_streaming and (self.top_entropy_quantile < 1 or self.off_policy_mask_threshold is not None),
-                f"top_entropy_quantile is {self.top_entropy_quantile} and off_policy_mask_threshold is "
-                f"{self.off_policy_mask_threshold}, but these must see all tokens before the loss of one, which a "
-                "single pass cannot; set fipo_streaming to false.",
-            ),
-            (
-                self.fipo_streaming and self.fipo_control is not None,
-                f"fipo_control is {self.fipo_control!r}, but controls need whole responses, which a single pass does "
-                "not hold; set fipo_streaming to false.",
+                self.loss_type not in ("cispo", "sapo", "vespo") and self.delta <= high,
+                f"fipo_dual_clip_c is {self.delta}, but must exceed 1 + epsilon_high, {high:g}, or the dual clip would "
+                "undo the clip; raise it.",
             ),
             (
                 self.sync_ref_model,
@@ -144,8 +132,9 @@ class FIPOConfig(GRPOConfig):
                 "rounds; set scale_rewards to 'group' and multi_objective_aggregation to 'sum_then_normalize'.",
             ),
             *(
-                (getattr(self, name) < 0, f"{name} is {getattr(self, name)}, but must be at least 0 (off); change it.")
-                for name in ("fipo_dynamic_sampling_rounds", "fipo_trace_every", "fipo_trace_samples")
+                (getattr(self, name) < 0, f"{name} is {getattr(self, name)}, but must be at least 0; change it.")
+                for name in ("fipo_dynamic_sampling_rounds", "fipo_trace_every", "fipo_trace_samples", "fipo_head_memory")
+                if getattr(self, name) is not None
             ),
         ]
         for refused, sentence in refusals:

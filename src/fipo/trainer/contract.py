@@ -11,6 +11,7 @@ OVERRIDDEN = {  # method → its parameters
     "_compute_loss": "self model inputs",
     "_generate_and_score_completions": "self inputs",
     "_get_output_dir": "self trial",
+    "_get_per_token_logps_and_entropies": "self model input_ids attention_mask logits_to_keep",
     "_get_train_sampler": "self dataset",
     "_load_optimizer_and_scheduler": "self checkpoint",
     "_push_from_checkpoint": "self checkpoint_folder",
@@ -21,25 +22,19 @@ OVERRIDDEN = {  # method → its parameters
 }
 CALLED = {
     "_generate_single_turn": "self prompt_ids images multimodal_fields num_generations has_tool_images",
-    "_get_per_token_logps_and_entropies": "self model input_ids attention_mask logits_to_keep",
     "_load_rng_state": "self checkpoint",
     "_tokenize_prompts": "self prompts",
     "add_callback": "self callback",
     "end": "self",
-    "get_high_entropy_mask": "self entropies mask threshold",
-    "get_off_policy_mask": "advantages per_token_logps sampling_per_token_logps mask off_policy_threshold",
     "is_world_process_zero": "self",
     "remove_callback": "self callback",
     "save_model": "self output_dir",
 }
 ATTRIBUTES = (
-    *("_buffered_inputs", "_entropy_bonus_enabled", "_entropy_window_stats", "_last_world_entropy", "_logs"),
-    *("_metrics", "_name", "_paper", "_step", "_tag_names", "_tokenizer", "accelerator", "args", "aux_loss_enabled"),
-    *("beta", "callback_handler", "control", "current_gradient_accumulation_steps", "entropy_coef", "eos_token_ids"),
-    *("epsilon_high", "epsilon_low", "generation_config", "is_deepspeed_enabled", "is_fsdp_enabled", "loss_type"),
-    *("max_completion_length", "model", "num_generations", "num_iterations", "off_policy_mask_threshold"),
-    *("processing_class", "ref_model", "reward_func_names", "reward_funcs", "reward_weights", "router_aux_loss_coef"),
-    *("state", "temperature", "top_entropy_quantile", "train_dataset", "use_adaptive_entropy", "use_vllm"),
+    *("_buffered_inputs", "_logs", "_metrics", "_name", "_paper", "_step", "_tag_names", "_tokenizer", "accelerator"),
+    *("args", "callback_handler", "control", "eos_token_ids", "generation_config", "is_deepspeed_enabled"),
+    *("is_fsdp_enabled", "model", "num_generations", "num_iterations", "processing_class", "ref_model"),
+    *("reward_func_names", "reward_funcs", "reward_weights", "state", "temperature", "train_dataset", "use_vllm"),
     *("vllm_generation", "vllm_importance_sampling_correction"),
 )
 HOMES = {  # what is imported → where from
@@ -53,10 +48,6 @@ MERGED = (  # the (B, …) tensors of a rollout that dynamic sampling merges
     *("ref_per_token_logps", "sampling_per_token_logps", "importance_sampling_ratio", "advantages"),
     *("reward_total", "rewards_by_name"),  # fipo's own
 )
-MODEL_INPUTS = (  # what a rollout holds for multimodal models
-    *("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles"),
-    *("image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids"),
-)
-PHRASES = {  # method → what its source must hold for a rollout to be buffered as ExactResume expects
+PHRASES = {  # method → what its source must hold for a rollout to be buffered as WholeCheckpoints expects
     "_prepare_inputs": ("self._step % generate_every == 0", "self._buffered_inputs is None"),
 }

@@ -1,4 +1,4 @@
-"""What the loss computed for one micro-batch, as observers of a FIPOTrainer see it."""
+"""What is known of one micro-batch's credit, as observers of a FIPOTrainer see it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,15 +6,17 @@ from typing import Any
 
 from torch import Tensor
 
-from fipo.core import FIPOOutput, StreamingOutput
+from fipo.core import TokenCredit
 from fipo.core.layout import per_token
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Credit:
-    """One micro-batch of B completions of T tokens; nothing of it may be changed."""
+    """One micro-batch of B completions of T tokens, without gradient; nothing of it may be changed."""
 
-    result: StreamingOutput  # loss (scalar); tokens, logps and entropy (B, T)
+    tokens: TokenCredit  # (B, T)
+    logps: Tensor  # (B, T) log π_θ
+    entropy: Tensor  # (B, T) of π_θ, in nats
     inputs: dict[str, Any]  # the micro-batch as TRL hands it to the loss, π_old in `old_per_token_logps`
     mask: Tensor  # (B, T) bool: the trained tokens
     training: bool  # false while TRL evaluates
@@ -23,13 +25,8 @@ class Credit:
     update: int  # which optimizer step since the rollout it is part of, from 0
 
     @property
-    def tokens(self) -> FIPOOutput:
-        """The credit of every token."""
-        return self.result.tokens
-
-    @property
     def advantages(self) -> Tensor:
-        """(B, T)."""
+        """(B, T), not yet weighed."""
         return per_token("advantages", self.inputs["advantages"], self.mask, None)
 
 

@@ -5,7 +5,7 @@ import torch
 from support.harness import GROUP, first_number_odd_is_random, group_batch, rollout_trainer
 
 from fipo import InvalidParameterError
-from fipo.trainer.dynamic_sampling import merge_groups
+from fipo.trainer.fresh_groups import FreshGroups, merge_groups
 
 
 def prompts_of(trainer, rollout):
@@ -44,16 +44,15 @@ def test_dynamic_sampling_ends_at_its_limit_and_counts(tmp_path):
     trainer._generate_and_score_completions(group_batch(trainer, [0, 1, 2, 3]))
     assert trainer._metrics["train"]["fipo/dynamic_sampling/unfilled_groups"] == [4]
     assert trainer._metrics["train"]["fipo/dynamic_sampling/rounds"] == [2]
-    assert trainer._fresh_prompts == 8
+    assert trainer.fresh_groups.drawn == 8
 
 
 def test_groups_spread_over_ranks_are_refused(tmp_path):
     """What two ranks would see: a rank's share of 2 × 2 sequences cannot hold groups of 8."""
     trainer = rollout_trainer(tmp_path, first_number_odd_is_random, num_generations=8, per_device_train_batch_size=4)
-    trainer.args.fipo_dynamic_sampling_rounds = 1
     trainer.args.per_device_train_batch_size, trainer.args.steps_per_generation = 2, 2
     with pytest.raises(InvalidParameterError, match=r"is 4, but dynamic sampling needs a multiple of num_generations"):
-        trainer._refuse_unfit_data()
+        FreshGroups(trainer, trainer._scored_rollout)
 
 
 def test_widened_completions_end_in_padding():

@@ -1,6 +1,6 @@
 """DAPO's dynamic sampling: groups of equal rewards, which teach nothing, are replaced by those of fresh prompts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,50 +10,38 @@ from torch import Tensor
 
 from fipo.errors import InvalidParameterError
 from fipo.trainer.contract import MERGED
-from fipo.trainer.scored_rollouts import ScoredRollouts
 
 PAD_LEFT = ("prompt_ids", "prompt_mask")
 IDS = ("prompt_ids", "completion_ids")
-FRESH_PROMPTS = "fresh_prompts"  # where a checkpoint holds their number
 
 
-class DynamicSampling(ScoredRollouts):
-    """GRPOTrainer with `fipo_dynamic_sampling_rounds`."""
+class FreshGroups:
+    """`fipo_dynamic_sampling_rounds` of a FIPOTrainer, which hands over how it makes and scores a rollout.
 
-    _fresh_prompts = 0  # drawn so far, on this rank
+    Raises:
+        InvalidParameterError: Prompts cannot be drawn at random from these data, or groups are spread over ranks.
+    """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if self.args.fipo_dynamic_sampling_rounds:
-            self._refuse_unfit_data()
-
-    def _refuse_unfit_data(self) -> None:
-        if isinstance(self.train_dataset, IterableDataset):
+    def __init__(self, trainer: Any, scored_rollout: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
+        self.trainer, self.scored_rollout = trainer, scored_rollout
+        self.drawn = 0  # prompts so far, on this rank; a checkpoint holds it
+        args = trainer.args
+        if isinstance(trainer.train_dataset, IterableDataset):
             raise InvalidParameterError(
                 "train_dataset is an IterableDataset, but dynamic sampling draws prompts at random; load it whole or "
                 "set fipo_dynamic_sampling_rounds to 0."
             )
-        local = self.args.per_device_train_batch_size * self.args.steps_per_generation
-        if local % self.num_generations:
+        local = args.per_device_train_batch_size * args.steps_per_generation
+        if local % trainer.num_generations:
             raise InvalidParameterError(
                 f"per_device_train_batch_size × steps_per_generation is {local}, but dynamic sampling needs a multiple "
-                f"of num_generations ({self.num_generations}), so that no group is spread over ranks; change one."
+                f"of num_generations ({trainer.num_generations}), so that no group is spread over ranks; change one."
             )
 
-    def _fill(self, rollout: dict[str, Any]) -> dict[str, Any]:
-        if self.model.training and self.args.fipo_dynamic_sampling_rounds:
-            self._replace_dead_groups(rollout)
-        return rollout
-
-    def _resume_state(self) -> dict[str, Any]:
-        return super()._resume_state() | {FRESH_PROMPTS: self._fresh_prompts}
-
-    def _load_resume_state(self, state: dict[str, Any]) -> None:
-        super()._load_resume_state(state)
-        self._fresh_prompts = state[FRESH_PROMPTS]
-
-    def _replace_dead_groups(self, rollout: dict[str, Any]) -> None:
-        """Fill groups of equal rewards with fresh prompts' groups of unequal ones; all ranks go through all rounds."""
+    def fill(self, rollout: dict[str, Any]) -> None:
+        """Fills groups of equal rewards with fresh prompts' groups of unequal ones; all ranks go through all rounds."""
+        trainer = self.trainer
+        size, accelerator = trainer.num_generations, trainer.accelerator
         unknown = {name for name, value in rollout.items() if isinstance(value, Tensor) and value.dim()} - {*MERGED}
         unknown -= {"sample_index"}  # of the place in the rollout, whatever fills it
         if unknown:
@@ -61,32 +49,32 @@ class DynamicSampling(ScoredRollouts):
                 f"The rollout holds {sorted(unknown)}, which dynamic sampling cannot merge; set "
                 "fipo_dynamic_sampling_rounds to 0."
             )
-        dead = dead_groups(rollout["reward_total"], self.num_generations)
+        dead = dead_groups(rollout["reward_total"], size)
         replaced = rounds = 0
-        for _ in range(self.args.fipo_dynamic_sampling_rounds):
-            missing = self.accelerator.gather(torch.tensor([len(dead)], device=self.accelerator.device))
+        for _ in range(trainer.args.fipo_dynamic_sampling_rounds):
+            missing = accelerator.gather(torch.tensor([len(dead)], device=accelerator.device))
             if missing.max() == 0:
                 break
             with self._metrics_of_own_prompts():
-                fresh = self._scored_rollout(self._draw_prompts(int(missing.max())))
-            equal = dead_groups(fresh["reward_total"], self.num_generations)
-            alive = sorted(set(range(len(fresh["advantages"]) // self.num_generations)) - set(equal))
+                fresh = self.scored_rollout(self._draw_prompts(int(missing.max())))
+            equal = dead_groups(fresh["reward_total"], size)
+            alive = sorted(set(range(len(fresh["advantages"]) // size)) - set(equal))
             pairs = list(zip(dead, alive, strict=False))
-            merge_groups(rollout, fresh, pairs, self.num_generations, self._tokenizer.pad_token_id)
+            merge_groups(rollout, fresh, pairs, size, trainer._tokenizer.pad_token_id)
             replaced += len(pairs)
             dead = dead[len(pairs) :]
             rounds += 1
-        rollout["num_items_in_batch"] = self._count_items(rollout)
-        counts = torch.tensor([[replaced, len(dead)]], device=self.accelerator.device)
-        replaced, unfilled = self.accelerator.gather(counts).sum(0).tolist()
-        self._metrics["train"]["fipo/dynamic_sampling/rounds"].append(rounds)
-        self._metrics["train"]["fipo/dynamic_sampling/replaced_groups"].append(replaced)
-        self._metrics["train"]["fipo/dynamic_sampling/unfilled_groups"].append(unfilled)
+        rollout["num_items_in_batch"] = trainer.scores.count_items(rollout)
+        counts = torch.tensor([[replaced, len(dead)]], device=accelerator.device)
+        replaced, unfilled = accelerator.gather(counts).sum(0).tolist()
+        found = {"rounds": rounds, "replaced_groups": replaced, "unfilled_groups": unfilled}
+        for name, value in found.items():
+            trainer._metrics["train"][f"fipo/dynamic_sampling/{name}"].append(value)
 
     @contextmanager
     def _metrics_of_own_prompts(self) -> Iterator[None]:
         """A rollout reports its own prompts: a round with few fresh ones would count as much. Failures add up."""
-        metrics = self._metrics["train"]
+        metrics = self.trainer._metrics["train"]
         before = {name: list(values) for name, values in metrics.items()}
         yield
         if "rewards/failed" in before:
@@ -96,14 +84,14 @@ class DynamicSampling(ScoredRollouts):
 
     def _draw_prompts(self, groups: int) -> list[dict[str, Any]]:
         """The next prompts of a permutation of its own, each repeated for its group; ranks take turns."""
-        size, ranks = len(self.train_dataset), self.accelerator.num_processes
+        dataset, accelerator = self.trainer.train_dataset, self.trainer.accelerator
         prompts = []
         for _ in range(groups):
-            position = self._fresh_prompts * ranks + self.accelerator.process_index
-            generator = torch.Generator().manual_seed(self.args.seed + 1 + position // size)
-            index = torch.randperm(size, generator=generator)[position % size].item()
-            prompts += [self.train_dataset[index]] * self.num_generations
-            self._fresh_prompts += 1
+            position = self.drawn * accelerator.num_processes + accelerator.process_index
+            generator = torch.Generator().manual_seed(self.trainer.args.seed + 1 + position // len(dataset))
+            index = torch.randperm(len(dataset), generator=generator)[position % len(dataset)].item()
+            prompts += [dataset[index]] * self.trainer.num_generations
+            self.drawn += 1
         return prompts
 
 

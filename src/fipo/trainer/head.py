@@ -1,13 +1,11 @@
-"""The streaming loss inside a transformers model's own `forward`, so that DDP, FSDP and DeepSpeed see an ordinary call.
+"""fipo's head inside a transformers model's own `forward`, so that DDP, FSDP and DeepSpeed see an ordinary call.
 
-TRL gives the model a `forward(labels=…, fused_lm_head=True)` that returns log-probs. `add_streaming_head` puts another
-one over it: without gradient it scores with `streaming_logps`, and with `streaming=…`, a StreamingLoss, it computes
-the loss and its gradients in one pass.
+TRL gives the model a `forward(labels=…, fused_lm_head=True)` that returns log-probs; `add_head` puts another one over
+it, which computes them by `head_logps`.
 """
 
 import functools
 import types
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -18,46 +16,47 @@ from transformers import PreTrainedModel
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
 
-from fipo.core import LMHead, StreamingOutput, streaming_logps
+from fipo.core import head_logps
 from fipo.errors import InvalidParameterError
 
 IGNORED = -100  # the label of a token that is not scored
 PROBE_LENGTH = 4
 
-StreamingLoss = Callable[[Tensor, LMHead], StreamingOutput]  # of hidden states and head
 
+def add_head(
+    model: PreTrainedModel, temperature: float, *, autocast: bool = True, memory_budget: int | None = None
+) -> None:
+    """Patches `model.forward`.
 
-def add_streaming_head(model: PreTrainedModel, temperature: float, *, autocast: bool = True) -> None:
-    """Patch `model.forward`. With `autocast=False` the head multiplies in its weight's own dtype.
+    Args:
+        model: With a plain linear head; TRL's fused head may lie over its forward already.
+        temperature: Divides the logits.
+        autocast: False: the head multiplies in its weight's own dtype.
+        memory_budget: As for `head_logps`.
 
     Raises:
-        InvalidParameterError: The head is no plain linear layer, or more than that lies between hidden states and
-            logits.
+        InvalidParameterError: The head is no plain linear layer.
     """
+    _check_layer(model)
     plain_forward = model.forward
     softcap, scale = _logit_options(model.config.get_text_config())
-    _check_layer(model)
+    options = {"temperature": temperature, "softcap": softcap, "scale": scale, "memory_budget": memory_budget}
 
     @functools.wraps(type(model).forward)  # `generate` reads the signature
-    def forward(self: PreTrainedModel, *args: Any, streaming: StreamingLoss | None = None, **kwargs: Any) -> Any:
-        if streaming is None and (not kwargs.get("fused_lm_head") or torch.is_grad_enabled()):
+    def forward(self: PreTrainedModel, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
+        if not fused_lm_head:
             return plain_forward(*args, **kwargs)
         labels = kwargs.pop("labels")[:, 1:]
-        kwargs.pop("fused_lm_head", None)
         states = self.base_model(*args, **{**kwargs, "use_cache": False})
         layer = self.get_output_embeddings()  # looked up on each call: FSDP and PEFT replace it
-        hidden = states.last_hidden_state[:, :-1].to(layer.weight.device)
+        hidden, labels = (x.to(layer.weight.device) for x in (states.last_hidden_state[:, :-1], labels))
         weight, bias = (x.full_tensor() if isinstance(x, DTensor) else x for x in (layer.weight, layer.bias))
-        switch = nullcontext() if autocast else torch.autocast(weight.device.type, enabled=False)
-        with switch, maybe_gather_lm_head_ctx(weight, bias):
-            head = LMHead(weight, bias, temperature, softcap, scale)
-            if streaming is None:
-                logps, entropy = streaming_logps(hidden, head, labels, labels != IGNORED)
-                return FusedCausalLMOutput(log_probs=logps, entropy=entropy)
-            result = streaming(hidden, head)
-        return FusedCausalLMOutput(
-            loss=result.loss, log_probs=result.logps, entropy=result.entropy, aux_loss=_aux_loss(self, states, kwargs)
-        )
+        whole = functools.partial(maybe_gather_lm_head_ctx, weight, bias)  # under ZeRO-3
+        with nullcontext() if autocast else torch.autocast(weight.device.type, enabled=False):
+            logps, entropy = head_logps(
+                hidden, weight, labels, labels != IGNORED, bias=bias, weight_context=whole, **options
+            )
+        return FusedCausalLMOutput(log_probs=logps, entropy=entropy, aux_loss=_aux_loss(self, states, kwargs))
 
     model.forward = types.MethodType(forward, model)
     # transformers slices the last token out of the prompts' states; torch answers with a copy of the weight per row
@@ -68,9 +67,8 @@ def _check_layer(model: PreTrainedModel) -> None:
     layer = model.get_output_embeddings()
     if not isinstance(layer, nn.Linear) or not layer.weight.is_floating_point():
         raise InvalidParameterError(
-            f"The head of {type(model).__name__} is a {type(layer).__name__}, but the streaming loss needs an "
-            "nn.Linear with floating-point weights; leave the head out of adapters and quantisation, or set "
-            "fipo_streaming to false."
+            f"The head of {type(model).__name__} is a {type(layer).__name__}, but log-probs need an "
+            "nn.Linear with floating-point weights; leave the head out of adapters and quantisation."
         )
 
 
@@ -97,7 +95,7 @@ def _aux_loss(model: PreTrainedModel, states: Any, kwargs: dict[str, Any]) -> Te
 
 @torch.no_grad()
 def check_head(model: PreTrainedModel, temperature: float) -> None:
-    """Compare the streaming head with the model's own logits on a few tokens; call before the model is sharded.
+    """Compares `head_logps` with the model's own logits on a few tokens; call before the model is sharded.
 
     Raises:
         InvalidParameterError: They differ by more than rounding explains.
@@ -114,5 +112,6 @@ def check_head(model: PreTrainedModel, temperature: float) -> None:
     if not error <= 1e-3 + 4 * rounding:
         raise InvalidParameterError(
             f"The logits of {type(model).__name__} give other log-probs than its head on its last hidden states (by "
-            f"{error:.3g}), so something unknown to the streaming loss lies between; set fipo_streaming to false."
+            f"{error:.3g}), so something that neither fipo nor TRL knows lies between; take another model, or report "
+            "this one."
         )

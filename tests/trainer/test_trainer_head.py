@@ -1,9 +1,9 @@
-"""The one-pass loss inside the trainer: the same as the plain path, and models it cannot serve are refused."""
+"""fipo's head inside the model's forward: the model's own logits, and models that it cannot serve are refused."""
 
 import pytest
 import torch
 from support import tiny
-from support.harness import COMMON, NEUTRAL, OPTIONS, WHOLE, assert_same_gradients, loss_and_gradients, make, reward
+from support.harness import COMMON, NEUTRAL, assert_same_gradients, loss_and_gradients, make, reward
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -32,36 +32,9 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("loss_type", ["dapo", "grpo"])
-@pytest.mark.parametrize("name", [name for name, options in OPTIONS.items() if not WHOLE.items() <= options.items()])
-def test_both_paths_give_the_same(name, loss_type, tmp_path):
-    options = {
-        "loss_type": loss_type,
-        "fipo_dual_clip_c": 1.6,
-        "fipo_max_dual_clipped": 0,
-        "temperature": 0.8,
-        **OPTIONS[name],
-    }
-    one_pass = make(FIPOTrainer, FIPOConfig, tmp_path, **options)
-    plain = make(FIPOTrainer, FIPOConfig, tmp_path, **options, fipo_streaming=False)
-    for trainer in (one_pass, plain):
-        trainer.use_vllm = name == "vllm"
-    inputs = tiny.with_old_logps(plain, tiny.rollout())
-    inputs["advantages"] -= 0.5
-    loss, gradients = loss_and_gradients(one_pass, inputs)
-    expected_loss, expected = loss_and_gradients(plain, inputs)
-    torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=1e-7)
-    assert_same_gradients(gradients, expected)
-    metrics, expected = (trainer.credit_metrics["train"].reduce(trainer.accelerator) for trainer in (one_pass, plain))
-    assert expected["fipo/dropped_sequences"] > 0
-    assert metrics == pytest.approx(expected, rel=1e-4, abs=1e-6)
-
-
 def test_gradient_checkpointing_and_evaluation(tmp_path):
-    trainers = [
-        make(FIPOTrainer, FIPOConfig, tmp_path, gradient_checkpointing=checkpointing, fipo_streaming=streaming)
-        for checkpointing, streaming in ((True, True), (False, False))
-    ]
+    trainers = [make(FIPOTrainer, FIPOConfig, tmp_path, gradient_checkpointing=checkpointing, fipo_head_memory=0.0)
+                for checkpointing in (True, False)]
     inputs = tiny.with_old_logps(trainers[1], tiny.rollout())
     (loss, gradients), (expected_loss, expected) = (loss_and_gradients(trainer, inputs) for trainer in trainers)
     torch.testing.assert_close(loss, expected_loss)
@@ -107,7 +80,7 @@ def test_an_unknown_transformation_is_refused(tmp_path):
             output.logits = output.logits * 3
             return output
 
-    with pytest.raises(InvalidParameterError, match=r"The logits of Odd give other log-probs.*fipo_streaming to false"):
+    with pytest.raises(InvalidParameterError, match=r"The logits of Odd give other log-probs.*take another model"):
         trainer_of(Odd(tiny.model().config), tmp_path)
 
 
@@ -118,21 +91,14 @@ def test_a_head_that_is_no_linear_layer_is_refused(tmp_path):
         trainer_of(model, tmp_path)
 
 
-@pytest.mark.parametrize("option", [{"top_entropy_quantile": 0.5}, {"off_policy_mask_threshold": 0.1}])
-def test_what_needs_whole_sequences_is_refused(option, tmp_path):
-    with pytest.raises(InvalidParameterError, match="set fipo_streaming to false"):
-        FIPOConfig(str(tmp_path), **COMMON, **option)
-
-
-@pytest.mark.parametrize("streaming", [True, False])
-def test_a_mixture_of_experts_has_its_auxiliary_loss(streaming, tmp_path):
+def test_a_mixture_of_experts_has_its_auxiliary_loss(tmp_path):
     torch.manual_seed(0)
     config = MixtralConfig(**SIZES, num_local_experts=4, output_router_logits=True, router_aux_loss_coef=0.5)
     model = MixtralForCausalLM(config)
     copy = MixtralForCausalLM(config)
     copy.load_state_dict(model.state_dict())
     options = {"delta": 1.6, "epsilon_high": 0.28}
-    ours = trainer_of(model, tmp_path, **options, **NEUTRAL, fipo_streaming=streaming)
+    ours = trainer_of(model, tmp_path, **options, **NEUTRAL)
     theirs = trainer_of(copy, tmp_path, GRPOTrainer, GRPOConfig, **options)
     assert ours.aux_loss_enabled
     inputs = tiny.with_old_logps(theirs, tiny.rollout())

@@ -1,0 +1,425 @@
+"""A language model's head without logits: log-probs and entropies of sampled tokens, differentiable, chunk by chunk.
+
+    logits = softcap(scale · (hidden @ weightᵀ + bias)) / temperature,   softcap(x) = c · tanh(x / c)
+
+Logits are float32 (float64 for float64 inputs) whatever the inputs: bfloat16 and float16 inputs are multiplied with
+float32 accumulation and nothing is rounded in between. A chunk's logits are kept for the backward as long as a memory
+budget lasts, which makes three matrix products, as plain logits need; beyond it they are computed again, a fourth. Where
+weight and bias are frozen (LoRA), the forward forms d log p / d hidden while it has the logits: two products.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fipo.core.precision import fast_bfloat16, multiplies_into_float32, processor_has_bfloat16
+from fipo.errors import InvalidInputError, InvalidParameterError
+
+logger = logging.getLogger(__name__)
+
+CPU_BUDGET = 512 << 20
+CPU_CHUNK_BYTES = 64 << 20  # 341 tokens × 49152: enough for products at full speed
+BFLOAT16_TOKENS = 1024  # of a chunk, on CPUs that compute in it; docs/performance.md
+# A chunk of C tokens adds to the head's gradient once: 8 bytes an element in float32, against 2 · C operations. At 700
+# TFLOPS and 3.35 TB/s, an H100's, the operations take 2.4 times as long with 2,048 tokens. Not measured.
+ACCELERATOR_TOKENS = 2048
+ACCELERATOR_SHARE = 16  # the budget is one part in so many of a GPU's memory. Not measured
+OTHER_BUDGET = 1 << 30  # where the size of that memory cannot be asked
+FUSED_ON = ("cuda", "xpu")  # where the passes over a chunk's logits are compiled, by Triton
+CACHE_BYTES = 4 << 20  # elsewhere they work on rows that stay in a processor's cache
+ROW_BLOCK_BYTES = 128 << 20  # or, on other accelerators, on so many that their copies stay small
+WEIGHT_TILE_BYTES = 16 << 20  # converted copies of the weight are made in tiles of at most this
+
+WeightContext = Callable[[], AbstractContextManager[Any]]
+
+
+def head_logps(
+    hidden: Tensor,
+    lm_head_weight: Tensor,
+    targets: Tensor,
+    loss_mask: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    memory_budget: int | None = None,
+    weight_context: WeightContext = nullcontext,
+) -> tuple[Tensor, Tensor]:
+    """Log-probs of the targets and entropies of the policy; see the module's docstring. Trained tokens alone are scored.
+
+    Args:
+        hidden: (B, T, H) last hidden states, of which `hidden[:, t]` predicts `targets[:, t]`; or (N, H). float16,
+            bfloat16, float32 or float64. Differentiable.
+        lm_head_weight: (V, H); the embeddings' weight where they are tied. Differentiable; frozen, it costs nothing.
+        targets: (B, T) or (N,) integer ids of the sampled tokens; anything outside the loss mask.
+        loss_mask: Like `targets`, boolean or 0/1; true = scored.
+        bias: (V,) of the head. Differentiable.
+        temperature: Divides the logits.
+        softcap: The c of the formula; None: there is none.
+        scale: Multiplies what the head gives, before the softcap.
+        memory_budget: Bytes of logits to keep for the backward; 0: none. By default 512 MiB on a CPU, elsewhere a
+            sixteenth of the device's memory. Peak memory is this, one chunk's logits and the gradients, whatever B, T
+            and V.
+        weight_context: Called around every use of weight and bias, in the backward too: where they are sharded
+            (DeepSpeed ZeRO-3), it gives a context in which they are whole.
+
+    Returns:
+        Log-probs and entropies in nats, like `targets`, in float32, or float64 where an input is; 0 outside the mask.
+
+    Raises:
+        InvalidInputError: Shapes, dtypes or devices do not fit, or a scored target lies outside the vocabulary.
+        InvalidParameterError: The temperature or the softcap is not above 0, or the budget is below 0.
+    """
+    if not temperature > 0 or (softcap is not None and not softcap > 0):
+        raise InvalidParameterError(
+            f"temperature is {temperature} and softcap is {softcap}, but both must be above 0; change them."
+        )
+    if memory_budget is not None and memory_budget < 0:
+        raise InvalidParameterError(f"memory_budget is {memory_budget}, but must be 0 or more bytes; raise it.")
+    with weight_context():
+        _check_tensors(hidden, lm_head_weight, bias, targets, loss_mask)
+        where = _scored_positions(loss_mask.bool(), targets, len(lm_head_weight))
+    budget = _default_budget(hidden.device) if memory_budget is None else memory_budget
+    how = (_multiplied_dtype(hidden, lm_head_weight), temperature, softcap, scale)
+    return _HeadLogps.apply(hidden, lm_head_weight, bias, targets, where, how, budget, weight_context)
+
+
+class _HeadLogps(torch.autograd.Function):
+    """The walk over chunks, forward and backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        where: tuple[Tensor, ...],
+        how: tuple[torch.dtype, float, float | None, float],
+        budget: int,
+        weight_context: WeightContext,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        trains_hidden, *trains_head = ctx.needs_input_grad[:3]
+        tokens, ctx.kept, ctx.slopes = len(where[0]), {}, None
+        with weight_context():
+            head = _Head(weight, bias, *how)
+            logps, entropy = torch.zeros(2, *targets.shape, dtype=head.dtype, device=hidden.device)
+            log_z = logps.new_empty(tokens)
+            if trains_hidden and not any(trains_head):
+                ctx.slopes = logps.new_empty(tokens, hidden.shape[-1])
+            for chunk in head.chunks(tokens):
+                here = tuple(index[chunk] for index in where)
+                states, ids = hidden[here], targets[here]
+                keep = any(trains_head) and head.bytes_of(chunk) <= budget
+                logits = head.logits(states, fresh=keep)
+                logps[here], log_z[chunk], entropy[here] = head.statistics(logits, ids)
+                if keep:
+                    budget -= head.bytes_of(chunk)
+                    ctx.kept[chunk.start] = logits
+                elif ctx.slopes is not None:
+                    head.differentiate(logits, ids, log_z[chunk], None, torch.ones_like(log_z[chunk]), None)
+                    ctx.slopes[chunk] = head.gradients(logits, states, hidden=True)
+        ctx.save_for_backward(hidden, weight, bias, targets, log_z, entropy)
+        ctx.where, ctx.how, ctx.weight_context = where, how, weight_context
+        return logps, entropy
+
+    @staticmethod
+    def backward(ctx: Any, grad_logps: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, log_z, entropy = ctx.saved_tensors
+        inputs, where = (hidden, weight, bias), ctx.where
+        grad_logps = torch.zeros_like(entropy) if grad_logps is None else grad_logps
+        with ctx.weight_context():
+            head = _Head(weight, bias, *ctx.how)
+            wanted = zip(inputs, ctx.needs_input_grad, strict=False)
+            by_hidden, by_weight, by_bias = (torch.zeros_like(x, dtype=head.dtype) if yes else None for x, yes in wanted)
+            if ctx.slopes is not None and grad_entropy is None:
+                by_hidden[where] = ctx.slopes * grad_logps[where][:, None]
+                return by_hidden.to(hidden.dtype), *7 * (None,)
+            for chunk in head.chunks(len(log_z)):
+                here = tuple(index[chunk] for index in where)
+                by_logps, by_entropy = grad_logps[here], None if grad_entropy is None else grad_entropy[here]
+                logits = ctx.kept.pop(chunk.start, None)  # a second backward computes them again
+                if head.device.type == "cpu" and by_entropy is None and not by_logps.any():
+                    continue  # groups of equal rewards; an accelerator would have to be waited for
+                states, ids = hidden[here], targets[here]
+                logits = head.logits(states) if logits is None else logits
+                head.differentiate(logits, ids, log_z[chunk], entropy[here], by_logps, by_entropy)
+                by_states = head.gradients(logits, states, hidden=by_hidden is not None, weight=by_weight, bias=by_bias)
+                if by_hidden is not None:
+                    by_hidden[here] = by_states
+        grads = zip((by_hidden, by_weight, by_bias), inputs, strict=True)
+        return *(None if grad is None else grad.to(x.dtype) for grad, x in grads), *5 * (None,)
+
+
+class _Head:
+    """Chunks of one head: their logits, what is read off them, and the gradients that they give. No autograd."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        input_dtype: torch.dtype,
+        temperature: float,
+        softcap: float | None,
+        scale: float,
+    ) -> None:
+        self._weight, self._bias = weight.detach(), None if bias is None else bias.detach()
+        self._input_dtype, self._options = input_dtype, (temperature, softcap, scale)
+        self.device, (self._vocabulary, self._width) = weight.device, weight.shape
+        self.dtype = torch.promote_types(input_dtype, torch.float32)
+        # Not float16: the gradient of the logits has been divided by the batch's tokens, which is too small for it.
+        halves = input_dtype == torch.bfloat16 and multiplies_into_float32(self.device)
+        self._operand_dtype = input_dtype if halves else self.dtype
+        plain = weight.dtype == input_dtype == torch.bfloat16
+        self.native_gradients = plain and self.device.type == "cpu" and processor_has_bfloat16()
+        self._whole = self._whole_weight()
+        self._buffer = torch.empty(0, self._vocabulary, dtype=self.dtype, device=self.device)
+
+    def chunks(self, tokens: int) -> Iterator[slice]:
+        """How `tokens` are walked."""
+        bytes_of_token = self._vocabulary * self.dtype.itemsize
+        if self.device.type != "cpu":
+            size = ACCELERATOR_TOKENS
+        elif self.native_gradients:
+            size = BFLOAT16_TOKENS
+        else:  # an eighth of the head's gradient, if that is more: smaller chunks spend their time adding to it
+            size = max(CPU_CHUNK_BYTES, self._vocabulary * self._width * self.dtype.itemsize // 8) // bytes_of_token
+        size = max(1, size)
+        for start in range(0, tokens, size):
+            yield slice(start, min(start + size, tokens))
+
+    def bytes_of(self, chunk: slice) -> int:
+        return (chunk.stop - chunk.start) * self._vocabulary * self.dtype.itemsize
+
+    def logits(self, states: Tensor, *, fresh: bool = False) -> Tensor:
+        """(C, V) after `states` (C, H), in a buffer that the next call uses again unless it is `fresh`."""
+        if fresh:
+            logits = self._buffer.new_empty(len(states), self._vocabulary)
+        else:
+            if len(states) > len(self._buffer):  # the first chunk is the largest
+                self._buffer = self._buffer.new_empty(len(states), self._vocabulary)
+            logits = self._buffer[: len(states)]
+        operand = self._operand(states)
+        for tile in self._tiles():
+            self._product(logits[:, tile], operand, self._factor(tile).t(), accumulate=False)
+            if self._bias is not None:
+                logits[:, tile] += self._bias[tile]
+        for rows in self._row_blocks(logits):
+            _by_rows(_transform, self.device)(logits[rows], *self._options)
+        return logits
+
+    def statistics(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(C,) each: log-probs of the targets, log Σ exp, entropies."""
+        found = [_by_rows(_statistics, self.device)(logits[rows], targets[rows]) for rows in self._row_blocks(logits)]
+        logps, log_z, entropy = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return logps, log_z, entropy
+
+    def differentiate(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        log_z: Tensor,
+        entropy: Tensor | None,
+        grad_logps: Tensor,
+        grad_entropy: Tensor | None,
+    ) -> None:
+        """Overwrites logits with the loss's gradient with respect to the products, from those of both results."""
+        columns = (targets, log_z, entropy, grad_logps, grad_entropy)
+        for rows in self._row_blocks(logits):
+            here = (None if column is None else column[rows] for column in columns)
+            _by_rows(_differentiate, self.device)(logits[rows], *here, *self._options)
+
+    def gradients(
+        self, grad: Tensor, states: Tensor, *, hidden: bool, weight: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor | None:
+        """Adds what the products' gradient (C, V) gives to weight and bias, and returns the states' (C, H) if asked."""
+        if bias is not None:
+            bias += grad.sum(0)
+        if self.native_gradients:  # bfloat16 factors and results, as both are in the end; chunks add up in float32
+            grad = grad.to(torch.bfloat16)
+            if weight is not None:
+                weight += grad.t() @ states
+            return (grad @ self._weight).to(self.dtype) if hidden else None
+        by_states = torch.empty_like(states, dtype=self.dtype) if hidden else None
+        operand = self._operand(states)
+        for tile in self._tiles():
+            slopes = grad[:, tile].to(self._operand_dtype)
+            if by_states is not None:
+                self._product(by_states, slopes, self._factor(tile), accumulate=tile.start > 0)
+            if weight is not None:
+                self._product(weight[tile], slopes.t(), operand, accumulate=True)
+        return by_states
+
+    def _operand(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._input_dtype).to(self._operand_dtype)
+
+    def _whole_weight(self) -> Tensor | None:
+        """The weight where it is multiplied as it is; or a copy, once for all chunks, where that is narrower.
+
+        Float32 weights under bfloat16 autocast are such: the copy takes half their bytes. CPUs convert tiles instead.
+        """
+        if self._weight.dtype == self._input_dtype == self._operand_dtype:
+            return self._weight
+        narrower = self._operand_dtype.itemsize < self._weight.dtype.itemsize
+        return self._operand(self._weight) if narrower else None
+
+    def _tiles(self) -> Iterator[slice]:
+        """All rows of the weight; as many at once as are to be converted."""
+        rows = self._vocabulary
+        if self._whole is None:
+            rows = max(1, WEIGHT_TILE_BYTES // (self._width * self._operand_dtype.itemsize))
+        for start in range(0, self._vocabulary, rows):
+            yield slice(start, min(start + rows, self._vocabulary))
+
+    def _factor(self, tile: slice) -> Tensor:
+        return self._operand(self._weight[tile]) if self._whole is None else self._whole[tile]
+
+    def _row_blocks(self, logits: Tensor) -> Iterator[slice]:
+        if self.device.type in FUSED_ON:
+            rows = max(1, len(logits))
+        else:
+            block = CACHE_BYTES if self.device.type == "cpu" else ROW_BLOCK_BYTES
+            rows = max(1, block // (self._vocabulary * logits.itemsize))
+        for start in range(0, len(logits), rows):
+            yield slice(start, min(start + rows, len(logits)))
+
+    def _product(self, out: Tensor, a: Tensor, b: Tensor, *, accumulate: bool) -> None:
+        """out (+)= a @ b, with the accumulation and the result in out's dtype."""
+        beta = 1 if accumulate else 0
+        if a.dtype == out.dtype:
+            with fast_bfloat16(self._input_dtype == torch.bfloat16 and a.device.type == "cpu"):
+                torch.addmm(out, a, b, beta=beta, out=out)
+        else:
+            torch.addmm(out, a, b, beta=beta, out_dtype=out.dtype, out=out)
+
+
+def _transform(products: Tensor, temperature: float, softcap: float | None, scale: float) -> None:
+    """From products to logits, in place."""
+    if softcap is not None:
+        products.mul_(scale / softcap).tanh_().mul_(softcap / temperature)
+    elif scale != temperature:
+        products.mul_(scale / temperature)
+
+
+def _statistics(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probs of the targets, log Σ exp and entropies of a few rows."""
+    top = logits.amax(-1, keepdim=True)
+    p = (logits - top).exp_()
+    total = p.sum(-1)
+    log_z = total.log().add_(top[:, 0])
+    entropy = log_z - p.mul_(logits).sum(-1).div_(total)
+    return logits.gather(1, targets[:, None])[:, 0] - log_z, log_z, entropy
+
+
+def _differentiate(
+    logits: Tensor,
+    targets: Tensor,
+    log_z: Tensor,
+    entropy: Tensor | None,
+    grad_logps: Tensor,
+    grad_entropy: Tensor | None,
+    temperature: float,
+    softcap: float | None,
+    scale: float,
+) -> None:
+    """Overwrites a few rows of logits with the loss's gradient with respect to the products.
+
+    d log p_target / dz_j = 1[j = target] − p_j,   d entropy / dz_j = −p_j · (log p_j + entropy)
+    """
+    slope = None
+    if softcap is not None:  # 1 − tanh²
+        slope = (logits * (temperature / softcap)).square_().neg_().add_(1)
+    log_p = logits.sub_(log_z[:, None])
+    if entropy is None or grad_entropy is None:
+        log_p.exp_().mul_(-grad_logps[:, None])
+    else:
+        p = log_p.exp()
+        log_p.add_(entropy[:, None]).mul_(grad_entropy[:, None]).add_(grad_logps[:, None])
+        log_p.mul_(p).neg_()
+    logits.scatter_add_(1, targets[:, None], grad_logps[:, None])
+    if slope is not None:
+        logits.mul_(slope)
+    if scale != temperature:
+        logits.mul_(scale / temperature)
+
+
+def _by_rows(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """`function` as it is, or compiled into one pass over memory where that can be done."""
+    return _fused(function) if device.type in FUSED_ON else function
+
+
+@cache
+def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=True, fullgraph=True)
+
+
+def _multiplied_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """In which the factors are rounded: autocast's, where it is on, else that of both."""
+    dtype, device = torch.promote_types(hidden.dtype, weight.dtype), weight.device.type
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return dtype
+
+
+def _scored_positions(mask: Tensor, targets: Tensor, vocabulary: int) -> tuple[Tensor, ...]:
+    """Indices (K,) of the K scored tokens, one tensor a dimension. An accelerator is waited for once.
+
+    Raises:
+        InvalidInputError: A scored target lies outside the vocabulary.
+    """
+    row = mask.reshape(-1)
+    ids = torch.nn.functional.pad(torch.where(mask, targets, 0).reshape(-1), (0, 1))
+    total, least, greatest = torch.stack([row.sum(), ids.min(), ids.max()]).tolist()
+    if least < 0 or greatest >= vocabulary:
+        raise InvalidInputError(
+            f"A trained target is {least if least < 0 else greatest}, but the head knows ids from 0 to "
+            f"{vocabulary - 1}; mask that token out or pass the whole head."
+        )
+    positions = torch.arange(len(row), device=row.device)
+    place = torch.where(row, row.cumsum(0) - 1, len(row))  # all that is not scored goes to one entry more
+    scored = positions.new_empty(len(row) + 1).scatter_(0, place, positions)[:total]
+    return (scored,) if mask.dim() == 1 else (scored // mask.shape[1], scored % mask.shape[1])
+
+
+def _default_budget(device: torch.device) -> int:
+    if device.type == "cpu":
+        return CPU_BUDGET
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory // ACCELERATOR_SHARE
+    return OTHER_BUDGET
+
+
+def _check_tensors(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, mask: Tensor) -> None:
+    """Shapes, dtypes and devices of what the head sees."""
+    if weight.dim() != 2 or hidden.dim() not in (2, 3) or hidden.shape[-1] != weight.shape[1]:
+        raise InvalidInputError(
+            f"hidden has shape {tuple(hidden.shape)} and lm_head_weight {tuple(weight.shape)}, but they must be "
+            "(B, T, H) or (N, H), and (V, H); pass the last hidden states and the head's own weight."
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise InvalidInputError(
+            f"bias has shape {tuple(bias.shape)}, but must have ({len(weight)},), one a token id; pass the head's own."
+        )
+    for name, tensor in {"targets": targets, "loss_mask": mask}.items():
+        if tensor.shape != hidden.shape[:-1]:
+            raise InvalidInputError(
+                f"{name} has shape {tuple(tensor.shape)}, but hidden has {tuple(hidden.shape)}; pass one id and one "
+                "mask entry a hidden state."
+            )
+    for name, tensor in {"hidden": hidden, "targets": targets, "loss_mask": mask}.items():
+        if tensor.device != weight.device:
+            raise InvalidInputError(
+                f"{name} is on {tensor.device}, but lm_head_weight is on {weight.device}; move them to one device."
+            )
+    kinds = {"hidden": (hidden, True), "lm_head_weight": (weight, True), "targets": (targets, False)}
+    for name, (tensor, floating) in kinds.items():
+        if tensor.is_floating_point() != floating:
+            kind = "floating point" if floating else "integer ids"
+            raise InvalidInputError(f"{name} has dtype {tensor.dtype}, but must be {kind}; convert it.")

@@ -1,0 +1,179 @@
+"""Other weights in FIPO's place: a rule of one's own, and controls for experiments. docs/rules.md shows rules.
+
+A rule is any function of what is known of the tokens, `python:module:function`. It is called with whole responses,
+packed one after the other: per token (N,) without gradient
+
+    logps, old_logps, advantages, loss_mask (bool), entropy (nats; None where the engine does not compute it)
+
+and `cu_seqlens` (S + 1,), and returns a weight a token, finite and at least 0 where `loss_mask` is true. A response ends
+with its last trained token. Dropped sequences keep the factor 0, whoever made the weights.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from fipo.core.credit import TokenCredit
+from fipo.errors import InvalidParameterError
+
+CONTROLS = {
+    "none": "all weights are 1, which is GRPO with the same drop",
+    "uniform": "each response's mean weight at all its tokens",
+    "shuffle": "each response's weights in an order of their own, the same at each of its updates",
+}
+CONTROL_HELP = "For experiments, other weights. " + "; ".join(f"{name}: {what}" for name, what in CONTROLS.items()) + "."
+RULE_HELP = "A credit rule of your own in place of FIPO's weights, python:module:function; see docs/rules.md."
+TOKENS = ("logps", "old_logps", "advantages", "loss_mask", "entropy")  # what a rule is given of every token
+
+Response = dict[str, Tensor]  # the columns of one whole response, (T,) each; entropy may be missing
+
+
+@dataclass(frozen=True, slots=True)
+class Weighting:
+    """What takes the place of FIPO's weights: a rule, and a control of its weights or of FIPO's."""
+
+    rule_name: str | None = None
+    rule: Callable[..., Tensor] | None = None
+    control: str | None = None
+
+    @classmethod
+    def of(cls, rule: str | None, control: str | None, settings: str = "fipo_{}") -> "Weighting | None":
+        """From the names of both; None where neither is given. `settings` is what the engine calls its settings.
+
+        Raises:
+            InvalidParameterError: There is no such control, or the rule cannot be imported or called.
+        """
+        if control not in (None, *CONTROLS):
+            raise InvalidParameterError(
+                f"{settings.format('control')} is {control!r}, but must be one of {', '.join(CONTROLS)}, or not given."
+            )
+        if rule is None and control is None:
+            return None
+        return cls(rule, None if rule is None else _load(rule, settings.format("rule")), control)
+
+    @property
+    def name(self) -> str:
+        """What made the weights, as traces and reports say it."""
+        return ", ".join(name for name in (self.rule_name, self.control) if name is not None)
+
+    def of_rows(self, credit: TokenCredit, columns: dict[str, Tensor | None], data: Iterable[Tensor]) -> TokenCredit:
+        """`credit` of a padded batch with this weighting's weights.
+
+        Args:
+            credit: (B, T).
+            columns: Those of TOKENS, (B, T).
+            data: What is fixed about each response when the rollout ends: see `response_orders`.
+        """
+        trained = columns["loss_mask"]
+        lengths = [int(row.nonzero().max()) + 1 if row.any() else 0 for row in trained]
+        given = {name: column for name, column in columns.items() if column is not None}
+        responses = [{n: column[i, :length] for n, column in given.items()} for i, length in enumerate(lengths)]
+        own = [credit.weight[i, :length] for i, length in enumerate(lengths)]
+        weight = torch.ones_like(credit.weight)
+        for row, length, found in zip(weight, lengths, self.of_responses(own, responses, data), strict=True):
+            row[:length] = found
+        return self.put(credit, weight)
+
+    @torch.no_grad()
+    def of_responses(self, own: list[Tensor], responses: list[Response], data: Iterable[Tensor]) -> list[Tensor]:
+        """The weights (T,) of whole responses, whose `own` FIPO gave; 1 at tokens that are not trained.
+
+        Raises:
+            InvalidParameterError: The rule raised, or returned something else than weights.
+        """
+        weights = own if self.rule is None else self._by_rule(responses)
+        masks = [response["loss_mask"].bool() for response in responses]
+        weights = [torch.where(mask, weight, 1).to(of) for weight, mask, of in zip(weights, masks, own, strict=True)]
+        if self.control is None:
+            return weights
+        orders = response_orders(data)
+        return [controlled(*each, self.control, order) for *each, order in zip(weights, masks, orders, strict=True)]
+
+    def put(self, credit: TokenCredit, weight: Tensor) -> TokenCredit:
+        """`credit` with these weights, and the factor that they make; no bound of FIPO's holds a rule's weights."""
+        found = replace(credit, weight=weight, factor=torch.where(credit.kept, weight, 0))
+        if self.rule is None:
+            return found
+        none = torch.zeros_like(credit.kept)
+        return replace(found, at_low=none, at_high=none, safety_capped=none)
+
+    def _by_rule(self, responses: list[Response]) -> list[Tensor]:
+        if not responses:
+            return []
+        lengths = [len(response["logps"]) for response in responses]
+        known = {n: torch.cat([r[n] for r in responses]).detach() for n in TOKENS if all(n in r for r in responses)}
+        known["loss_mask"] = known["loss_mask"].bool()
+        boundaries = torch.tensor([0, *lengths], device=known["logps"].device).cumsum(0)
+        try:
+            found = self.rule(**{"entropy": None} | known, cu_seqlens=boundaries)  # type: ignore[misc]
+        except Exception as error:
+            raise InvalidParameterError(
+                f"The rule {self.rule_name} raised {type(error).__name__}: {' '.join(str(error).split())}; repair it."
+            ) from error
+        problem = self._problem_of(found, known["loss_mask"])
+        if problem is not None:
+            raise InvalidParameterError(
+                f"The rule {self.rule_name} returned {problem}, but must return a tensor with one finite weight of at "
+                "least 0 a token, shaped like logps; repair it."
+            )
+        return list(found.to(known["logps"].device).split(lengths))
+
+    @staticmethod
+    def _problem_of(found: Any, trained: Tensor) -> str | None:
+        if not isinstance(found, Tensor):
+            return f"a {type(found).__name__}"
+        if found.shape != trained.shape:
+            return f"shape {tuple(found.shape)} for {len(trained)} tokens"
+        if not found.is_floating_point():
+            return f"dtype {found.dtype}"
+        wrong = trained & ~(found.isfinite() & (found >= 0)).to(trained.device)
+        return f"the weight {found[wrong.to(found.device)][0].item()}" if wrong.any() else None
+
+
+def _load(name: str, setting: str) -> Callable[..., Tensor]:
+    module, _, function = name.removeprefix("python:").partition(":")
+    try:
+        if not (name.startswith("python:") and module and function):
+            raise ImportError("it has another form")
+        if os.getcwd() not in sys.path:  # where `python -m` and Ray's workers find a file of the user's too
+            sys.path.append(os.getcwd())
+        rule = getattr(importlib.import_module(module), function)
+        if not callable(rule):
+            raise ImportError(f"{function} is no function")
+    except Exception as error:
+        raise InvalidParameterError(
+            f"{setting} is {name!r}, which cannot be imported ({' '.join(str(error).split())}); write "
+            "python:package.module:function, and let its module lie where every process can import it."
+        ) from error
+    return rule
+
+
+def controlled(weight: Tensor, trained: Tensor, control: str, order: torch.Generator) -> Tensor:
+    """One response's weights (T,) under a control, at its trained tokens (T,)."""
+    if control == "none":
+        return torch.ones_like(weight)
+    found = weight.clone()
+    if control == "uniform":
+        found[trained] = weight[trained].mean()
+    else:
+        places = torch.randperm(int(trained.sum()), generator=order).to(weight.device)
+        found[trained] = weight[trained][places]
+    return found
+
+
+def response_orders(responses: Iterable[Tensor]) -> Iterator[torch.Generator]:
+    """A generator for each response, seeded by its data: the same at every update and however a batch is split.
+
+    Args:
+        responses: What is fixed about each when the rollout ends: its token ids, or its old log-probs.
+    """
+    for response in responses:
+        data = response.detach().cpu().contiguous().view(torch.uint8)
+        yield torch.Generator().manual_seed(crc32(data.numpy().tobytes()))

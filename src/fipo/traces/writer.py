@@ -1,0 +1,204 @@
+"""Traces from training: which completions, into which files, and that they cost no run.
+
+What an engine's loss sees becomes `Completion`s here. The rest of `fipo.traces`, which needs pyarrow, is imported when
+the first is written.
+"""
+
+import fcntl
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+from zlib import crc32
+
+from torch import Tensor
+
+from fipo.core.credit import TokenCredit
+from fipo.errors import InvalidParameterError
+from fipo.params import FIPOParams
+from fipo.run_folder import TRACES_FOLDER, place_of, trace_file
+
+logger = logging.getLogger(__name__)
+
+TRACE_SETTINGS = {  # what TraceOptions.of reads, and what it means
+    "trace_dir": "A folder for traces of token credit; nothing is traced without it.",
+    "trace_every": "Trace every so many rollouts. Default 8.",
+    "trace_samples": "Trace about so many completions of such a rollout, in whole groups. Default 64.",
+}
+GROUPS = 2**31  # as many numbers of groups as a trace can hold
+
+
+@dataclass(frozen=True, slots=True)
+class TraceOptions:
+    """Where traces go, of which rollouts, and of about how many completions of each.
+
+    Raises:
+        InvalidParameterError: A value is not one.
+    """
+
+    folder: Path
+    every: int = 8
+    samples: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("every", "samples"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InvalidParameterError(
+                    f"trace_{name} is {value!r}, but must be a whole number from 1 on; to write no traces, give no "
+                    "trace_dir."
+                )
+
+    @classmethod
+    def of(cls, settings: dict[str, Any]) -> "TraceOptions | None":
+        """Out of `trace_dir`, `trace_every` and `trace_samples`; None without a trace_dir."""
+        if not settings.get("trace_dir"):
+            return None
+        if not isinstance(settings["trace_dir"], str):
+            raise InvalidParameterError(f"trace_dir is {settings['trace_dir']!r}, but must be a folder; name one.")
+        given: dict[str, Any] = {name: settings.get(f"trace_{name}") for name in ("every", "samples")}
+        return cls(Path(settings["trace_dir"]), **{name: value for name, value in given.items() if value is not None})
+
+    @property
+    def run(self) -> str:
+        """The run's name: the folder's, or the one's around a folder that is called traces."""
+        folder = self.folder.absolute()
+        return folder.parent.name if folder.name == TRACES_FOLDER else folder.name
+
+    def due(self, rollout: int) -> bool:
+        return rollout % self.every == 0
+
+
+def group_number(of: bytes) -> int:
+    """The same number on every rank for the completions of one prompt, where the trainer gives groups no number."""
+    return crc32(of) % GROUPS
+
+
+def among(group: int, share: float) -> bool:
+    """Whether this `group_number` is of the given share of all: whole groups, the same on every rank."""
+    return group < share * GROUPS
+
+
+@dataclass(slots=True, kw_only=True)
+class Completion:
+    """One completion of T tokens at one update; tensors are (T,), on any device, without gradient."""
+
+    rollout: int
+    update: int
+    group: int
+    sample: int
+    prompt: Tensor  # token ids
+    tokens: Tensor  # token ids
+    trained: Tensor  # bool
+    credit: TokenCredit  # as of this completion alone, (T,)
+    columns: dict[str, Tensor]  # logps, old_logps, advantages and, where known, entropy and rollout_logps
+    reward: float | None = None
+    rewards: dict[str, float] = field(default_factory=dict)  # by name
+    truncated: bool | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class TraceWriter:
+    """Writes one process' completions; what fails there costs the traces, with a warning, and not the run."""
+
+    options: TraceOptions
+    tokenizer: Any  # a fast tokenizer of transformers, or the name or folder that it is loaded from
+    params: FIPOParams
+    clip_range: tuple[float, float]  # PPO's epsilon_low and epsilon_high
+    rank: int = 0  # of the processes that write
+    ranks: int = 1  # how many do
+    updates_per_rollout: int | None = None  # as `write_traces` takes it
+    control: str | None = None  # likewise
+    takes_folder: bool = True  # the folder is this run's alone, and begins where the run does
+    _bytes_of: Callable[[int], bytes] | None = None
+    _told: set[str] = field(default_factory=set)
+    _lock: TextIO | None = None  # of this rank's place in the folder, held as long as the process lives
+    _off: bool = False
+
+    def write(self, rollout: int, step: int, completions: Iterable[Completion]) -> None:
+        """Writes one file, whole or not at all, with the completions of one micro-batch, if there are any."""
+        if self._off:
+            return
+        name = trace_file(rollout, step, self.rank)
+        with costs_no_run(f"{name} was not written", self._told):
+            from fipo.traces import write_traces
+
+            if self.takes_folder and self._lock is None:
+                self._begin(rollout)
+            rows = list(completions)
+            if rows:
+                how: Any = {"updates_per_rollout": self.updates_per_rollout, "control": self.control}
+                write_traces(self._traces(rows), self.options.folder / name, self.params, **how)
+
+    def _begin(self, rollout: int) -> None:
+        """Takes this rank's place in the folder, and removes what an earlier start left of this and later rollouts.
+
+        Raises:
+            FileExistsError: The process of another run has the place; nothing more is traced.
+        """
+        folder = self.options.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / f".rank_{self.rank}.lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            self._off = True
+            raise FileExistsError(f"another run writes into {folder}; give each run a trace_dir of its own.") from None
+        self._lock = lock
+        for path in folder.iterdir():
+            number, _, rank = place_of(path.name) or (-1, 0, 0)
+            mine = rank == self.rank or (self.rank == 0 and rank >= self.ranks)
+            if mine and number >= rollout:
+                path.unlink(missing_ok=True)
+
+    def _traces(self, completions: Iterable[Completion]) -> Iterable[Any]:
+        from fipo.traces.schema import Trace, token_columns
+
+        bytes_of = self._decoder()
+        for one in completions:
+            rewards = {} if one.reward is None else {"reward": one.reward}
+            yield Trace(
+                run=self.options.run,
+                rollout=one.rollout,
+                update=one.update,
+                group=one.group,
+                sample=one.sample,
+                prompt=b"".join(map(bytes_of, one.prompt.tolist())).decode(errors="replace"),
+                token_ids=one.tokens.int().cpu().numpy(),
+                token_bytes=[bytes_of(index) for index in one.tokens.tolist()],
+                reward=one.reward,
+                rewards=one.rewards or rewards,
+                dropped=bool(one.credit.dropped),
+                truncated=one.truncated,
+                stop_reason="" if one.truncated is None else ("length" if one.truncated else "stop"),
+                **token_columns(one.credit, one.trained, clip_range=self.clip_range, **one.columns),
+            )
+
+    def _decoder(self) -> Callable[[int], bytes]:
+        """The bytes of a token; its id in brackets, after a warning, where the tokenizer cannot be had."""
+        if self._bytes_of is None:
+            from fipo.traces.tokens import byte_decoder, in_brackets
+
+            self._bytes_of = in_brackets
+            with costs_no_run("Traces show tokens as their ids", self._told):
+                if isinstance(self.tokenizer, str):
+                    from transformers import AutoTokenizer
+
+                    self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
+                self._bytes_of = byte_decoder(self.tokenizer)
+        return self._bytes_of
+
+
+@contextmanager
+def costs_no_run(lost: str, told: set[str]) -> Iterator[None]:
+    """Around what may fail: an error becomes a warning that says what is lost, once a cause; `told` remembers them."""
+    try:
+        yield
+    except Exception as error:
+        cause = f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
+        if cause not in told:
+            told.add(cause)
+            logger.warning(f"{lost}, and the run goes on: {cause}")

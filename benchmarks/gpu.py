@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks import future_kl, lm_head, measure, train_step
-from fipo import FIPOParams, streaming_fipo_loss
+from fipo import head_logps
 
 FOLDER = Path(__file__).parent / "results"
 HEADS = (  # who, rows, tokens, hidden size, vocabulary, repeats
@@ -54,9 +54,9 @@ def precision(device: str, shape: tuple[Any, ...]) -> Rows:
     exact = {name: x[name].detach().double().requires_grad_() for name in names}
     found = {}
     for kind, inputs in {"fipo": x, "truth": x | exact}.items():
-        result = streaming_fipo_loss(**inputs, params=FIPOParams(), memory_budget=1 << 28)
-        result.loss.backward()
-        found[kind] = [result.logps, result.entropy, *(inputs[name].grad for name in names)]
+        scored = head_logps(*(inputs[name] for name in (*names, "targets", "loss_mask")), memory_budget=1 << 28)
+        lm_head.loss_of(scored[0], inputs).backward()
+        found[kind] = [*scored, *(inputs[name].grad for name in names)]
     differences = [(a.double() - b.double(), b.double()) for a, b in zip(found["fipo"], found["truth"], strict=True)]
     logps, entropy, *gradients = differences
     relative = [(difference.norm() / truth.norm()).item() for difference, truth in gradients]

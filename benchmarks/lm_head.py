@@ -1,10 +1,11 @@
-"""From hidden states to the loss and its gradients: time and peak memory of fipo's one pass and its peers.
+"""From hidden states to the loss and its gradients: time and peak memory of fipo's head and its peers.
 
     python -m benchmarks.lm_head           # twenty minutes on two cores
 
 Contenders: `products`, the three bare matrix products, a limit; `plain`, whole logits and autograd; `trl`, TRL's
-ChunkedLogProbFunction with the FIPO loss on top; `liger`, LigerFusedLinearGRPOLoss (GRPO: it knows no FIPO); `fipo`;
-and for GPUs `flsce`, Liger's fused scaled cross-entropy, and `verl`, its Triton kernel, both with the FIPO loss on top.
+ChunkedLogProbFunction with the FIPO loss on top; `liger`, LigerFusedLinearGRPOLoss (GRPO: it knows no FIPO); `fipo`,
+head_logps as it is; `kept` and `recomputed`, the same with all logits kept for the backward, and none; `frozen`, with a
+head that is not trained (LoRA), beside two products; and for GPUs `flsce`, Liger's fused scaled cross-entropy, and `verl`, its Triton kernel, both with the FIPO loss on top.
 Each runs in a process of its own. Peak memory is what one call adds, the gradients included.
 """
 
@@ -15,10 +16,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import measure
-from fipo import FIPOParams, fipo_loss, streaming_fipo_loss, streaming_logps, token_mean
+from fipo import FIPOParams, fipo_loss, head_logps, token_mean
 from fipo.core.precision import processor_has_bfloat16
 
-CONTENDERS = ("products", "plain", "trl", "liger", "fipo")
+CONTENDERS = ("products", "plain", "trl", "liger", "fipo", "kept", "recomputed", "frozen")
 ON_GPUS = (*CONTENDERS, "flsce", "verl")
 SHAPES = (  # rows, tokens, hidden size, vocabulary, repeats
     ("SmolLM2", 4, 1024, 576, 49152, 3),
@@ -39,7 +40,8 @@ def inputs(
         mask = torch.ones(rows, tokens, dtype=torch.bool)
         advantages = torch.randn(rows)
         # Near π_θ, so that every token has a gradient: nobody saves by leaving out what is clipped or dropped.
-        old_logps = streaming_logps(hidden, weight, targets, mask)[0] + 0.1 * torch.randn(rows, tokens)
+        with torch.no_grad():
+            old_logps = head_logps(hidden, weight, targets, mask)[0] + 0.1 * torch.randn(rows, tokens)
     names = ("hidden", "lm_head_weight", "targets", "old_logps", "advantages", "loss_mask")
     return dict(zip(names, (hidden, weight, targets, old_logps, advantages, mask), strict=True))
 
@@ -91,8 +93,21 @@ def verl(x: dict[str, Tensor]) -> Tensor:
     return loss_of(logps.view(x["targets"].shape), x)
 
 
-def fipo(x: dict[str, Tensor]) -> Tensor:
-    return streaming_fipo_loss(**x, params=PARAMS).loss
+def fipo(x: dict[str, Tensor], memory_budget: int | None = None) -> Tensor:
+    names = ("hidden", "lm_head_weight", "targets", "loss_mask")
+    return loss_of(head_logps(*(x[name] for name in names), memory_budget=memory_budget)[0], x)
+
+
+def kept(x: dict[str, Tensor]) -> Tensor:
+    return fipo(x, memory_budget=1 << 40)
+
+
+def recomputed(x: dict[str, Tensor]) -> Tensor:
+    return fipo(x, memory_budget=0)
+
+
+def frozen(x: dict[str, Tensor]) -> Tensor:
+    return fipo(x | {"lm_head_weight": x["lm_head_weight"].detach()})
 
 
 def products(x: dict[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import lm_head
-from fipo import fipo_loss, streaming_fipo_loss, streaming_logps
+from fipo import fipo_loss, head_logps
 from fipo.run.model import load_model
 
 ROWS, TOKENS, DRIFT = 4, 128, 0.003
@@ -34,7 +34,7 @@ def states() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def logps(path: str, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     if path == "fipo":
-        return streaming_logps(hidden, weight, targets, torch.ones_like(targets))[0]
+        return head_logps(hidden, weight, targets, torch.ones_like(targets))[0]
     if path == "trl":
         from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
@@ -51,13 +51,8 @@ def run(path: str, old: Tensor, new: Tensor, weight: Tensor, targets: Tensor) ->
         old_logps = logps(path, old, weight, targets)
     hidden, weight = new.clone().requires_grad_(), weight.clone().requires_grad_()
     advantages, mask = torch.tensor([1.0, -1.0, 0.5, -0.5]), torch.ones_like(targets)
-    if path == "fipo":
-        result = streaming_fipo_loss(hidden, weight, targets, old_logps, advantages, mask, lm_head.PARAMS)
-        loss, out = result.loss, result.tokens
-    else:
-        out = fipo_loss(logps(path, hidden, weight, targets), old_logps, advantages, mask, lm_head.PARAMS)
-        loss = out.loss.mean()
-    loss.backward()
+    out = fipo_loss(logps(path, hidden, weight, targets), old_logps, advantages, mask, lm_head.PARAMS)
+    out.loss.mean().backward()
     found = {"log_ratio": out.log_ratio, "weight": out.weight, "grad_hidden": hidden.grad, "grad_head": weight.grad}
     return {name: value.double() for name, value in found.items()}
 

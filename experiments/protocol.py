@@ -31,9 +31,9 @@ SETTINGS = {
     "short": Setting("short", 32, 20, 3e-5, eval_every=4, eval_problems=128, final_problems=512),
     "long": Setting("long", 12, 12, 1e-4, eval_every=3, eval_problems=64, final_problems=256),
 }
-# larger_number/recipe.yaml as it is, 14 rollouts of 8 × 8; all paths of fipo_control need the loss from log-probs
+# larger_number/recipe.yaml as it is, 14 rollouts of 8 × 8
 SMOLLM2 = Setting("smollm2", 8, 14, 1e-3, eval_every=4, eval_problems=64, final_problems=64)
-SMOLLM2_FLAGS = {"eval_size": 64, "eval_every": 32, "fipo_streaming": "false", "fipo_trace_every": 0, "sample_every": 0}
+SMOLLM2_FLAGS = {"eval_size": 64, "eval_every": 32, "fipo_trace_every": 0, "sample_every": 0}
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,7 @@
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from itertools import repeat
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from experiments.results import columns
 from experiments.start import supervised_start
 from experiments.task import CHAINS, Chain, Problem, decode, encode, reward, sample_problem
 from fipo import FIPOOutput, fipo_loss, token_mean
-from fipo.core.control import control_weights, with_weights
+from fipo.core.rules import controlled
 from fipo.core.logged import TOKEN_MEANS
 
 HELD_OUT_SEED = 0  # one held-out set for all seeds and arms
@@ -90,8 +89,15 @@ def policy_loss(run: Run, batch: Batch, generator: torch.Generator) -> tuple[Ten
     if run.arm.signed is not None:
         out = with_weights(out, signed_weights(out, batch.advantages, run.arm))
     if run.arm.control is not None:
-        out = control_weights(out, batch.mask, run.arm.control, repeat(generator, len(batch.mask)))
+        rows = zip(out.weight, batch.mask, strict=True)
+        found = [controlled(weight, mask, run.arm.control, generator) for weight, mask in rows]
+        out = with_weights(out, torch.stack(found))
     return token_mean(out.loss, out.kept), out
+
+
+def with_weights(out: FIPOOutput, weight: Tensor) -> FIPOOutput:
+    """`out` with these weights. A positive weight scales a token's loss, clips included: times new over old weight."""
+    return replace(out, weight=weight, loss=out.loss * (weight / out.weight))
 
 
 def signed_weights(out: FIPOOutput, advantages: Tensor, arm: Arm) -> Tensor:

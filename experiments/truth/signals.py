@@ -7,9 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fipo import FIPOParams, future_kl
-from fipo.core import fipo_loss
-from fipo.core.control import controlled, response_orders
+from fipo import FIPOParams, future_kl, token_credit
+from fipo.core.rules import controlled, response_orders
 
 DEFAULT = FIPOParams()
 LIKENESS, DELTA, STABILITY = "likeness (after DelTA)", "DelTA (reimplemented)", "stability (after SCAPO)"
@@ -34,7 +33,7 @@ Signal = Callable[[View], Tensor]
 def weighted(view: View, params: FIPOParams = DEFAULT) -> Tensor:
     """FIPO: advantage × weight."""
     new = view.log_ratio
-    weight = fipo_loss(new, torch.zeros_like(new), view.advantages, view.mask, params).weight
+    weight = token_credit(new, torch.zeros_like(new), view.advantages, view.mask, params).weight
     return view.advantages[:, None] * weight
 
 

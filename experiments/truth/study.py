@@ -21,7 +21,7 @@ from experiments.truth.measures import chance, cosine, gradient_measures, is_dec
 from experiments.truth.replay import Rollout, Sight, replay, rollouts
 from experiments.truth.signals import DELTA, LIKENESS, RAW, STABILITY, View, available
 from experiments.truth.values import NotMeasurableError, Response, Values, measure, measure_with
-from fipo import FIPOParams, fipo_loss
+from fipo import FIPOParams, token_credit
 from fipo.run_folder import whole_file
 from fipo.traces import Trace, read_traces, write_traces
 from fipo.traces.schema import token_columns
@@ -296,10 +296,11 @@ def _gradients_of(rollout: Rollout, sight: Sight, signals: dict[str, Tensor], pa
 def _traces(unit: Unit, rollout: Rollout, sight: Sight, view: View) -> Iterator[Trace]:
     """As the trainer would write them, with the truth."""
     new = view.log_ratio + rollout.samples.logps[sight.rows]
-    out = fipo_loss(new, rollout.samples.logps[sight.rows], view.advantages, view.mask, FIPOParams())
+    credit = token_credit(new, rollout.samples.logps[sight.rows], view.advantages, view.mask, FIPOParams())
     columns = token_columns(
-        out,
+        credit,
         view.mask,
+        clip_range=(0.2, 0.28),
         logps=new,
         old_logps=rollout.samples.logps[sight.rows],
         advantages=view.advantages[:, None].expand(view.mask.shape),

@@ -271,8 +271,7 @@ def _watch(options: argparse.Namespace) -> int:
 
 def _doctor(options: argparse.Namespace) -> int:
     from fipo.checks import tell
-    from fipo.engines.doctor import diagnose_verl
-    from fipo.engines.slime.doctor import diagnose_slime
+    from fipo.engines.diagnose import diagnose_slime, diagnose_verl
     from fipo.run.doctor import diagnose_trainer
 
     diagnose = {"trainer": diagnose_trainer, "slime": diagnose_slime, "verl": diagnose_verl}[options.engine]

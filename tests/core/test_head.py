@@ -120,7 +120,9 @@ def test_all_zero_gradients_cost_no_product(monkeypatch):
     monkeypatch.setattr(head._Head, "gradients", lambda *a, **k: (seen.append(0), gradients_of(*a, **k))[1])
     logps[0].sum().backward()
     assert len(seen) == 1
-    torch.testing.assert_close(inputs["hidden"].grad, torch.autograd.grad(plain(**inputs)[0][0].sum(), inputs["hidden"])[0])
+    torch.testing.assert_close(
+        inputs["hidden"].grad, torch.autograd.grad(plain(**inputs)[0][0].sum(), inputs["hidden"])[0]
+    )
 
 
 @pytest.mark.parametrize("device_type", ["cuda", "else"])

@@ -154,7 +154,7 @@ def test_a_control_and_several_settings_are_told(tmp_path):
     write_traces([make()], tmp_path / "b.parquet", FIPOParams(decay_rate=16.0))
     found = read_traces(tmp_path)
     problems = " ".join(found.problems)
-    assert found.control == "shuffle" and "trained with fipo_control shuffle" in problems
+    assert found.control == "shuffle" and "trained with the weights of shuffle" in problems
     assert "several settings" in problems
     with pytest.raises(DataError, match="nowhere does not exist"):
         read_traces(tmp_path / "nowhere")

@@ -13,7 +13,10 @@ from fipo.trainer import FIPOConfig, FIPOTrainer
 def pair(tmp_path, name, **ours):
     """Trainers of one model with one option: ours, and TRL's."""
     options = {"delta": 1.6, "epsilon_high": 0.28, **OPTIONS[name]}
-    trainers = make(FIPOTrainer, FIPOConfig, tmp_path, **options, **ours), make(GRPOTrainer, GRPOConfig, tmp_path, **options)
+    trainers = (
+        make(FIPOTrainer, FIPOConfig, tmp_path, **options, **ours),
+        make(GRPOTrainer, GRPOConfig, tmp_path, **options),
+    )
     for trainer in trainers:
         trainer.use_vllm = name == "vllm"
     return trainers

@@ -33,8 +33,10 @@ SIZES = {
 
 
 def test_gradient_checkpointing_and_evaluation(tmp_path):
-    trainers = [make(FIPOTrainer, FIPOConfig, tmp_path, gradient_checkpointing=checkpointing, fipo_head_memory=0.0)
-                for checkpointing in (True, False)]
+    trainers = [
+        make(FIPOTrainer, FIPOConfig, tmp_path, gradient_checkpointing=checkpointing, fipo_head_memory=0.0)
+        for checkpointing in (True, False)
+    ]
     inputs = tiny.with_old_logps(trainers[1], tiny.rollout())
     (loss, gradients), (expected_loss, expected) = (loss_and_gradients(trainer, inputs) for trainer in trainers)
     torch.testing.assert_close(loss, expected_loss)

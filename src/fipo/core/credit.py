@@ -18,7 +18,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fipo.core.layout import boundaries_of, check_layout, count_per_sequence, per_token, read_for_free, sequence_of, spread
+from fipo.core.layout import (
+    boundaries_of,
+    check_layout,
+    count_per_sequence,
+    per_token,
+    read_for_free,
+    sequence_of,
+    spread,
+)
 from fipo.core.logged import warn_of_non_finite
 from fipo.core.scan import discounted_suffix_sum
 from fipo.params import FIPOParams

@@ -8,7 +8,6 @@ budget lasts, which makes three matrix products, as plain logits need; beyond it
 weight and bias are frozen (LoRA), the forward forms d log p / d hidden while it has the logits: two products.
 """
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -16,11 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fipo.core.precision import fast_bfloat16, multiplies_into_float32, processor_has_bfloat16
 from fipo.errors import InvalidInputError, InvalidParameterError
-
-logger = logging.getLogger(__name__)
 
 CPU_BUDGET = 512 << 20
 CPU_CHUNK_BYTES = 64 << 20  # 341 tokens × 49152: enough for products at full speed
@@ -35,8 +33,6 @@ CACHE_BYTES = 4 << 20  # elsewhere they work on rows that stay in a processor's 
 ROW_BLOCK_BYTES = 128 << 20  # or, on other accelerators, on so many that their copies stay small
 WEIGHT_TILE_BYTES = 16 << 20  # converted copies of the weight are made in tiles of at most this
 
-WeightContext = Callable[[], AbstractContextManager[Any]]
-
 
 def head_logps(
     hidden: Tensor,
@@ -49,7 +45,7 @@ def head_logps(
     softcap: float | None = None,
     scale: float = 1.0,
     memory_budget: int | None = None,
-    weight_context: WeightContext = nullcontext,
+    weight_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[Tensor, Tensor]:
     """Log-probs of the targets and entropies of the policy; see the module's docstring. Trained tokens alone are scored.
 
@@ -80,12 +76,12 @@ def head_logps(
         raise InvalidParameterError(
             f"temperature is {temperature} and softcap is {softcap}, but both must be above 0; change them."
         )
-    if memory_budget is not None and memory_budget < 0:
+    budget = _default_budget(hidden.device) if memory_budget is None else memory_budget
+    if budget < 0:
         raise InvalidParameterError(f"memory_budget is {memory_budget}, but must be 0 or more bytes; raise it.")
     with weight_context():
         _check_tensors(hidden, lm_head_weight, bias, targets, loss_mask)
         where = _scored_positions(loss_mask.bool(), targets, len(lm_head_weight))
-    budget = _default_budget(hidden.device) if memory_budget is None else memory_budget
     how = (_multiplied_dtype(hidden, lm_head_weight), temperature, softcap, scale)
     return _HeadLogps.apply(hidden, lm_head_weight, bias, targets, where, how, budget, weight_context)
 
@@ -103,7 +99,7 @@ class _HeadLogps(torch.autograd.Function):
         where: tuple[Tensor, ...],
         how: tuple[torch.dtype, float, float | None, float],
         budget: int,
-        weight_context: WeightContext,
+        weight_context: Callable[[], AbstractContextManager[Any]],
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         trains_hidden, *trains_head = ctx.needs_input_grad[:3]
@@ -125,7 +121,7 @@ class _HeadLogps(torch.autograd.Function):
                     ctx.kept[chunk.start] = logits
                 elif ctx.slopes is not None:
                     head.differentiate(logits, ids, log_z[chunk], None, torch.ones_like(log_z[chunk]), None)
-                    ctx.slopes[chunk] = head.gradients(logits, states, hidden=True)
+                    ctx.slopes[chunk] = head.gradients(logits, states, True)
         ctx.save_for_backward(hidden, weight, bias, targets, log_z, entropy)
         ctx.where, ctx.how, ctx.weight_context = where, how, weight_context
         return logps, entropy
@@ -135,13 +131,14 @@ class _HeadLogps(torch.autograd.Function):
         hidden, weight, bias, targets, log_z, entropy = ctx.saved_tensors
         inputs, where = (hidden, weight, bias), ctx.where
         grad_logps = torch.zeros_like(entropy) if grad_logps is None else grad_logps
+        if ctx.slopes is not None and grad_entropy is None:
+            by_hidden = torch.zeros_like(hidden, dtype=ctx.slopes.dtype)
+            by_hidden[where] = ctx.slopes * grad_logps[where][:, None]
+            return by_hidden.to(hidden.dtype), *7 * (None,)
         with ctx.weight_context():
             head = _Head(weight, bias, *ctx.how)
             wanted = zip(inputs, ctx.needs_input_grad, strict=False)
-            by_hidden, by_weight, by_bias = (torch.zeros_like(x, dtype=head.dtype) if yes else None for x, yes in wanted)
-            if ctx.slopes is not None and grad_entropy is None:
-                by_hidden[where] = ctx.slopes * grad_logps[where][:, None]
-                return by_hidden.to(hidden.dtype), *7 * (None,)
+            grads = [torch.zeros_like(x, dtype=head.dtype) if yes else None for x, yes in wanted]
             for chunk in head.chunks(len(log_z)):
                 here = tuple(index[chunk] for index in where)
                 by_logps, by_entropy = grad_logps[here], None if grad_entropy is None else grad_entropy[here]
@@ -151,11 +148,11 @@ class _HeadLogps(torch.autograd.Function):
                 states, ids = hidden[here], targets[here]
                 logits = head.logits(states) if logits is None else logits
                 head.differentiate(logits, ids, log_z[chunk], entropy[here], by_logps, by_entropy)
-                by_states = head.gradients(logits, states, hidden=by_hidden is not None, weight=by_weight, bias=by_bias)
-                if by_hidden is not None:
-                    by_hidden[here] = by_states
-        grads = zip((by_hidden, by_weight, by_bias), inputs, strict=True)
-        return *(None if grad is None else grad.to(x.dtype) for grad, x in grads), *5 * (None,)
+                by_states = head.gradients(logits, states, grads[0] is not None, *grads[1:])
+                if by_states is not None:
+                    grads[0][here] = by_states  # type: ignore[index]
+        found = (None if grad is None else grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True))
+        return *found, *5 * (None,)
 
 
 class _Head:
@@ -179,19 +176,21 @@ class _Head:
         self._operand_dtype = input_dtype if halves else self.dtype
         plain = weight.dtype == input_dtype == torch.bfloat16
         self.native_gradients = plain and self.device.type == "cpu" and processor_has_bfloat16()
-        self._whole = self._whole_weight()
+        # Float32 weights under bfloat16 autocast are copied once for all chunks, in half their bytes.
+        narrower = self._operand_dtype.itemsize < weight.dtype.itemsize
+        as_it_is = weight.dtype == input_dtype == self._operand_dtype
+        self._whole = self._operand(self._weight) if narrower or as_it_is else None
         self._buffer = torch.empty(0, self._vocabulary, dtype=self.dtype, device=self.device)
 
     def chunks(self, tokens: int) -> Iterator[slice]:
-        """How `tokens` are walked."""
-        bytes_of_token = self._vocabulary * self.dtype.itemsize
+        """How `tokens` are walked. On CPUs a chunk's logits take an eighth of the head's gradient, if that is more than
+        64 MiB: smaller chunks spend their time adding to it."""
         if self.device.type != "cpu":
             size = ACCELERATOR_TOKENS
         elif self.native_gradients:
             size = BFLOAT16_TOKENS
-        else:  # an eighth of the head's gradient, if that is more: smaller chunks spend their time adding to it
-            size = max(CPU_CHUNK_BYTES, self._vocabulary * self._width * self.dtype.itemsize // 8) // bytes_of_token
-        size = max(1, size)
+        else:
+            size = max(CPU_CHUNK_BYTES // (self._vocabulary * self.dtype.itemsize), self._width // 8, 1)
         for start in range(0, tokens, size):
             yield slice(start, min(start + size, tokens))
 
@@ -200,24 +199,24 @@ class _Head:
 
     def logits(self, states: Tensor, *, fresh: bool = False) -> Tensor:
         """(C, V) after `states` (C, H), in a buffer that the next call uses again unless it is `fresh`."""
-        if fresh:
+        if fresh or len(states) > len(self._buffer):  # the first chunk is the largest
             logits = self._buffer.new_empty(len(states), self._vocabulary)
+            self._buffer = self._buffer if fresh else logits
         else:
-            if len(states) > len(self._buffer):  # the first chunk is the largest
-                self._buffer = self._buffer.new_empty(len(states), self._vocabulary)
             logits = self._buffer[: len(states)]
         operand = self._operand(states)
-        for tile in self._tiles():
-            self._product(logits[:, tile], operand, self._factor(tile).t(), accumulate=False)
+        for tile, factor in self._tiles():
+            self._product(logits[:, tile], operand, factor.t(), accumulate=False)
             if self._bias is not None:
                 logits[:, tile] += self._bias[tile]
         for rows in self._row_blocks(logits):
-            _by_rows(_transform, self.device)(logits[rows], *self._options)
+            self._by_rows(_transform)(logits[rows], *self._options)
         return logits
 
     def statistics(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(C,) each: log-probs of the targets, log Σ exp, entropies."""
-        found = [_by_rows(_statistics, self.device)(logits[rows], targets[rows]) for rows in self._row_blocks(logits)]
+        blocks = self._row_blocks(logits)
+        found = [self._by_rows(_statistics)(logits[rows], targets[rows]) for rows in blocks]
         logps, log_z, entropy = (torch.cat(parts) for parts in zip(*found, strict=True))
         return logps, log_z, entropy
 
@@ -234,10 +233,10 @@ class _Head:
         columns = (targets, log_z, entropy, grad_logps, grad_entropy)
         for rows in self._row_blocks(logits):
             here = (None if column is None else column[rows] for column in columns)
-            _by_rows(_differentiate, self.device)(logits[rows], *here, *self._options)
+            self._by_rows(_differentiate)(logits[rows], *here, *self._options)
 
     def gradients(
-        self, grad: Tensor, states: Tensor, *, hidden: bool, weight: Tensor | None = None, bias: Tensor | None = None
+        self, grad: Tensor, states: Tensor, hidden: bool, weight: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor | None:
         """Adds what the products' gradient (C, V) gives to weight and bias, and returns the states' (C, H) if asked."""
         if bias is not None:
@@ -249,10 +248,10 @@ class _Head:
             return (grad @ self._weight).to(self.dtype) if hidden else None
         by_states = torch.empty_like(states, dtype=self.dtype) if hidden else None
         operand = self._operand(states)
-        for tile in self._tiles():
+        for tile, factor in self._tiles():
             slopes = grad[:, tile].to(self._operand_dtype)
             if by_states is not None:
-                self._product(by_states, slopes, self._factor(tile), accumulate=tile.start > 0)
+                self._product(by_states, slopes, factor, accumulate=tile.start > 0)
             if weight is not None:
                 self._product(weight[tile], slopes.t(), operand, accumulate=True)
         return by_states
@@ -260,44 +259,36 @@ class _Head:
     def _operand(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._input_dtype).to(self._operand_dtype)
 
-    def _whole_weight(self) -> Tensor | None:
-        """The weight where it is multiplied as it is; or a copy, once for all chunks, where that is narrower.
-
-        Float32 weights under bfloat16 autocast are such: the copy takes half their bytes. CPUs convert tiles instead.
-        """
-        if self._weight.dtype == self._input_dtype == self._operand_dtype:
-            return self._weight
-        narrower = self._operand_dtype.itemsize < self._weight.dtype.itemsize
-        return self._operand(self._weight) if narrower else None
-
-    def _tiles(self) -> Iterator[slice]:
-        """All rows of the weight; as many at once as are to be converted."""
+    def _tiles(self) -> Iterator[tuple[slice, Tensor]]:
+        """The weight as it is multiplied, whole or, where it has to be widened, as many rows as a tile's bytes hold."""
         rows = self._vocabulary
         if self._whole is None:
             rows = max(1, WEIGHT_TILE_BYTES // (self._width * self._operand_dtype.itemsize))
         for start in range(0, self._vocabulary, rows):
-            yield slice(start, min(start + rows, self._vocabulary))
-
-    def _factor(self, tile: slice) -> Tensor:
-        return self._operand(self._weight[tile]) if self._whole is None else self._whole[tile]
+            tile = slice(start, min(start + rows, self._vocabulary))
+            yield tile, self._operand(self._weight[tile]) if self._whole is None else self._whole
 
     def _row_blocks(self, logits: Tensor) -> Iterator[slice]:
-        if self.device.type in FUSED_ON:
-            rows = max(1, len(logits))
-        else:
-            block = CACHE_BYTES if self.device.type == "cpu" else ROW_BLOCK_BYTES
-            rows = max(1, block // (self._vocabulary * logits.itemsize))
+        block = CACHE_BYTES if self.device.type == "cpu" else ROW_BLOCK_BYTES
+        fused = self.device.type in FUSED_ON
+        rows = max(1, len(logits) if fused else block // (self._vocabulary * logits.itemsize))
         for start in range(0, len(logits), rows):
             yield slice(start, min(start + rows, len(logits)))
 
+    def _by_rows(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function` as it is, or compiled into one pass over memory where that can be done."""
+        return _fused(function) if self.device.type in FUSED_ON else function
+
     def _product(self, out: Tensor, a: Tensor, b: Tensor, *, accumulate: bool) -> None:
         """out (+)= a @ b, with the accumulation and the result in out's dtype."""
-        beta = 1 if accumulate else 0
-        if a.dtype == out.dtype:
-            with fast_bfloat16(self._input_dtype == torch.bfloat16 and a.device.type == "cpu"):
-                torch.addmm(out, a, b, beta=beta, out=out)
-        else:
-            torch.addmm(out, a, b, beta=beta, out_dtype=out.dtype, out=out)
+        how = {} if a.dtype == out.dtype else {"out_dtype": out.dtype}
+        with fast_bfloat16(self._input_dtype == torch.bfloat16 and a.device.type == "cpu"):
+            torch.addmm(out, a, b, beta=int(accumulate), out=out, **how)
+
+
+@cache
+def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=True, fullgraph=True)
 
 
 def _transform(products: Tensor, temperature: float, softcap: float | None, scale: float) -> None:
@@ -350,16 +341,6 @@ def _differentiate(
         logits.mul_(scale / temperature)
 
 
-def _by_rows(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """`function` as it is, or compiled into one pass over memory where that can be done."""
-    return _fused(function) if device.type in FUSED_ON else function
-
-
-@cache
-def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=True, fullgraph=True)
-
-
 def _multiplied_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     """In which the factors are rounded: autocast's, where it is on, else that of both."""
     dtype, device = torch.promote_types(hidden.dtype, weight.dtype), weight.device.type
@@ -375,7 +356,7 @@ def _scored_positions(mask: Tensor, targets: Tensor, vocabulary: int) -> tuple[T
         InvalidInputError: A scored target lies outside the vocabulary.
     """
     row = mask.reshape(-1)
-    ids = torch.nn.functional.pad(torch.where(mask, targets, 0).reshape(-1), (0, 1))
+    ids = pad(torch.where(mask, targets, 0).reshape(-1), (0, 1))
     total, least, greatest = torch.stack([row.sum(), ids.min(), ids.max()]).tolist()
     if least < 0 or greatest >= vocabulary:
         raise InvalidInputError(
@@ -389,11 +370,9 @@ def _scored_positions(mask: Tensor, targets: Tensor, vocabulary: int) -> tuple[T
 
 
 def _default_budget(device: torch.device) -> int:
-    if device.type == "cpu":
-        return CPU_BUDGET
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory // ACCELERATOR_SHARE
-    return OTHER_BUDGET
+    return CPU_BUDGET if device.type == "cpu" else OTHER_BUDGET
 
 
 def _check_tensors(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, mask: Tensor) -> None:
@@ -403,23 +382,20 @@ def _check_tensors(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets:
             f"hidden has shape {tuple(hidden.shape)} and lm_head_weight {tuple(weight.shape)}, but they must be "
             "(B, T, H) or (N, H), and (V, H); pass the last hidden states and the head's own weight."
         )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise InvalidInputError(
-            f"bias has shape {tuple(bias.shape)}, but must have ({len(weight)},), one a token id; pass the head's own."
-        )
-    for name, tensor in {"targets": targets, "loss_mask": mask}.items():
-        if tensor.shape != hidden.shape[:-1]:
+    bias = weight[:, 0] if bias is None else bias
+    wanted = {"bias": (bias, weight.shape[:1]), "targets": (targets, hidden.shape[:-1])}
+    for name, (tensor, shape) in (wanted | {"loss_mask": (mask, hidden.shape[:-1])}).items():
+        if tensor.shape != shape:
             raise InvalidInputError(
-                f"{name} has shape {tuple(tensor.shape)}, but hidden has {tuple(hidden.shape)}; pass one id and one "
-                "mask entry a hidden state."
+                f"{name} has shape {tuple(tensor.shape)}, but must have {tuple(shape)}, to fit hidden states and head; "
+                "pass one entry a hidden state, and the head's own bias."
             )
     for name, tensor in {"hidden": hidden, "targets": targets, "loss_mask": mask}.items():
         if tensor.device != weight.device:
             raise InvalidInputError(
                 f"{name} is on {tensor.device}, but lm_head_weight is on {weight.device}; move them to one device."
             )
-    kinds = {"hidden": (hidden, True), "lm_head_weight": (weight, True), "targets": (targets, False)}
-    for name, (tensor, floating) in kinds.items():
-        if tensor.is_floating_point() != floating:
-            kind = "floating point" if floating else "integer ids"
+    for name, tensor in {"hidden": hidden, "lm_head_weight": weight, "targets": targets}.items():
+        if tensor.is_floating_point() != (name != "targets"):
+            kind = "integer ids" if name == "targets" else "floating point"
             raise InvalidInputError(f"{name} has dtype {tensor.dtype}, but must be {kind}; convert it.")

@@ -12,7 +12,7 @@ with its last trained token. Dropped sequences keep the factor 0, whoever made t
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from zlib import crc32
@@ -28,7 +28,9 @@ CONTROLS = {
     "uniform": "each response's mean weight at all its tokens",
     "shuffle": "each response's weights in an order of their own, the same at each of its updates",
 }
-CONTROL_HELP = "For experiments, other weights. " + "; ".join(f"{name}: {what}" for name, what in CONTROLS.items()) + "."
+CONTROL_HELP = (
+    "For experiments, other weights. " + "; ".join(f"{name}: {what}" for name, what in CONTROLS.items()) + "."
+)
 RULE_HELP = "A credit rule of your own in place of FIPO's weights, python:module:function; see docs/rules.md."
 TOKENS = ("logps", "old_logps", "advantages", "loss_mask", "entropy")  # what a rule is given of every token
 
@@ -63,7 +65,7 @@ class Weighting:
         """What made the weights, as traces and reports say it."""
         return ", ".join(name for name in (self.rule_name, self.control) if name is not None)
 
-    def of_rows(self, credit: TokenCredit, columns: dict[str, Tensor | None], data: Iterable[Tensor]) -> TokenCredit:
+    def of_rows(self, credit: TokenCredit, columns: Mapping[str, Tensor | None], data: Iterable[Tensor]) -> TokenCredit:
         """`credit` of a padded batch with this weighting's weights.
 
         Args:
@@ -71,15 +73,10 @@ class Weighting:
             columns: Those of TOKENS, (B, T).
             data: What is fixed about each response when the rollout ends: see `response_orders`.
         """
-        trained = columns["loss_mask"]
-        lengths = [int(row.nonzero().max()) + 1 if row.any() else 0 for row in trained]
         given = {name: column for name, column in columns.items() if column is not None}
-        responses = [{n: column[i, :length] for n, column in given.items()} for i, length in enumerate(lengths)]
-        own = [credit.weight[i, :length] for i, length in enumerate(lengths)]
-        weight = torch.ones_like(credit.weight)
-        for row, length, found in zip(weight, lengths, self.of_responses(own, responses, data), strict=True):
-            row[:length] = found
-        return self.put(credit, weight)
+        responses = [{name: column[row] for name, column in given.items()} for row in range(len(credit.weight))]
+        weights = self.of_responses(list(credit.weight), responses, data)
+        return self.put(credit, torch.stack(weights) if weights else credit.weight)
 
     @torch.no_grad()
     def of_responses(self, own: list[Tensor], responses: list[Response], data: Iterable[Tensor]) -> list[Tensor]:
@@ -93,8 +90,8 @@ class Weighting:
         weights = [torch.where(mask, weight, 1).to(of) for weight, mask, of in zip(weights, masks, own, strict=True)]
         if self.control is None:
             return weights
-        orders = response_orders(data)
-        return [controlled(*each, self.control, order) for *each, order in zip(weights, masks, orders, strict=True)]
+        rows = zip(weights, masks, response_orders(data), strict=True)
+        return [controlled(weight, mask, self.control, order) for weight, mask, order in rows]
 
     def put(self, credit: TokenCredit, weight: Tensor) -> TokenCredit:
         """`credit` with these weights, and the factor that they make; no bound of FIPO's holds a rule's weights."""
@@ -107,8 +104,15 @@ class Weighting:
     def _by_rule(self, responses: list[Response]) -> list[Tensor]:
         if not responses:
             return []
-        lengths = [len(response["logps"]) for response in responses]
-        known = {n: torch.cat([r[n] for r in responses]).detach() for n in TOKENS if all(n in r for r in responses)}
+        whole = [len(response["logps"]) for response in responses]
+        trained = [response["loss_mask"].nonzero()[:, 0].tolist() for response in responses]
+        lengths = [positions[-1] + 1 if positions else 0 for positions in trained]  # to the last trained token
+        known = {
+            name: torch.cat([response[name][:length] for response, length in zip(responses, lengths, strict=True)])
+            for name in TOKENS
+            if all(name in response for response in responses)
+        }
+        known = {name: column.detach() for name, column in known.items()}
         known["loss_mask"] = known["loss_mask"].bool()
         boundaries = torch.tensor([0, *lengths], device=known["logps"].device).cumsum(0)
         try:
@@ -123,7 +127,8 @@ class Weighting:
                 f"The rule {self.rule_name} returned {problem}, but must return a tensor with one finite weight of at "
                 "least 0 a token, shaped like logps; repair it."
             )
-        return list(found.to(known["logps"].device).split(lengths))
+        found = found.to(known["logps"].device).split(lengths)
+        return [torch.nn.functional.pad(part, (0, n - len(part))) for part, n in zip(found, whole, strict=True)]
 
     @staticmethod
     def _problem_of(found: Any, trained: Tensor) -> str | None:

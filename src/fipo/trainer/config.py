@@ -133,7 +133,12 @@ class FIPOConfig(GRPOConfig):
             ),
             *(
                 (getattr(self, name) < 0, f"{name} is {getattr(self, name)}, but must be at least 0; change it.")
-                for name in ("fipo_dynamic_sampling_rounds", "fipo_trace_every", "fipo_trace_samples", "fipo_head_memory")
+                for name in (
+                    "fipo_dynamic_sampling_rounds",
+                    "fipo_trace_every",
+                    "fipo_trace_samples",
+                    "fipo_head_memory",
+                )
                 if getattr(self, name) is not None
             ),
         ]

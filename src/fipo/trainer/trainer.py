@@ -148,7 +148,9 @@ class FIPOTrainer(GRPOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         metrics = self._metrics[self.mode]
-        metrics.update({name: [value] for name, value in self.credit_metrics[self.mode].reduce(self.accelerator).items()})
+        metrics.update(
+            {name: [value] for name, value in self.credit_metrics[self.mode].reduce(self.accelerator).items()}
+        )
         shift = metrics.get("fipo/noise_weight_shift", [0.0])[0]
         if self.mode == "train" and shift > NOISE_LIMIT and not self._warned_of_noise:
             self._warned_of_noise = True

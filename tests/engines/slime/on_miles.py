@@ -5,9 +5,7 @@ from megatron.core import mpu
 from miles.backends.training_utils import loss, parallel
 from miles.utils.ft_utils.process_group_utils import GroupInfo
 
-from fipo.engines.slime.miles import get_log_probs_and_entropy
-
-__all__ = ["ARGUMENTS", "get_log_probs_and_entropy", "initialize", "loss_function"]
+__all__ = ["ARGUMENTS", "initialize", "loss_function"]
 
 
 ARGUMENTS = {  # of miles alone

@@ -18,8 +18,8 @@ sys.path[:0] = [str(SOURCE), str(HERE / "megatron_stub"), str(HERE.parents[1])]
 
 if MILES:
     import on_miles
-
-    from fipo.engines.slime import miles as cp_utils
+    from miles.backends.training_utils import cp_utils
+    from miles.backends.training_utils.loss_hub.logit_processors import get_log_probs_and_entropy
 
     loss, initialize, ARGUMENTS = on_miles, on_miles.initialize, on_miles.ARGUMENTS
 else:
@@ -33,4 +33,8 @@ else:
     sys.modules[package.__name__] = backends.megatron_utils = package
     loss, cp_utils = (importlib.import_module(f"{package.__name__}.{name}") for name in ("loss", "cp_utils"))
 
-__all__ = ["ARGUMENTS", "MILES", "cp_utils", "initialize", "loss"]
+    def get_log_probs_and_entropy(*arguments, **named):
+        return loss.get_log_probs_and_entropy(*arguments, **named)[1]
+
+
+__all__ = ["ARGUMENTS", "MILES", "cp_utils", "get_log_probs_and_entropy", "initialize", "loss"]

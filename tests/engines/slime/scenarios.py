@@ -3,6 +3,7 @@
 The model is a table of logits a token, so that splitting a sequence over ranks needs no attention.
 """
 
+import os
 from argparse import Namespace
 
 import torch
@@ -25,10 +26,7 @@ OPTIONS = {
     "plain": {},
     "high_only": {"fipo_clip_high_only": True},
     "trained_distance": {"fipo_distance": "trained", "fipo_decay_rate": 4.0},
-    "kl_k1": {"use_kl_loss": True, "kl_loss_type": "k1"},
-    "kl_k2": {"use_kl_loss": True, "kl_loss_type": "k2"},
     "kl_k3": {"use_kl_loss": True, "kl_loss_type": "k3"},
-    "kl_low_var": {"use_kl_loss": True, "kl_loss_type": "low_var_kl"},
     "kl_unbiased": {"use_kl_loss": True, "kl_loss_type": "k3", "use_unbiased_kl": True},
     "entropy": {"entropy_coef": 0.03},
     "tis": {"use_tis": True},
@@ -44,10 +42,14 @@ OPTIONS = {
     "shuffle": {"fipo_control": "shuffle"},
     "uniform": {"fipo_control": "uniform"},
     "none": {"fipo_control": "none"},
+    "rule": {"fipo_rule": "python:slime_custom:falling"},
+    "shuffled_rule": {"fipo_rule": "python:slime_custom:falling", "fipo_control": "shuffle"},
     "no_bounds": {"fipo_clip_ratio_low": 0.0, "fipo_clip_ratio_high": 0.0},
 }
 if MILES:
     del OPTIONS["top_p"]  # which miles does not replay
+elif "SLIME_SRC" in os.environ:  # sequence-level and CISPO's losses, which the stand-in has not
+    OPTIONS |= {name: {"advantage_estimator": name} for name in ("gspo", "cispo")}
 
 LOCAL = ("log_probs", "rollout_log_probs", "ref_log_probs", "advantages")
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from fipo import __version__, checks
+from fipo import checks
 from fipo.cli import main
-from fipo.engines.slime import contract, doctor
+from fipo.engines import diagnose
+from fipo.engines.slime import contract
 
 SOURCE = Path(__file__).parents[3] / "src"
 ARGUMENTS = "slime/utils/arguments.py"
-NO_CLUSTER = "def init(**options):\n    raise ConnectionError('Could not find any running Ray instance.')\n"
 
 
 @pytest.fixture
@@ -27,17 +27,16 @@ def node(tmp_path, monkeypatch):
         "megatron/core/__init__.py": "__version__ = '0.16'",
         "megatron/training/__init__.py": "raise ImportError('needs a GPU')",
         "sglang/__init__.py": "__version__ = '0.5'",
-        "ray/__init__.py": f"__version__ = '2.60'\n{NO_CLUSTER}",
+        "ray/__init__.py": "__version__ = '2.60'",
     }
     for name, home in contract.HOMES.items():
         if home.startswith("slime."):
             path = f"{home.replace('.', '/')}.py"
             files[path] = files.get(path, "") + f"def {name}():\n    pass\n"
-    files[ARGUMENTS] += f'parser.add_argument("{doctor.FLAG}")\n'
+    files[ARGUMENTS] += f'parser.add_argument("{diagnose.FLAG}")\n'
     for path, text in files.items():
         write(tmp_path / path, text)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(SOURCE)]))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     return tmp_path
 
@@ -67,7 +66,6 @@ def test_a_complete_node(node, capsys):
         f"ok     SGLang: 0.5 in {node}/sglang",
         "ok     GPUs: 8 on this node",
         f"ok     Ray: 2.60 in {node}/ray",
-        "ok     Ray cluster: none runs here, so other nodes were not looked at",
     ]
     assert problems(capsys) == {}
 
@@ -143,49 +141,3 @@ def test_the_wheel_of_megatron_core_is_not_enough(node, capsys):
     (node / "megatron/training").rename(node / "training")
     (found,) = problems(capsys).values()
     assert found.endswith("megatron/core, without megatron.training, as in the wheel megatron-core")
-
-
-@pytest.mark.parametrize(
-    ("error", "address", "found"),
-    [
-        (
-            "ConnectionError('nobody answers\\nat all')",
-            "10.0.0.1:6379",
-            "RAY_ADDRESS is 10.0.0.1:6379, but: nobody answers",
-        ),
-        ("RuntimeError('Version mismatch: 2.60\\nand 2.9')", None, "RuntimeError: Version mismatch: 2.60"),
-    ],
-)
-def test_a_cluster_that_cannot_be_asked(node, capsys, monkeypatch, error, address, found):
-    if address:
-        monkeypatch.setenv("RAY_ADDRESS", address)
-    write(node / "ray/__init__.py", f"def init(**options):\n    raise {error}\n")
-    assert problems(capsys) == {"Ray cluster": found}
-
-
-@pytest.mark.verl  # for its Ray
-def test_every_node_of_a_cluster_is_asked(tmp_path, capsys, monkeypatch):
-    """A head as it should be, an older version, a broken one, and a node without the package; none has a free CPU."""
-    from ray.cluster_utils import Cluster
-
-    write(tmp_path / "older/fipo/__init__.py", "__version__ = '0.0.1'")
-    write(tmp_path / "broken/fipo/__init__.py", "raise ImportError('libtorch.so: not there\\nand a long story')")
-    # fipo is installed beside Ray here, so its absence is played: Python would say the same words.
-    write(tmp_path / "nothing/fipo/__init__.py", "raise ModuleNotFoundError(\"No module named 'fipo'\")")
-    folders = [str(tmp_path / name) for name in ("older", "broken", "nothing")]
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "env_vars": {"PYTHONPATH": str(SOURCE)}})
-    try:
-        for folder in folders:
-            cluster.add_node(num_cpus=0, num_gpus=2, env_vars={"PYTHONPATH": folder})
-        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-        monkeypatch.setenv("PYTHONPATH", str(SOURCE))
-        assert main(["doctor", "slime", "--json"]) == 1
-    finally:
-        cluster.shutdown()
-    checks = [check for check in json.loads(capsys.readouterr().out) if check["name"].startswith("Ray node ")]
-    assert {check["found"]: check["ok"] for check in checks} == {
-        f"fipo {__version__}, 0 GPUs": True,
-        "fipo 0.0.1, 2 GPUs": False,
-        "ImportError: libtorch.so: not there, 2 GPUs": False,
-        "ModuleNotFoundError: No module named 'fipo', 2 GPUs": False,
-    }

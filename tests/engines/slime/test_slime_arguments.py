@@ -8,12 +8,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fipo import FIPOParams, InvalidInputError, InvalidParameterError, fipo_loss
+from fipo import FIPOParams, InvalidInputError, InvalidParameterError, token_credit
 from fipo.engines.slime import arguments, before_train_step, fipo_loss_function
 from fipo.engines.slime.arguments import SETTINGS, add_arguments, check_arguments, params_of
-from fipo.engines.slime.layout import chunks_of, response_edges
-from fipo.engines.slime.loss import old_log_probs
-from fipo.engines.slime.noise import HOOK_PATH, NoiseWatch, install_hook, may_be_first_update
+from fipo.engines.slime.hooks import HOOK_PATH, Warnings, install_hook, may_be_first_update
+from fipo.engines.slime.layout import response_edges, sharded_sequences
 
 
 def parse(flags):
@@ -46,16 +45,14 @@ def test_every_knob_has_a_flag_that_overrides_a_preset():
     assert set(vars(parse(""))) == {f"fipo_{name}" for name in ("chunk_size", *SETTINGS)}
 
 
-def test_the_scans_block_is_accepted_with_one_word(caplog, monkeypatch):
-    """Pull request 1801's command lines set it."""
+def test_other_losses_of_slime_are_told(caplog, monkeypatch):
+    """They get the weighed advantages, but are not the paper's."""
     monkeypatch.setattr(arguments, "_told", set())
-    assert params_of(parse("--fipo-chunk-size 64")) == FIPOParams()
-    sizes = {"rollout_batch_size": 32, "n_samples_per_prompt": 16, "global_batch_size": 64}
-    args = Namespace(fipo_decay_rate=32.0, fipo_chunk_size=128, use_tis=False, use_rollout_logprobs=False, **sizes)
+    args = Namespace(fipo_decay_rate=32.0, use_tis=False, use_rollout_logprobs=False, advantage_estimator="gspo")
     for _ in range(2):
         assert check_arguments(args) == FIPOParams()
     (record,) = caplog.records
-    assert record.message == "--fipo-chunk-size has no effect, because fipo chooses it itself; remove it."
+    assert "slime's own gspo loss gets the weighed advantages" in record.message
 
 
 def test_raw_flags_on_stock_train_py_fail_at_the_first_loss():
@@ -91,7 +88,8 @@ def test_yaml_mistakes(given, sentence):
     ("changes", "sentence"),
     [
         ({"use_tis": True, "use_rollout_logprobs": True}, "--use-tis and --use-rollout-logprobs"),
-        ({"advantage_estimator": "cispo"}, "cispo"),
+        ({"fipo_control": "mean"}, "fipo_control is 'mean', but must be one of none, uniform, shuffle"),
+        ({"fipo_rule": "python:nowhere:rule"}, "fipo_rule is 'python:nowhere:rule', which cannot be imported"),
         ({"eps_clip_c": 3.0}, "--eps-clip-c is 3.0"),
         ({"global_batch_size": 512}, "needs at least 2"),
     ],
@@ -116,10 +114,10 @@ def test_the_loss_refuses_what_the_launcher_refuses(changes, sentence):
 @pytest.mark.parametrize("use_rollout_logprobs", [False, True])
 def test_without_the_old_policy_there_is_no_fipo(use_rollout_logprobs):
     """slime's own loss would take the current policy, and every weight would be 1."""
-    batch = {"log_probs": None, "rollout_log_probs": None}
+    args = Namespace(fipo_decay_rate=32.0, use_tis=False, use_rollout_logprobs=use_rollout_logprobs)
     name = "rollout_log_probs" if use_rollout_logprobs else "log_probs"
     with pytest.raises(InvalidInputError, match=rf'batch\["{name}"\] is None'):
-        old_log_probs(Namespace(use_rollout_logprobs=use_rollout_logprobs), batch)
+        fipo_loss_function(args, {"log_probs": None, "rollout_log_probs": None}, torch.zeros(1), torch.sum)
 
 
 def test_response_edges_are_where_the_logits_lie():
@@ -137,7 +135,7 @@ def test_response_edges_are_where_the_logits_lie():
 def test_another_layout_than_zigzag_is_refused():
     batch = {"total_lengths": [24], "response_lengths": [20], "loss_masks": [torch.ones(20)]}
     with pytest.raises(InvalidInputError, match="has 20 of a response's 20 tokens, but by slime's zigzag layout"):
-        chunks_of(batch, "position", [torch.zeros(20)], cp_rank=0, cp_size=2)
+        sharded_sequences(batch, "position", [torch.zeros(20)], cp_rank=0, cp_size=2)
 
 
 def test_the_hook_named_in_yaml_does_not_call_itself():
@@ -157,7 +155,7 @@ def test_an_older_actor_is_no_noise_and_one_update_enough():
 def test_the_hook_tells_the_update_and_calls_the_users_own(monkeypatch):
     calls = []
     load_function = {"mine.hook": lambda *given: calls.append(given[1:])}.__getitem__  # slime's, by path
-    monkeypatch.setattr("fipo.engines.slime.noise.slime_function", {"load_function": load_function}.__getitem__)
+    monkeypatch.setattr("fipo.engines.slime.hooks.slime_function", {"load_function": load_function}.__getitem__)
     args = Namespace(custom_megatron_before_train_step_hook_path="mine.hook", fipo_decay_rate=32.0)
     assert may_be_first_update(args)
     install_hook(args)
@@ -172,19 +170,14 @@ def test_the_hook_tells_the_update_and_calls_the_users_own(monkeypatch):
 def test_noise_is_warned_about_once(caplog, use_rollout_logprobs):
     """Log-ratios of 0.02 at four tokens move their weights by 2.0, 4.1, 6.2 and 8.3 %."""
     mask = torch.tensor([[True, True, True, True, False]])
-    new, old = torch.full((1, 5), 0.02), torch.zeros(1, 5)
-    args, watch = Namespace(use_rollout_logprobs=use_rollout_logprobs), NoiseWatch()
-    watch.see(fipo_loss(new, old, torch.ones(1), mask & False, FIPOParams()), args)  # nothing trained: nothing seen
-    for _ in range(2):
-        watch.see(fipo_loss(new, old, torch.ones(1), mask, FIPOParams(decay_rate=math.inf)), args)
+    args, params = Namespace(use_rollout_logprobs=use_rollout_logprobs), FIPOParams(decay_rate=math.inf)
+    credit = token_credit(torch.full((1, 5), 0.02), torch.zeros(1, 5), torch.ones(1), mask, params)
+    little = token_credit(torch.full((1, 5), 1e-4), torch.zeros(1, 5), torch.ones(1), mask, params)
+    Warnings().see(little, mask, args)
+    assert caplog.records == []
+    warnings = Warnings()
+    for trained in (mask & False, mask, mask):  # of nothing trained nothing is seen
+        warnings.see(credit, trained, args)
     (record,) = caplog.records
     assert record.levelname == "WARNING" and "5.2%" in record.message
     assert ("--use-rollout-logprobs" in record.message) is use_rollout_logprobs
-
-
-def test_little_noise_is_no_warning(caplog):
-    new, mask = torch.full((1, 4), 1e-4), torch.ones(1, 4)
-    NoiseWatch().see(
-        fipo_loss(new, torch.zeros(1, 4), torch.ones(1), mask, FIPOParams()), Namespace(use_rollout_logprobs=True)
-    )
-    assert caplog.records == []

@@ -138,8 +138,7 @@ def test_stock_train_py_with_a_config_file(tmp_path):
         ),
         (f"{PULL_REQUEST_1801} --use-tis --use-rollout-logprobs", ["--use-tis and --use-rollout-logprobs", "drop one"]),
         (f"{PULL_REQUEST_1801} --eps-clip-c 3.0", ["--eps-clip-c is 3.0 and --fipo-dual-clip-c is 10.0"]),
-        (f"{PULL_REQUEST_1801} --advantage-estimator gspo", ["gspo", "use grpo"]),
-        (f"{PULL_REQUEST_1801} --custom-loss-function-path mine.loss", ["mine.loss", LOSS]),
+        (f"{PULL_REQUEST_1801} --custom-loss-function-path mine.loss", ["mine.loss", "no other loss"]),
         (f"{SIZES} --fipo-decay-rate 32", ["--loss-type is policy_loss", "pass --loss-type fipo_loss"]),
         (f"{PULL_REQUEST_1801} --fipo_decay_rate 64", ["--fipo_decay_rate", "did you mean --fipo-decay-rate?"]),
         (f"{PULL_REQUEST_1801} --fipo-clip-high-only False", ["--fipo-clip-high-only is followed by False"]),
@@ -190,8 +189,8 @@ def test_slime_lacks_a_requirement(tmp_path):
     ("file", "name"),
     [
         ("backends/megatron_utils/loss.py", "get_log_probs_and_entropy"),
-        ("backends/megatron_utils/loss.py", "_maybe_capture_log_probs"),
-        ("backends/megatron_utils/cp_utils.py", "get_sum_of_sample_mean"),
+        ("backends/megatron_utils/loss.py", "policy_loss_function"),
+        ("backends/megatron_utils/cp_utils.py", "all_gather_with_cp"),
         ("utils/arguments.py", "parse_args"),
     ],
 )

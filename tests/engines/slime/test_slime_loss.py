@@ -14,19 +14,20 @@ import torch
 from support import one_truth
 from torch.nn.utils.rnn import pad_sequence
 
-from fipo import FIPOParams, fipo_loss
+from fipo import FIPOParams, token_credit
 from fipo.core.logged import TOKEN_MEANS
 from fipo.traces import read_traces
 from fipo.traces.importers import import_dump
 
 HERE = Path(__file__).parent
 OPTIONS = [
-    *("plain", "high_only", "trained_distance", "kl_k1", "kl_k2", "kl_k3", "kl_low_var", "kl_unbiased", "entropy"),
-    *("tis", "tis_custom", "mismatch", "opsm", "reducer", "temperature", "per_token", "recompute"),
-    *("shuffle", "uniform", "rollout_logprobs", *(() if "MILES_SRC" in os.environ else ("top_p",))),
+    *("plain", "high_only", "trained_distance", "kl_k3", "kl_unbiased", "entropy", "tis", "tis_custom", "mismatch"),
+    *("opsm", "reducer", "temperature", "per_token", "recompute", "rollout_logprobs", "shuffle", "rule"),
+    *("shuffled_rule", *(() if "MILES_SRC" in os.environ else ("top_p",))),
+    *(("gspo", "cispo") if "SLIME_SRC" in os.environ else ()),
 ]
+FIPOS = [option for option in OPTIONS if "rule" not in option]  # with FIPO's own weights
 SPLITS = ["one_by_one", "dp2", "cp2", "cp2_one_by_one", "cp2_allgather", "cp2_allgather_one_by_one", "cp2_dp2", "cp4"]
-OF_MILES = {"ess_ratio", "train_rollout_kl", "train_rollout_logprob_abs_diff"}  # the last is of π_old there
 DROPPED = 2  # the sample with two dual-clipped tokens
 
 
@@ -50,25 +51,24 @@ def assert_same_update(found, expected, shared_only=False):
     assert {name: found["metrics"][name] for name in names} == pytest.approx(expected["metrics"], rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("option", FIPOS)
 @pytest.mark.parametrize("split", ["whole", "cp2"])
 def test_neutral_weights_are_slimes_policy_loss(runs, split, option):
     found, policy = runs[0][split, option, "neutral"], runs[0][split, option, "policy"]
     assert policy["gradient"].abs().max() > 1e-3
-    if "MILES_SRC" in os.environ:
-        policy["metrics"] = {name: policy["metrics"][name] for name in policy["metrics"] if name not in OF_MILES}
     assert_same_update(found, policy, shared_only=True)
-    if "MILES_SRC" not in os.environ:  # which has an order of its own
-        assert list(found["metrics"])[: len(policy["metrics"])] == list(policy["metrics"])
+    assert list(found["metrics"])[: len(policy["metrics"])] == list(policy["metrics"])
 
 
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_split_is_the_whole(runs, split, option):
+    if (split, option, "fipo") not in runs[0]:
+        pytest.skip("slime's own GSPO aborts there")
     assert_same_update(runs[0][split, option, "fipo"], runs[0]["whole", option, "fipo"])
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("option", FIPOS)
 def test_credit_matters_here(runs, option):
     """Else equal gradients would say nothing about the weights."""
     fipo, neutral = runs[0]["whole", option, "fipo"], runs[0]["whole", option, "neutral"]
@@ -88,9 +88,9 @@ def test_controls_keep_what_they_say(runs, split):
         assert found["metrics"]["fipo/weight_mean"] == pytest.approx(plain["metrics"]["fipo/weight_mean"], rel=1e-5)
     torch.testing.assert_close(none["gradient"], neutral["gradient"])
     assert none["metrics"]["fipo/weight_mean"] == pytest.approx(1)
-    for found in (shuffle, uniform, none):  # what FIPO's own weights would have been stays to be seen
-        raw = "fipo/raw_weight_mean"
-        assert found["metrics"][raw] == pytest.approx(plain["metrics"][raw], rel=1e-5)
+    for found in (shuffle, uniform, none):  # what FIPO knew stays to be seen
+        name = "fipo/future_kl_mean"
+        assert found["metrics"][name] == pytest.approx(plain["metrics"][name], rel=1e-5)
 
 
 @pytest.mark.parametrize("split", ["whole", "cp2", "cp2_allgather", "cp4"])
@@ -100,7 +100,7 @@ def test_weights_are_those_of_the_padded_batch(runs, split):
     samples = runs[0]["samples"]
     columns = [runs[0]["whole", "log_probs"], *([s[name] for s in samples] for name in ("log_probs", "advantages"))]
     mask = pad_sequence([sample["loss_masks"].bool() for sample in samples], batch_first=True)
-    out = fipo_loss(*(pad_sequence(c, batch_first=True) for c in columns), mask, FIPOParams(**runs[0]["knobs"]))
+    out = token_credit(*(pad_sequence(c, batch_first=True) for c in columns), mask, FIPOParams(**runs[0]["knobs"]))
     assert out.dropped.nonzero().flatten().tolist() == [DROPPED]
     for row, weight in enumerate(runs[0][split, "weights"]):
         torch.testing.assert_close(weight, out.weight[row, : len(weight)], rtol=1e-6, atol=1e-6)
@@ -120,23 +120,43 @@ def test_the_batch_that_all_engines_share(runs, split, regularized):
     one_truth.assert_same_gradients([found["gradient"]], torch.stack(logps), [model], entropy)
 
 
-@pytest.mark.parametrize("option", ["plain", "per_token", "recompute", "high_only"])
 @pytest.mark.parametrize("split", ["whole", *SPLITS])
-def test_least_and_greatest_weight_are_exact(runs, split, option):
-    """Through slime's logger, which can only sum; pull request 1801's depend on the split."""
-    samples, metrics = runs[0]["samples"], runs[0][split, option, "fipo"]["metrics"]
+def test_least_and_greatest_weight_are_exact(runs, split):
+    """Those of each response, meant over rollouts as slime means; pull request 1801's depend on the split."""
+    weights, metrics = runs[0]["whole", "weights"], runs[0][split, "plain", "fipo"]["metrics"]
+    for name, of in (("fipo/weight_min", torch.min), ("fipo/weight_max", torch.max)):
+        rows = zip(weights, runs[0]["samples"], strict=True)
+        shares = [of(w[s["loss_masks"].bool()]) * s["loss_masks"].sum() / s["rollout_mask_sums"] for w, s in rows]
+        assert metrics[name] == pytest.approx(sum(shares).item() / 6, rel=1e-5)
+
+
+@pytest.mark.parametrize("split", ["whole", *SPLITS])
+def test_a_rule_weighs_whole_responses(runs, split):
+    """1 / n at a response's n-th token, on whatever rank that lies."""
+    shares = [
+        (s["loss_masks"] / torch.arange(1, 1 + s["response_lengths"])).sum() / s["rollout_mask_sums"]
+        for s in runs[0]["samples"]
+    ]
+    for option in ("rule", "shuffled_rule"):
+        metrics = runs[0][split, option, "fipo"]["metrics"]
+        assert metrics["fipo/weight_mean"] == pytest.approx(sum(shares).item() / 6, rel=1e-5)
+    assert (runs[0][split, "rule", "fipo"]["gradient"] - runs[0][split, option, "fipo"]["gradient"]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("split", ["whole", "cp2"])
+def test_what_slimes_corrections_take_out_gives_no_credit(runs, split):
+    """A custom TIS function rejects every third token: neither future_kl nor the drop sees them."""
+    samples = runs[0]["samples"]
     columns = [runs[0]["whole", "log_probs"], *([s[name] for s in samples] for name in ("log_probs", "advantages"))]
     mask = pad_sequence([sample["loss_masks"].bool() for sample in samples], batch_first=True)
-    params = FIPOParams(**runs[0]["knobs"], clip_high_only=option == "high_only")
-    out = fipo_loss(*(pad_sequence(c, batch_first=True) for c in columns), mask, params)
-    expected = (out.weight[mask].min().item(), out.weight[mask].max().item())
-    assert (metrics["fipo/weight_min"], metrics["fipo/weight_max"]) == pytest.approx(expected, rel=1e-5)
-
-
-def test_every_split_can_be_run(runs):
-    """Chunks and whole ranks without a response token, prompts longer than a chunk: every split was run."""
-    for split in SPLITS:
-        assert torch.isfinite(runs[0][split, "plain", "fipo"]["gradient"]).all()
+    rejected = (torch.arange(mask.shape[1]) % 3 == 0).expand(mask.shape)
+    columns = [pad_sequence(column, batch_first=True) for column in columns]
+    credit = token_credit(*columns, mask, FIPOParams(**runs[0]["knobs"]), rejected=rejected)
+    totals = [sample["rollout_mask_sums"] for sample in samples]
+    for name in ("fipo/participation", "fipo/weight_mean", "fipo/dual_clipped"):
+        values = torch.where(mask, TOKEN_MEANS[name](credit), 0).sum(-1)
+        expected = sum(value / total for value, total in zip(values, totals, strict=True)) / 6
+        assert runs[0][split, "tis_custom", "fipo"]["metrics"][name] == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("split", ["whole", "cp2", "cp4"])
@@ -171,9 +191,11 @@ def test_statistics_do_not_depend_on_the_split(runs):
 
 
 @pytest.mark.parametrize(("split", "cp_size"), [("cp2", 2), ("cp2_one_by_one", 2), ("cp4", 4)])
-def test_one_collective_whose_size_does_not_depend_on_length(runs, split, cp_size):
+def test_collectives_whose_size_does_not_depend_on_length(runs, split, cp_size):
     short, long = (runs[0][split, "collectives"][chosen] for chosen in ((0, 3), (2, 6)))
-    assert short == long == [(2, 2 * cp_size + 1)]
+    ours = [(2, 2 * cp_size + 1), (2, 2)]  # heads and counts; least and greatest weights
+    assert short == long and short[:2] == ours
+    assert len(short) == 2 or "MILES_SRC" in os.environ  # which has collectives of its own
 
 
 def test_metrics_have_the_names_of_slime_and_of_every_engine(runs):
@@ -181,7 +203,8 @@ def test_metrics_have_the_names_of_slime_and_of_every_engine(runs):
     slimes = ["loss", "pg_loss", "entropy_loss", "pg_clipfrac", "ppo_kl", "train_rollout_logprob_abs_diff"]
     noise = ["fipo/noise_floor", "fipo/noise_weight_shift"]
     extremes = ["fipo/weight_min", "fipo/weight_max"]
-    assert names == [*slimes, *TOKEN_MEANS, "fipo/dropped_sequences", *noise, *extremes]
+    assert set(slimes) <= set(names)
+    assert names[-len(TOKEN_MEANS) - 5 :] == [*TOKEN_MEANS, "fipo/dropped_sequences", *noise, *extremes]
 
 
 @pytest.mark.skipif("MILES_SRC" in os.environ, reason="miles captures no log-probs")
@@ -194,7 +217,7 @@ def test_the_importer_finds_the_weights_in_slimes_dump(runs):
     for trace in found.traces:
         sample, new = samples[trace.sample], runs[0]["whole", "log_probs"][trace.sample]
         columns = (new, sample["rollout_log_probs"], sample["advantages"], sample["loss_masks"].bool())
-        out = fipo_loss(*(column[None] for column in columns), params)
+        out = token_credit(*(column[None] for column in columns), params)
         torch.testing.assert_close(torch.tensor(trace.weight), out.weight[0], rtol=1e-6, atol=1e-6)
         assert trace.dropped == bool(out.dropped)
 

@@ -65,7 +65,7 @@ def logps(model, data):
 
 
 def naive_update(path):
-    """What one update of the whole batch should give: gradients, the weights at trained tokens, and who is dropped."""
+    """What one update of the whole batch should give: gradients, every row's weights where trained, who is dropped."""
     data, model = batch(path), AutoModelForCausalLM.from_pretrained(path)
     new = logps(model, data)
     mask = data["response_mask"]
@@ -75,7 +75,8 @@ def naive_update(path):
         values = [column[row].tolist() for column in columns]
         _, slope, weight, drop = naive.fipo(*values, PARAMS, epsilon_low=0.2, epsilon_high=0.28)
         slopes[row] = 0 if drop else torch.tensor(slope)
-        weights += [w for w, m in zip(weight, mask[row].tolist(), strict=True) if m]
+        kept = [w for w, m in zip(weight, mask[row].tolist(), strict=True) if m]
+        weights.append(torch.tensor(kept, dtype=torch.double))
         dropped.append(drop)
     new.backward(slopes * data["rollout_is_weights"] / mask.sum())
-    return {name: p.grad for name, p in model.named_parameters()}, torch.tensor(weights, dtype=torch.double), dropped
+    return {name: p.grad for name, p in model.named_parameters()}, weights, dropped

@@ -19,7 +19,7 @@ from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import left_right_2_no_padding
 
 from fipo.engines.verl import loss
-from fipo.engines.verl.tracing import Traces
+from fipo.engines.verl.traced_rows import Traces
 
 CASES = {  # name: how the engine splits a rank's share of the batch
     "whole": {},

@@ -51,7 +51,7 @@ def runs(model, folder):
 
 def test_every_split_gives_the_gradient_of_the_naive_twin(runs, model):
     gradients, weights, dropped = engine_batch.naive_update(model)
-    assert weights.std() > 0.1
+    assert torch.cat(weights).std() > 0.1
     assert dropped == [row == engine_batch.DROPPED for row in range(engine_batch.ROWS)]
     for cases in runs.values():
         for result in cases.values():
@@ -61,7 +61,7 @@ def test_every_split_gives_the_gradient_of_the_naive_twin(runs, model):
 
 def test_every_split_reports_the_same(runs):
     def reported(metrics):
-        names = [name for name in metrics if name.startswith(("actor/", "fipo/"))]
+        names = [name for name in metrics if name.startswith("fipo/")]  # verl's own are means of micro-batches
         return {name: metrics[name] for name in (*names, "loss", "grad_norm")}
 
     expected = reported(runs[1]["whole"]["metrics"])
@@ -72,11 +72,12 @@ def test_every_split_reports_the_same(runs):
 
 
 def test_metrics_are_means_over_the_trained_tokens(runs, model):
-    _, weights, _ = engine_batch.naive_update(model)
-    metrics = runs[2]["dynamic"]["metrics"]
+    _, rows, _ = engine_batch.naive_update(model)
+    metrics, weights = runs[2]["dynamic"]["metrics"], torch.cat(rows)
     assert metrics["fipo/weight_mean"] == pytest.approx(weights.mean().item(), rel=1e-6)
-    assert metrics["fipo/weight_min"] == pytest.approx(weights.min().item(), rel=1e-5)
-    assert metrics["fipo/weight_max"] == pytest.approx(weights.max().item(), rel=1e-5)
+    for name, of in (("fipo/weight_min", min), ("fipo/weight_max", max)):  # of a row; 1 of a row of padding
+        expected = sum(of(row.tolist(), default=1.0) for row in rows) / len(rows)
+        assert metrics[name] == pytest.approx(expected, rel=1e-5)
     assert metrics["fipo/weight_at_high"] == pytest.approx((weights == 1.2).double().mean().item(), rel=1e-6)
 
 
@@ -106,7 +107,7 @@ def test_every_split_traces_what_was_trained_on(runs, folder, model, ranks):
                 np.testing.assert_allclose(getattr(trace, name), expected[row, part], atol=1e-5)
             assert trace.dropped == (row == engine_batch.DROPPED)
             weights[trace.update] += trace.weight[trace.trained].tolist()
-        expected = sorted(engine_batch.naive_update(model)[1].tolist())
+        expected = sorted(torch.cat(engine_batch.naive_update(model)[1]).tolist())
         for epoch in weights.values():
             np.testing.assert_allclose(sorted(epoch), expected, rtol=1e-5)
 

@@ -16,7 +16,7 @@ def test_verl(monkeypatch):
     config = counted(actor(FIPOPolicyLossConfig(decay_rate=one_truth.PARAMS.decay_rate)), data["mask"])
     logps = torch.full_like(data["log_ratio"], -2.0).requires_grad_()
     seen = []
-    monkeypatch.setattr(loss, "fipo_loss", lambda *a, of=loss.fipo_loss, **k: seen.append(of(*a, **k)) or seen[0])
+    monkeypatch.setattr(loss, "token_credit", lambda *a, of=loss.token_credit, **k: seen.append(of(*a, **k)) or seen[0])
     total, _ = get_policy_loss_fn("fipo")(
         old_log_prob=logps.detach() - data["log_ratio"],
         log_prob=logps,

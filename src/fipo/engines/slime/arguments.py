@@ -5,18 +5,19 @@ import logging
 from contextlib import suppress
 from typing import Any
 
-from fipo.core.control import CONTROLS, HELP, check_control
-from fipo.engines.tracing import TRACE_SETTINGS, TraceOptions
+from fipo.core.rules import CONTROL_HELP, CONTROLS, RULE_HELP, Weighting
 from fipo.errors import InvalidParameterError
-from fipo.params import FORMER_KNOBS, KNOBS, NO_EFFECT, PRESETS, FIPOParams
+from fipo.params import KNOBS, PRESETS, FIPOParams
+from fipo.traces.writer import TRACE_SETTINGS, TraceOptions
 
 logger = logging.getLogger(__name__)
 
 LOSS_PATH = "fipo.engines.slime.fipo_loss_function"
 OF_THE_HOOKS = ("update_index", "next_hook_path", "next_postprocess_path")  # what they keep in the namespace, as fipo_…
 OTHER_LOSSES = ("gspo", "cispo")  # advantage estimators that in slime stand for a policy loss of their own
-SETTINGS = ("preset", *KNOBS, "control", *TRACE_SETTINGS)
-_told: set[str] = set()  # settings without effect that were warned about in this process
+SETTINGS = ("preset", *KNOBS, "rule", "control", *TRACE_SETTINGS)
+NO_EFFECT = ("chunk_size",)  # of pull request 1801, whose command lines still name it
+_told: set[str] = set()  # estimators that were warned about in this process
 
 
 def flag_of(name: str) -> str:
@@ -26,20 +27,22 @@ def flag_of(name: str) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Adds a flag for each of SETTINGS; one that is not given is None in the namespace."""
-    group = parser.add_argument_group("FIPO", "fipo.FIPOParams documents them.")
-    group.add_argument(
-        "--fipo-preset", choices=sorted(PRESETS), default=None, help="The paper's settings; the other flags override."
-    )
+    flags: dict[str, dict[str, Any]] = {
+        "preset": {"choices": sorted(PRESETS), "help": "The paper's settings; the other flags override."},
+        "rule": {"help": RULE_HELP},
+        "control": {"choices": CONTROLS, "help": CONTROL_HELP},
+        **{name: {"help": "Has no effect; accepted for pull request 1801's command lines."} for name in NO_EFFECT},
+    }
     for name, knob in KNOBS.items():
-        how: dict[str, Any] = {"type": type(knob.default), "choices": knob.choices or None}
+        how = {"type": type(knob.default), "choices": knob.choices or None}
         if isinstance(knob.default, bool):
             how = {"action": argparse.BooleanOptionalAction}
-        group.add_argument(flag_of(name), default=None, help=f"{knob.help} Default {knob.default}.", **how)
-    group.add_argument("--fipo-control", choices=CONTROLS, default=None, help=f"{HELP}.")
+        flags[name] = {"help": f"{knob.help} Default {knob.default}.", **how}
     for name, meaning in TRACE_SETTINGS.items():
-        group.add_argument(flag_of(name), type=str if name == "trace_dir" else int, default=None, help=meaning)
-    for name in FORMER_KNOBS:
-        group.add_argument(flag_of(name), default=None, help="Has no effect; accepted for older command lines.")
+        flags[name] = {"type": str if name == "trace_dir" else int, "help": meaning}
+    group = parser.add_argument_group("FIPO", "fipo.FIPOParams documents them.")
+    for name, about in flags.items():
+        group.add_argument(flag_of(name), default=None, **about)
     return parser
 
 
@@ -56,7 +59,7 @@ def params_of(args: argparse.Namespace) -> FIPOParams:
             "without a word; start with `python -m fipo.engines.slime train.py …`, or put fipo_decay_rate and the "
             "others into the YAML file of --custom-config-path."
         )
-    unknown = sorted(given.keys() - {*SETTINGS, *FORMER_KNOBS, *OF_THE_HOOKS})
+    unknown = sorted(given.keys() - {*SETTINGS, *NO_EFFECT, *OF_THE_HOOKS})
     if unknown:
         raise InvalidParameterError(
             f"fipo_{unknown[0]} is set, but must be one of {', '.join(f'fipo_{name}' for name in SETTINGS)}; "
@@ -71,9 +74,9 @@ def trace_options(args: argparse.Namespace) -> TraceOptions | None:
     return TraceOptions.of({name: getattr(args, f"fipo_{name}", None) for name in TRACE_SETTINGS})
 
 
-def control_of(args: argparse.Namespace) -> str | None:
-    """The control that replaces FIPO's weights, of `fipo.core.control.CONTROLS`; None where none is asked for."""
-    return getattr(args, "fipo_control", None)
+def weighting_of(args: argparse.Namespace) -> Weighting | None:
+    """The rule or control that replaces FIPO's weights; None where none is asked for."""
+    return Weighting.of(getattr(args, "fipo_rule", None), getattr(args, "fipo_control", None))
 
 
 def updates_of(args: argparse.Namespace) -> int:
@@ -88,7 +91,7 @@ def check_arguments(args: argparse.Namespace) -> FIPOParams:
         InvalidParameterError: They are not right (`params_of`), or slime's flags do not go with them.
     """
     params = params_of(args)
-    check_control("fipo_control", control_of(args))
+    weighting_of(args)
     trace_options(args)
     if args.use_tis and args.use_rollout_logprobs:
         raise InvalidParameterError(
@@ -96,42 +99,31 @@ def check_arguments(args: argparse.Namespace) -> FIPOParams:
             "with --use-rollout-logprobs it is the rollout engine's own; drop one of them."
         )
     estimator = getattr(args, "advantage_estimator", None)
-    if estimator in OTHER_LOSSES:
-        raise InvalidParameterError(
-            f"--advantage-estimator is {estimator}, which in slime stands for a policy loss of its own, "
-            "but FIPO is the policy loss; use grpo, whose advantages are the same."
+    if estimator in OTHER_LOSSES and estimator not in _told:
+        _told.add(estimator)
+        logger.warning(
+            f"--advantage-estimator is {estimator}, so slime's own {estimator} loss gets the weighed advantages; the "
+            "paper's FIPO is PPO's clipped loss, with grpo."
         )
-    eps_clip_c = getattr(args, "eps_clip_c", None)
+    eps_clip_c, qkv_format = getattr(args, "eps_clip_c", None), getattr(args, "qkv_format", "thd")
     if eps_clip_c is not None and eps_clip_c != params.dual_clip_c:
         raise InvalidParameterError(
             f"--eps-clip-c is {eps_clip_c} and --fipo-dual-clip-c is {params.dual_clip_c}, but both are the bound of "
             "the dual clip; drop --eps-clip-c."
         )
-    qkv_format = getattr(args, "qkv_format", "thd")
     if qkv_format != "thd":
         raise InvalidParameterError(
             f"--qkv-format is {qkv_format}, but FIPO's loss knows packed sequences alone; set it to thd."
         )
-    _check_updates(args)
-    if getattr(args, "global_batch_size", None) is not None:  # slime's whole namespace
-        _warn_of_former_knobs(args)
+    _refuse_a_no_op(args)
     return params
 
 
-def _warn_of_former_knobs(args: argparse.Namespace) -> None:
-    for name in FORMER_KNOBS:
-        if getattr(args, f"fipo_{name}", None) is not None and name not in _told:
-            _told.add(name)
-            logger.warning(f"{flag_of(name)} {NO_EFFECT}")
-
-
-def _check_updates(args: argparse.Namespace) -> None:
-    """The no-op guard: with one update a rollout π_θ = π_old, every weight is 1, and FIPO is silently GRPO."""
+def _refuse_a_no_op(args: argparse.Namespace) -> None:
+    """With one update a rollout π_θ = π_old, every weight is 1, and FIPO is silently GRPO."""
     batch = getattr(args, "global_batch_size", None)
-    if batch is None:  # not slime's whole namespace, parsed and filled in
-        return
-    if getattr(args, "keep_old_actor", False):  # π_old is an older policy than the rollout's
-        return
+    if batch is None or getattr(args, "keep_old_actor", False):
+        return  # not yet slime's whole namespace; or π_old is an older policy than the rollout's
     samples, updates = args.rollout_batch_size * args.n_samples_per_prompt, updates_of(args)
     if updates < 2:
         raise InvalidParameterError(

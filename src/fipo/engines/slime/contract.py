@@ -1,7 +1,8 @@
-"""What the plugin uses of slime, by name and home: the one place to look when slime moves.
+"""What the plugin uses of slime, and of miles, by name and home: the one place to look when they move.
 
-slime is imported when a name is used, never before: a missing slime must end in a sentence, and process groups must be
-asked for at every call, because slime rebuilds them when it sleeps.
+They are imported when a name is used, never before: a missing slime must end in a sentence, and process groups must be
+asked for at every call, because slime rebuilds them when it sleeps. miles (radixark/miles, read at 31f1ca96) descends
+from slime and calls the same hooks.
 """
 
 import ast
@@ -13,31 +14,49 @@ from typing import Any
 from fipo.errors import FIPOError
 
 READ_AT = "0.3.1 (commit 624b824a)"
+LOSS = "slime.backends.megatron_utils.loss"
 HOMES = {
     "mpu": "megatron.core",
-    "_maybe_capture_log_probs": "slime.backends.megatron_utils.loss",
-    "get_log_probs_and_entropy": "slime.backends.megatron_utils.loss",
-    "get_rollout_top_p_logprob_kwargs": "slime.backends.megatron_utils.loss",
-    "vanilla_tis_function": "slime.backends.megatron_utils.loss",
+    "get_log_probs_and_entropy": LOSS,  # as `policy_loss_function` finds it
+    "get_rollout_top_p_logprob_kwargs": LOSS,
+    "policy_loss_function": LOSS,
+    "vanilla_tis_function": LOSS,
     "all_gather_with_cp": "slime.backends.megatron_utils.cp_utils",
-    "get_sum_of_sample_mean": "slime.backends.megatron_utils.cp_utils",
     "slice_log_prob_with_cp": "slime.backends.megatron_utils.cp_utils",
     "parse_args": "slime.utils.arguments",
     "load_function": "slime.utils.misc",
-    "compute_approx_kl": "slime.utils.ppo_utils",
     "compute_opsm_mask": "slime.utils.ppo_utils",
+}
+MILES = "miles.backends.training_utils"
+MILES_HOMES = {
+    "get_log_probs_and_entropy": f"{MILES}.loss_hub.losses",
+    "policy_loss_function": f"{MILES}.loss_hub.losses",
+    "vanilla_tis_function": f"{MILES}.loss_hub.corrections",
+    "all_gather_with_cp": f"{MILES}.cp_utils",
+    "slice_log_prob_with_cp": f"{MILES}.cp_utils",
+    "load_function": "miles.utils.misc",
+    "compute_opsm_mask": f"{MILES}.loss_hub.math_utils",
+    "get_parallel_state": f"{MILES}.parallel",
 }
 
 
+def on_miles() -> bool:
+    """Whether this is a process of miles."""
+    return "miles" in sys.modules and "slime" not in sys.modules
+
+
 def slime_function(name: str) -> Any:
-    """What slime (its Megatron, or miles) calls `name`; a FIPOError says where it was expected."""
-    home = HOMES[name]
-    if home.startswith("slime.") and "miles" in sys.modules and "slime" not in sys.modules:
-        home = "fipo.engines.slime.miles"
+    """What slime, its Megatron, or miles calls `name`; a FIPOError says where it was expected."""
+    home = home_of(name)
     try:
         return getattr(import_module(home), name)
     except (ImportError, AttributeError) as error:
         raise FIPOError(unsupported(f"{home}.{name} cannot be had: {error}")) from error
+
+
+def home_of(name: str) -> str:
+    """The module that has it here."""
+    return (HOMES | MILES_HOMES if on_miles() else HOMES)[name]
 
 
 def check_sources(package: Path) -> None:
@@ -58,10 +77,13 @@ def lacking(package: Path) -> list[str]:
     for module in sorted({home for home in HOMES.values() if home.startswith("slime.")}):
         file = package.joinpath(*module.split(".")[1:]).with_suffix(".py")
         try:
-            defined = _names_in(file)
+            body = ast.parse(file.read_text(encoding="utf-8")).body
         except (OSError, SyntaxError, UnicodeDecodeError):
             missing.append(module)
             continue
+        defined = {node.name for node in body if isinstance(node, ast.FunctionDef)}
+        imported = (alias for node in body if isinstance(node, ast.ImportFrom) for alias in node.names)
+        defined |= {alias.asname or alias.name for alias in imported}
         missing += sorted(f"{module}.{name}" for name, home in HOMES.items() if home == module and name not in defined)
     return missing
 
@@ -69,14 +91,3 @@ def lacking(package: Path) -> list[str]:
 def unsupported(problem: str) -> str:
     """The sentence for a slime that is not as read."""
     return f"{problem}, but fipo needs slime as of {READ_AT}; install that version on every node."
-
-
-def _names_in(file: Path) -> set[str]:
-    """Top-level functions and imported names."""
-    names = set()
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef):
-            names.add(node.name)
-        elif isinstance(node, ast.ImportFrom):
-            names |= {alias.asname or alias.name for alias in node.names}
-    return names

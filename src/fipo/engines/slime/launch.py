@@ -19,8 +19,8 @@ from typing import Any
 
 from fipo.engines.slime.arguments import LOSS_PATH, SETTINGS, add_arguments, check_arguments, flag_of
 from fipo.engines.slime.contract import check_sources, unsupported
-from fipo.engines.slime.noise import install_hook
-from fipo.engines.slime.tracing import install_postprocess
+from fipo.engines.slime.hooks import install_hook
+from fipo.engines.slime.traced_samples import install_postprocess
 from fipo.errors import FIPOError, InvalidParameterError
 from fipo.terminal import did_you_mean
 
@@ -60,7 +60,6 @@ def custom_loss_flags(flags: list[str]) -> list[str]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     add_arguments(parser)
     parser.add_argument("--loss-type", default="policy_loss")
-    parser.add_argument("--custom-loss-function-path")
     parser.add_argument("--use-tis", action="store_true")
     parser.add_argument("--use-rollout-logprobs", action="store_true")
     try:
@@ -77,25 +76,17 @@ def custom_loss_flags(flags: list[str]) -> list[str]:
                 f"{flag} is followed by {value}, but takes no value; give one of {', '.join(SWITCHES)} alone."
             )
     check_arguments(known)  # as far as these flags tell, and before slime's own assertions
-    if known.custom_loss_function_path not in (None, LOSS_PATH):
-        raise InvalidParameterError(
-            f"--custom-loss-function-path is {known.custom_loss_function_path}, but fipo's loss is {LOSS_PATH}; "
-            "drop the flag, or start slime's train.py itself."
-        )
-    return _rewritten(flags)
+    return _as_custom_loss(flags)
 
 
-def _rewritten(flags: list[str]) -> list[str]:
+def _as_custom_loss(flags: list[str]) -> list[str]:
     """`--loss-type fipo_loss` (or `=fipo_loss`) as slime's custom loss; everything else stays as it is."""
-    stock = ["--loss-type", "custom_loss", "--custom-loss-function-path", LOSS_PATH]
     result: list[str] = []
     for flag in flags:
-        if flag == "--loss-type=fipo_loss":
-            result += stock
-        elif flag == "fipo_loss" and result[-1:] == ["--loss-type"]:
-            result[-1:] = stock
-        else:
-            result.append(flag)
+        if flag == "fipo_loss" and result[-1:] == ["--loss-type"]:
+            flag = f"{result.pop()}={flag}"
+        stock = flag == "--loss-type=fipo_loss"
+        result += ["--loss-type", "custom_loss", "--custom-loss-function-path", LOSS_PATH] if stock else [flag]
     return result
 
 

@@ -1,13 +1,14 @@
 """slime's layout: which tokens of a micro-batch lie on which context-parallel rank."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fipo.core.context_parallel import Chunks
-from fipo.engines.slime.contract import READ_AT
+from fipo.core.context_parallel import ShardedSequences
+from fipo.engines.slime.contract import READ_AT, slime_function
 from fipo.errors import InvalidInputError
 
 
@@ -22,7 +23,9 @@ def response_edges(total_length: int, response_length: int, cp_size: int) -> lis
     return [min(max(j * chunk - first_logit, 0), response_length) for j in range(2 * cp_size + 1)]
 
 
-def chunks_of(batch: dict[str, Any], distance: str, log_probs: list[Tensor], cp_rank: int, cp_size: int) -> Chunks:
+def sharded_sequences(
+    batch: dict[str, Any], distance: str, log_probs: list[Tensor], cp_rank: int, cp_size: int
+) -> ShardedSequences:
     """Where the tokens of `log_probs` lie: rank r holds chunks r and 2·cp − 1 − r of every sequence, in this order.
 
     Args:
@@ -51,9 +54,27 @@ def chunks_of(batch: dict[str, Any], distance: str, log_probs: list[Tensor], cp_
         counts = pad(mask.bool().cumsum(0), (1, 0))[edges.to(mask.device)] if distance == "trained" else edges
         extents.append(counts.diff().to(device))
     sequences = len(log_probs)
-    return Chunks(
+    return ShardedSequences(
         cu_seqlens=pad(torch.cat(lengths).cumsum(0), (1, 0)).to(device),
         sequence=torch.arange(sequences, device=device).repeat_interleave(2),
         place=torch.tensor(places, device=device).repeat(sequences),
         extents=torch.stack(extents),
     )
+
+
+def whole_responses(
+    batch: dict[str, Any], rows: Iterable[int], columns: dict[str, Tensor], lengths: list[int]
+) -> list[dict[str, Tensor]]:
+    """Chosen sequences' columns, (R,) each and floating point, put together from the context-parallel ranks.
+
+    Args:
+        batch: A micro-batch of slime.
+        rows: Which of its sequences, the same on every rank.
+        columns: (N,) of this rank's tokens, the sequences one after the other.
+        lengths: This rank's tokens of each sequence.
+    """
+    dtype = columns["logps"].dtype
+    parts = torch.stack([column.detach().to(dtype) for column in columns.values()], 1).split(lengths)
+    gather = slime_function("all_gather_with_cp")
+    wholes = [gather(parts[row], batch["total_lengths"][row], batch["response_lengths"][row]) for row in rows]
+    return [dict(zip(columns, whole.unbind(1), strict=True)) for whole in wholes]

@@ -6,9 +6,9 @@
 Hydra imports what `_target_` names in the driver and in every worker. docs/engines.md has the whole command.
 """
 
-from fipo.engines.verl import version  # before verl's modules: another release may not have them
+from fipo.engines.verl.contract import check_release
 
-version.check()
+check_release()  # before verl's modules: another release may not have them
 
 from fipo.engines.verl.config import FIPOPolicyLossConfig  # noqa: E402
 from fipo.engines.verl.guard import check_updates  # noqa: E402

@@ -2,21 +2,24 @@
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
 
 from verl.workers.config import PolicyLossConfig
 
-from fipo.core.control import check_control
-from fipo.engines.tracing import TRACE_SETTINGS, TraceOptions
-from fipo.engines.verl import guard, registry, tracing
+from fipo.core.rules import Weighting
+from fipo.engines.verl import guard, traced_rows
+from fipo.engines.verl.contract import NAME, check_owner
 from fipo.errors import InvalidParameterError
-from fipo.params import FORMER_KNOBS, KNOBS, NO_EFFECT, FIPOParams
+from fipo.params import KNOBS, FIPOParams
+from fipo.traces.writer import TRACE_SETTINGS, TraceOptions
 
-FORK_ALIASES = {
+FORK_ALIASES = {  # of the authors' fork: its name → ours
     "future_kl_clip_ratio": ("clip_ratio_low", "clip_ratio_high"),
     "future_kl_clip_high_only": ("clip_high_only",),
 }
-FORK_DEAD_KNOBS = ("future_kl_start", "future_kl_window", "future_kl_average", "future_kl_filter_extreme")
+FORK_WITHOUT_EFFECT = (
+    *("future_kl_start", "future_kl_window", "future_kl_average", "future_kl_filter_extreme"),  # its loss read none
+    "chunk_size",  # fipo chooses it itself
+)
 FORK_LOSS_MODE = "future_kl"
 
 
@@ -32,8 +35,8 @@ class FIPOPolicyLossConfig(PolicyLossConfig):
     - PPO's clip range, epsilon_low and epsilon_high, is verl's `actor.clip_ratio_low` and `actor.clip_ratio_high`, not
       the fields below, which bound the weight.
 
-    `control` replaces FIPO's weights for experiments: one of `fipo.core.control.CONTROLS`.
-    `trace_dir`, `trace_every` and `trace_samples` ask for traces: see `fipo.engines.verl.tracing`.
+    `rule` (python:module:function) and `control` (for experiments) replace FIPO's weights: see `fipo.core.rules`.
+    `trace_dir`, `trace_every` and `trace_samples` ask for traces: see `fipo.engines.verl.traced_rows`.
 
     The names of the authors' fork are understood: `future_kl_clip_ratio` is both bounds, `future_kl_clip_high_only` is
     `clip_high_only`, and `loss_mode=future_kl` is `fipo`. Its other settings have no effect; they warn.
@@ -44,7 +47,7 @@ class FIPOPolicyLossConfig(PolicyLossConfig):
         FIPOError: Somebody else owns the policy loss `fipo`, or traces are asked for and this verl cannot give them.
     """
 
-    loss_mode: str = registry.NAME
+    loss_mode: str = NAME
     preset: str | None = None
 
     decay_rate: float | None = None
@@ -56,6 +59,7 @@ class FIPOPolicyLossConfig(PolicyLossConfig):
     max_dual_clipped: int | None = None
     distance: str | None = None
 
+    rule: str | None = None
     control: str | None = None
     trace_dir: str | None = None
     trace_every: int | None = None
@@ -70,13 +74,18 @@ class FIPOPolicyLossConfig(PolicyLossConfig):
     chunk_size: int | None = None
 
     def __post_init__(self) -> None:
-        registry.check_owner()
-        self._check_loss_mode()
-        self._warn_of_dead_knobs()
-        check_control("policy_loss.control", self.control)
+        check_owner()
+        if self.loss_mode not in (NAME, FORK_LOSS_MODE):
+            raise InvalidParameterError(
+                f"policy_loss.loss_mode is {self.loss_mode!r}, so verl would not call FIPO; add "
+                f"actor_rollout_ref.actor.policy_loss.loss_mode={NAME}, or remove policy_loss._target_."
+            )
+        self._set("loss_mode", NAME)
+        self._translate_the_fork()
+        Weighting.of(self.rule, self.control, "policy_loss.{}")
         if self.trace_options() is not None:
-            tracing.watch_micro_batches()
-        given = self._given() | self._given_as_in_the_fork()
+            traced_rows.watch_micro_batches()
+        given = {name: getattr(self, name) for name in KNOBS if getattr(self, name) is not None}
         params = FIPOParams.preset(self.preset, **given) if self.preset is not None else FIPOParams(**given)
         for name in KNOBS:
             # Without a preset, what is not given about the dual clip follows verl's own setting.
@@ -98,20 +107,21 @@ class FIPOPolicyLossConfig(PolicyLossConfig):
             )
         return FIPOParams(**{name: getattr(self, name) for name in KNOBS} | {"dual_clip_c": clip_ratio_c})
 
+    @property
+    def weighting(self) -> Weighting | None:
+        """The rule or control that replaces FIPO's weights; None where none is asked for."""
+        return Weighting.of(self.rule, self.control, "policy_loss.{}")
+
     def trace_options(self) -> TraceOptions | None:
         """Where traces go; None where none are asked for."""
         return TraceOptions.of({name: getattr(self, name) for name in TRACE_SETTINGS})
 
-    def _given(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in KNOBS if getattr(self, name) is not None}
-
-    def _given_as_in_the_fork(self) -> dict[str, Any]:
+    def _translate_the_fork(self) -> None:
         if self.future_kl_clip_ratio == 0:
             raise InvalidParameterError(
                 "future_kl_clip_ratio is 0, which in the authors' fork let weights range from 0 to 10 and here would "
                 "fix them at 1; set clip_ratio_low and clip_ratio_high to the range that you want."
             )
-        translated = {}
         for alias, names in FORK_ALIASES.items():
             value = getattr(self, alias)
             for name in names if value is not None else ():
@@ -120,28 +130,10 @@ class FIPOPolicyLossConfig(PolicyLossConfig):
                     raise InvalidParameterError(
                         f"{name} is {own}, but {alias}, the fork's name for it, is {value}; remove {alias}."
                     )
-                translated[name] = value
-        return translated
-
-    def _check_loss_mode(self) -> None:
-        if self.loss_mode not in (registry.NAME, FORK_LOSS_MODE):
-            raise InvalidParameterError(
-                f"policy_loss.loss_mode is {self.loss_mode!r}, so verl would not call FIPO; add "
-                f"actor_rollout_ref.actor.policy_loss.loss_mode={registry.NAME}, or remove policy_loss._target_."
-            )
-        self._set("loss_mode", registry.NAME)
-
-    def _warn_of_dead_knobs(self) -> None:
-        dead = [name for name in FORK_DEAD_KNOBS if getattr(self, name) is not None]
+                self._set(name, value)
+        dead = [name for name in FORK_WITHOUT_EFFECT if getattr(self, name) is not None]
         if dead:
-            warnings.warn(
-                f"{', '.join(dead)}: the loss of the authors' fork never read these, and nothing does here; remove "
-                "them.",
-                stacklevel=2,
-            )
-        for name in FORMER_KNOBS:
-            if getattr(self, name) is not None:
-                warnings.warn(f"{name} {NO_EFFECT}", stacklevel=2)
+            warnings.warn(f"{', '.join(dead)}: these have no effect here; remove them.", stacklevel=4)
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)  # verl freezes the fields of its configurations

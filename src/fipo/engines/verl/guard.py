@@ -13,7 +13,7 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from fipo.core.loss import FIPOOutput
+from fipo.core.credit import TokenCredit
 from fipo.engines.verl.metrics import rows_of_an_update
 from fipo.errors import InvalidParameterError
 
@@ -97,12 +97,12 @@ class OneUpdateWatch:
     def __init__(self) -> None:
         self.updates_left = float(WATCHED_UPDATES)
 
-    def see(self, out: FIPOOutput, config: Any) -> None:
+    def see(self, credit: TokenCredit, config: Any) -> None:
         """Looks at one micro-batch; `config` is verl's ActorConfig."""
         if self.updates_left <= 0:
             return
-        moved = torch.where(out.kept, (out.raw_weight - 1).abs(), 0).sum() > STILL * out.kept.sum()
-        self.updates_left = 0 if moved else self.updates_left - len(out.loss) / rows_of_an_update(config)
+        moved = torch.where(credit.kept, (credit.raw_weight - 1).abs(), 0).sum() > STILL * credit.kept.sum()
+        self.updates_left = 0 if moved else self.updates_left - len(credit.weight) / rows_of_an_update(config)
         if not moved and self.updates_left <= 0:
             warnings.warn(
                 f"FIPO's weights stayed at 1 for {WATCHED_UPDATES} updates, so this run is GRPO: is there one update "

@@ -1,24 +1,23 @@
-"""The policy loss `fipo`, in the shape that verl calls."""
+"""The policy loss `fipo`, in the shape that verl calls: verl's own loss `vanilla` of advantages that FIPO has weighed."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from verl.trainer.ppo.core_algos import agg_loss
+from verl.trainer.ppo.core_algos import compute_policy_loss_vanilla
 
-from fipo.core import fipo_loss
-from fipo.core.control import control_weights, response_orders
-from fipo.engines.verl import registry
+from fipo.core.credit import engine_inputs, token_credit
 from fipo.engines.verl.config import FIPOPolicyLossConfig
+from fipo.engines.verl.contract import register
 from fipo.engines.verl.guard import OneUpdateWatch, refuse_lost_gradients
-from fipo.engines.verl.metrics import Metrics
-from fipo.engines.verl.tracing import Traces
+from fipo.engines.verl.metrics import metrics_of
+from fipo.engines.verl.traced_rows import Traces
 from fipo.errors import InvalidParameterError
 
-_watch, _metrics, _traces = OneUpdateWatch(), Metrics(), Traces()
+_watch, _traces = OneUpdateWatch(), Traces()
 
 
-@registry.register
+@register
 def fipo_policy_loss(
     old_log_prob: Tensor,
     log_prob: Tensor,
@@ -28,7 +27,7 @@ def fipo_policy_loss(
     config: Any = None,
     rollout_is_weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """One micro-batch's share of FIPO's policy loss, reduced by verl's `agg_loss`.
+    """One micro-batch's share of FIPO's policy loss.
 
     A dropped sequence gives no policy loss; verl adds its KL and entropy bonus all the same. It stays in the
     denominator, which verl counts before anybody knows what will be dropped: so the loss does not depend on
@@ -42,40 +41,42 @@ def fipo_policy_loss(
         loss_agg_mode: verl's reduction; docs/engines.md has the denominators.
         config: verl's ActorConfig with a FIPOPolicyLossConfig as `policy_loss`; its clip_ratio_low and clip_ratio_high
             (or clip_ratio) are PPO's clip range, its clip_ratio_c the dual clip.
-        rollout_is_weights: (B, T) factors of the loss, verl's correction for what the rollout engine sampled.
+        rollout_is_weights: (B, T) factors of the loss, verl's correction for what the rollout engine sampled; where
+            one is 0, the correction has taken the token out.
 
     Returns:
-        The loss, a scalar that carries the gradient, and the metrics, the same keys at every call.
+        The loss, a scalar that carries the gradient, and the metrics, the same keys at every call: those of `vanilla`,
+        as verl computes them, and `fipo/…`.
 
     Raises:
-        InvalidParameterError: `config` is not FIPO's, its fields contradict each other, or verl's fused head would lose
-            gradients.
+        InvalidParameterError: `config` is not FIPO's, its fields contradict each other, a rule failed, or verl's fused
+            head would lose gradients.
     """
-    params = _settings(config).params(config.clip_ratio_c)
+    settings = _settings(config)
     refuse_lost_gradients(config)
-    out = fipo_loss(
-        log_prob,
-        old_log_prob,
-        advantages,
-        response_mask,
-        params,
-        epsilon_low=config.clip_ratio if config.clip_ratio_low is None else config.clip_ratio_low,
-        epsilon_high=config.clip_ratio if config.clip_ratio_high is None else config.clip_ratio_high,
+    mask, logps = response_mask.bool(), log_prob.detach()
+    rejected = None if rollout_is_weights is None else rollout_is_weights == 0
+    params = settings.params(config.clip_ratio_c)
+    credit = token_credit(logps, old_log_prob, advantages, mask, params, rejected=rejected)
+    if settings.weighting is not None:
+        known = {"logps": logps, "old_logps": old_log_prob, "advantages": advantages, "loss_mask": mask}
+        fixed = (old[here] for old, here in zip(old_log_prob, mask, strict=True))
+        credit = settings.weighting.of_rows(credit, known, fixed)
+    _watch.see(credit, config)
+    _traces.see(credit, log_prob, old_log_prob, advantages, mask, config)
+    weighed, bounded = engine_inputs(credit, logps, old_log_prob, advantages)
+    loss, metrics = compute_policy_loss_vanilla(
+        old_log_prob=bounded.to(weighed.dtype),
+        log_prob=log_prob.to(weighed.dtype),
+        advantages=weighed,
+        response_mask=response_mask,
+        loss_agg_mode=loss_agg_mode,
+        config=config,
+        rollout_is_weights=rollout_is_weights,
     )
-    if config.policy_loss.control is not None:
-        trained = response_mask.bool()
-        orders = response_orders(old[here] for old, here in zip(old_log_prob, trained, strict=True))
-        out = control_weights(out, trained, config.policy_loss.control, orders)
-    _watch.see(out, config)
-    _traces.see(out, log_prob, old_log_prob, advantages, response_mask, config)
-    loss = out.loss if rollout_is_weights is None else out.loss * torch.where(out.kept, rollout_is_weights, 0)
-    loss = torch.where(out.kept, loss, 0)
-    metrics = _metrics.of(out, response_mask.bool(), params, config)
-    if not response_mask.any():  # where verl counts the tokens of this micro-batch alone, the mean would be 0/0
-        return loss.sum(), metrics
-    return agg_loss(
-        loss_mat=loss, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **config.global_batch_info
-    ), metrics
+    if not mask.any():  # where verl counts the tokens of this micro-batch alone, the mean would be 0/0
+        loss = torch.where(mask, log_prob, 0).sum()
+    return loss, metrics | metrics_of(credit, mask, config)
 
 
 def _settings(config: Any) -> FIPOPolicyLossConfig:

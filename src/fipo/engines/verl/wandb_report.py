@@ -12,21 +12,23 @@ from typing import Any
 
 from verl.utils.tracking import Tracking
 
-from fipo.engines.tracing import TraceOptions, TraceWriter
 from fipo.errors import InvalidParameterError
+from fipo.report.tracking import log_credit, running_wandb
 from fipo.run_folder import trace_files_of
+from fipo.traces.writer import TraceOptions, costs_no_run
 
 
 class CreditReports:
     """A logger as `Tracking` calls its own: after W&B's, when all workers have written the step's traces."""
 
     def __init__(self, options: TraceOptions) -> None:
-        self.writer, self.started = TraceWriter(options, tokenizer=None, rank=0, ranks=1), time.time()
+        self.folder, self.started, self.told = options.folder, time.time(), set[str]()
 
     def log(self, data: dict[str, Any], step: int) -> None:
-        found = self.writer.options.folder.glob(trace_files_of(step))
+        found = self.folder.glob(trace_files_of(step))
         if any(path.stat().st_mtime > self.started for path in found):  # older ones are an earlier attempt's
-            self.writer.log_report(step, step)
+            with costs_no_run("No report was logged to W&B", self.told):
+                log_credit(self.folder, step, running_wandb(), step=step, **{"rollout/step": step})
 
 
 _start = Tracking.__init__

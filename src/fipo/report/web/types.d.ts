@@ -113,7 +113,7 @@ export interface Trace {
 /** A trace whose credit can be recomputed. */
 export type MeasuredTrace = Trace & { logRatio: Float32Array };
 
-/** `weight` is what the loss used; it differs from FIPO's where a fipo_control replaced that. */
+/** `weight` is what the loss used; it differs from FIPO's where a rule or a control replaced that. */
 export type Credit = { futureKl: Numbers; fipo: Numbers; weight: Numbers };
 
 /** Plain text, or a box: "bad" bytes, "part" of a character, a "code" point that does not show, "cut" text. */

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from fipo.core import fipo_loss
+from fipo.core import token_credit
 from fipo.params import FIPOParams
-from fipo.traces.schema import Trace, flags_of
+from fipo.traces.schema import Trace, token_columns
 from fipo.traces.tokens import byte_decoder, in_brackets
 
 UNUSABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)  # of hostile input
+DAPO_CLIP = (0.2, 0.28)  # dumps do not tell PPO's
 TEXT_ONLY = "The dump holds text without log-probs, so log-ratios and weights cannot be recovered."
 
 
@@ -78,13 +79,13 @@ class Skipped:
 
 
 def credit(logps: Any, old_logps: Any, advantages: Any, trained: Any, params: FIPOParams | None) -> dict[str, Any]:
-    """The columns that fipo gives one completion's (T,) log-probs; PPO's clip range is DAPO's."""
+    """The columns that fipo gives one completion's (T,) log-probs."""
     logps, old_logps, advantages = (torch.as_tensor(column).float()[None] for column in (logps, old_logps, advantages))
     mask = torch.as_tensor(trained).bool()[None]
-    out = fipo_loss(logps, old_logps, advantages, mask, params or FIPOParams())
-    names = ("log_ratio", "future_kl", "raw_weight", "weight")
-    arrays: dict[str, Any] = {name: getattr(out, name)[0].numpy() for name in names}
-    return arrays | {"flags": flags_of(out, mask)[0].numpy(), "dropped": bool(out.dropped[0])}
+    found = token_credit(logps, old_logps, advantages, mask, params or FIPOParams())
+    columns = token_columns(found, mask, clip_range=DAPO_CLIP, advantages=advantages)
+    names = ("log_ratio", "future_kl", "raw_weight", "weight", "flags")
+    return {name: columns[name][0] for name in names} | {"dropped": bool(found.dropped[0])}
 
 
 def floats(values: list[float | None]) -> np.ndarray:

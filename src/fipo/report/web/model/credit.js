@@ -42,7 +42,7 @@ export function shownCredit(trace, moved) {
 }
 
 /**
- * Under other knobs nobody knows what a control would have made of the weights: FIPO's are shown then.
+ * Under other knobs nobody knows what a rule or a control would have made of the weights: FIPO's are shown then.
  * @type {(trace: Trace, moved: Moved) => boolean}
  */
 export const isControlled = (trace, moved) => trace.made.control !== null && Object.keys(moved).length === 0;

@@ -96,7 +96,7 @@ function weightLines(trace, t, moved) {
   const advantage = advantageAt(trace, t);
   /** @type {Line[]} */
   const used = isControlled(trace, moved)
-    ? [["weight in the loss", `${formatNumber(weight[t])} (fipo_control ${trace.made.control})`]] : [];
+    ? [["weight in the loss", `${formatNumber(weight[t])} (of ${trace.made.control})`]] : [];
   return [
     ["exp(future_kl)", formatNumber(Math.exp(futureKl[t]))],
     [`clip to [${formatNumber(weightLow(knobs))}, ${formatNumber(weightHigh(knobs))}]`, formatNumber(clippedWeight(futureKl[t], knobs))],

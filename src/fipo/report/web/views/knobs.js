@@ -100,5 +100,7 @@ export function drawKnobs() {
 function knobsNote(trace) {
   if (!trace.logRatio) return "This trace has no log-ratio: its credit cannot be recomputed.";
   const moved = Object.keys(state.knobs);
-  return moved.length ? `Not what the run used: ${moved.join(", ")}.` : "As the run had them.";
+  const said = moved.length ? `Not what the run used: ${moved.join(", ")}.` : "As the run had them.";
+  const { control } = trace.made;
+  return control === null ? said : `${said} Moving one recomputes FIPO's own weights, not the recorded ones of ${control}.`;
 }

@@ -133,6 +133,7 @@ def policy_loss_function(args, batch, logits, sum_of_sample_mean):
         with_entropy=True,
         **get_rollout_top_p_logprob_kwargs(args, batch),
     )
+    _maybe_capture_log_probs(batch, scores["log_probs"])
     new, entropy = torch.cat(scores["log_probs"]), torch.cat(scores["entropy"])
     advantages, reference = torch.cat(batch["advantages"]), torch.cat(old)
     ratio = (new - reference).exp()

@@ -8,7 +8,6 @@ with entropies, and with the whole micro-batch, which holds the tokens, the prom
 import inspect
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import fields
 from functools import wraps
 from typing import Any
 
@@ -18,10 +17,10 @@ from torch import Tensor
 from verl.utils import tensordict_utils
 from verl.workers.utils import losses
 
-from fipo.core.loss import FIPOOutput
-from fipo.engines.tracing import Completion, TraceWriter, among, group_number
+from fipo.core.credit import TokenCredit
 from fipo.engines.verl.metrics import rows_of_an_update
 from fipo.errors import FIPOError
+from fipo.traces.writer import Completion, TraceOptions, TraceWriter, among, group_number
 
 REMEDY = "drop policy_loss.trace_dir, or train with verl 0.9.1's main_ppo"
 CALL = 'log_prob = no_padding_2_padding(model_output["log_probs"], data)'  # in ppo_loss of verl 0.7.1, 0.8.0 and 0.9.1
@@ -96,7 +95,7 @@ class Traces:
 
     @torch.no_grad()
     def see(
-        self, out: FIPOOutput, log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, mask: Tensor, config: Any
+        self, credit: TokenCredit, log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, mask: Tensor, config: Any
     ) -> None:
         """Writes the chosen completions of a micro-batch, if its rollout is traced; the arguments are the loss' own.
 
@@ -118,16 +117,13 @@ class Traces:
         columns |= {} if entropy is None else {"entropy": entropy}
         if "rollout_log_probs" in data:
             sampled = _padded(data["rollout_log_probs"], log_prob.shape[1])
-            if not torch.equal(sampled[mask.bool()], old_log_prob[mask.bool()]):  # else π_old is the engine's
+            if not torch.equal(sampled[mask], old_log_prob[mask]):  # else π_old is the engine's
                 columns["rollout_logps"] = sampled
         share = options.samples / ranks / (self.rows_before / config.ppo_epochs)
-        completions = self._completions(data, out, mask.bool(), columns, update, share)
-        if not writes:
-            return
-        if self.writer is None:
-            control = config.policy_loss.control
-            self.writer = TraceWriter(options, _tokenizer(config), rank, ranks, updates_per_rollout=0, control=control)
-        self.writer.write(self.rollout, step, completions, config.policy_loss.params(config.clip_ratio_c))
+        completions = self._completions(data, credit, mask, columns, update, share)
+        if writes:
+            self.writer = self.writer or _writer(config, options, rank, ranks)
+            self.writer.write(self.rollout, step, completions)
 
     def _advance(self, data: Any) -> None:
         """Finds the rollout in the micro-batch; with a new one counting starts again."""
@@ -143,7 +139,7 @@ class Traces:
             self.samples = {}
 
     def _completions(
-        self, data: Any, out: FIPOOutput, mask: Tensor, columns: dict[str, Tensor], update: int, share: float
+        self, data: Any, credit: TokenCredit, mask: Tensor, columns: dict[str, Tensor], update: int, share: float
     ) -> Iterator[Completion]:
         """The chosen rows: about this share of them."""
         prompts, responses = _token_ids(data)
@@ -155,7 +151,6 @@ class Traces:
             if not among(group, share) or not mask[row].any():
                 continue
             part = slice(len(tokens))
-            credit = {e.name: getattr(out, e.name)[row, part] for e in fields(FIPOOutput) if e.name != "dropped"}
             yield Completion(
                 rollout=self.rollout,
                 update=update,
@@ -164,7 +159,7 @@ class Traces:
                 prompt=prompt,
                 tokens=tokens,
                 trained=mask[row, part],
-                credit=FIPOOutput(**credit, dropped=out.dropped[row]),
+                credit=credit.of_row(row, len(tokens)),
                 columns={name: column[row, part] for name, column in columns.items()},
                 reward=None if rewards is None else float(rewards[row].sum()),
             )
@@ -210,6 +205,21 @@ def _place(data: Any, config: Any) -> tuple[int, int, bool]:
         return ranks, mpu.get_data_parallel_rank(), first
     place, copy = divmod(dist.get_rank(), dist.get_world_size() // ranks)
     return ranks, place, copy == 0
+
+
+def _writer(config: Any, options: TraceOptions, rank: int, ranks: int) -> TraceWriter:
+    settings = config.policy_loss
+    clip = (config.clip_ratio_low, config.clip_ratio_high)
+    return TraceWriter(
+        options=options,
+        tokenizer=_tokenizer(config),
+        params=settings.params(config.clip_ratio_c),
+        clip_range=tuple(config.clip_ratio if bound is None else bound for bound in clip),  # type: ignore[arg-type]
+        rank=rank,
+        ranks=ranks,
+        updates_per_rollout=0,
+        control=None if settings.weighting is None else settings.weighting.name,
+    )
 
 
 def _tokenizer(config: Any) -> Any:

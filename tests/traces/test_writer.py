@@ -1,9 +1,8 @@
-"""What the traces of other trainers may never do: end a run, or hide what they lack."""
+"""What writing traces may never do: end a run, or hide what they lack."""
 
 import builtins
 import logging
 import sys
-from dataclasses import fields
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,10 +10,10 @@ import pytest
 import torch
 from support import tiny
 
-from fipo import FIPOParams, InvalidParameterError, fipo_loss
-from fipo.core.loss import FIPOOutput
-from fipo.engines.tracing import Completion, TraceOptions, TraceWriter, among, group_number
+from fipo import FIPOParams, InvalidParameterError, token_credit
+from fipo.report.tracking import log_credit, running_wandb
 from fipo.traces import read_traces
+from fipo.traces.writer import Completion, TraceOptions, TraceWriter, among, group_number
 
 HOSTILE = b"\xff</script><script>alert(1)</script>\x1b[31m\x00"
 
@@ -23,14 +22,14 @@ def completion(tokens=5, sample=0, **place):
     generator = torch.Generator().manual_seed(sample)
     new, old = (-torch.rand(1, tokens, generator=generator) for _ in range(2))
     trained = torch.ones(1, tokens, dtype=torch.bool)
-    out = fipo_loss(new, old, torch.ones(1), trained, FIPOParams())
+    credit = token_credit(new, old, torch.ones(1), trained, FIPOParams())
     return Completion(
         **{"rollout": 8, "update": 1, "group": 3} | place,
         sample=sample,
         prompt=torch.tensor([4, 5]),
         tokens=torch.arange(6, 6 + tokens),
         trained=trained[0],
-        credit=FIPOOutput(**{entry.name: getattr(out, entry.name)[0] for entry in fields(FIPOOutput)}),
+        credit=credit.of_row(0, tokens),
         columns={"logps": new[0], "old_logps": old[0], "advantages": torch.ones(tokens)},
         reward=0.5,
         truncated=False,
@@ -38,7 +37,9 @@ def completion(tokens=5, sample=0, **place):
 
 
 def writer(folder, tokenizer=None, **options):
-    return TraceWriter(TraceOptions(folder, **options), tokenizer or tiny.tokenizer(), 0, 1)
+    of = {name: options.pop(name) for name in ("rank", "ranks") if name in options}
+    how = {"params": FIPOParams(), "clip_range": (0.2, 0.28), "tokenizer": tokenizer or tiny.tokenizer()}
+    return TraceWriter(options=TraceOptions(folder, **options), **how, **of)
 
 
 def warnings(caplog):
@@ -46,7 +47,7 @@ def warnings(caplog):
 
 
 def test_what_is_written_is_read(tmp_path):
-    writer(tmp_path / "run").write(8, 2, [completion(sample=7)], FIPOParams())
+    writer(tmp_path / "run").write(8, 2, [completion(sample=7)])
     traces = read_traces(tmp_path / "run")
     (trace,) = traces
     (file,) = (tmp_path / "run").glob("*.parquet")
@@ -59,7 +60,7 @@ def test_what_is_written_is_read(tmp_path):
 
 
 def test_a_folder_called_traces_lies_in_its_run(tmp_path):
-    writer(tmp_path / "qwen" / "traces").write(0, 0, [completion()], FIPOParams())
+    writer(tmp_path / "qwen" / "traces").write(0, 0, [completion()])
     assert read_traces(tmp_path / "qwen")[0].run == "qwen"
 
 
@@ -70,11 +71,11 @@ def test_a_full_disk_costs_the_traces_and_one_warning(tmp_path, caplog, monkeypa
     one = writer(tmp_path)
     monkeypatch.setattr("os.replace", full)
     for step in range(3):
-        one.write(8, step, [completion()], FIPOParams())
+        one.write(8, step, [completion()])
     (sentence,) = warnings(caplog)
     assert "step_0000" in sentence and "the run goes on" in sentence and "No space left on device" in sentence
     monkeypatch.undo()
-    one.write(8, 3, [completion()], FIPOParams())  # somebody made room
+    one.write(8, 3, [completion()])  # somebody made room
     assert len(read_traces(tmp_path)) == 1
 
 
@@ -92,7 +93,7 @@ def test_a_missing_package_costs_the_traces_and_one_warning(tmp_path, caplog, mo
     monkeypatch.setattr(builtins, "__import__", refuse)
     one = writer(tmp_path)
     for step in range(3):
-        one.write(8, step, [completion()], FIPOParams())
+        one.write(8, step, [completion()])
     (sentence,) = warnings(caplog)
     assert f"No module named '{missing}'" in sentence
 
@@ -100,7 +101,7 @@ def test_a_missing_package_costs_the_traces_and_one_warning(tmp_path, caplog, mo
 def test_without_a_tokenizer_tokens_show_as_their_ids(tmp_path, caplog):
     one = writer(tmp_path, tokenizer=str(tmp_path / "none"))
     for step in range(2):
-        one.write(8, step, [completion(tokens=2, sample=step)], FIPOParams())
+        one.write(8, step, [completion(tokens=2, sample=step)])
     assert [trace.text for trace in read_traces(tmp_path)] == ["⟨6⟩⟨7⟩"] * 2
     (sentence,) = warnings(caplog)
     assert sentence.startswith("Traces show tokens as their ids, and the run goes on: ")
@@ -108,10 +109,10 @@ def test_without_a_tokenizer_tokens_show_as_their_ids(tmp_path, caplog):
 
 def test_a_second_writer_stops_and_says_so(tmp_path, caplog):
     first, second = writer(tmp_path), writer(tmp_path)
-    first.write(0, 0, [completion(rollout=0)], FIPOParams())
+    first.write(0, 0, [completion(rollout=0)])
     for step in range(3):
-        second.write(8, step, [completion()], FIPOParams())
-    first.write(8, 0, [completion(sample=1)], FIPOParams())
+        second.write(8, step, [completion()])
+    first.write(8, 0, [completion(sample=1)])
     (sentence,) = warnings(caplog)
     assert f"another run writes into {tmp_path}; give each run a trace_dir of its own" in sentence
     assert [trace.sample for trace in read_traces(tmp_path)] == [0, 1]
@@ -120,13 +121,13 @@ def test_a_second_writer_stops_and_says_so(tmp_path, caplog):
 def test_a_resumed_run_replaces_its_traces_however_it_splits_them(tmp_path, caplog):
     """Also those that the abandoned branch left later, and those of ranks that are no more."""
     for rank in (0, 1):
-        one = TraceWriter(TraceOptions(tmp_path), tiny.tokenizer(), rank, 2)
+        one = writer(tmp_path, rank=rank, ranks=2)
         for rollout in (0, 8, 16):
             for step in range(3):
-                one.write(rollout, step, [completion(rollout=rollout, sample=100 * rank + step)], FIPOParams())
+                one.write(rollout, step, [completion(rollout=rollout, sample=100 * rank + step)])
         del one
     (tmp_path / "rollout_of_mine_rank_0.parquet").write_bytes(b"")
-    writer(tmp_path).write(8, 1, [completion(sample=7)], FIPOParams())
+    writer(tmp_path).write(8, 1, [completion(sample=7)])
     found = read_traces(tmp_path, "rollout_0*")
     assert [(trace.rollout, trace.sample) for trace in found] == [
         *((0, sample) for sample in (0, 1, 2, 100, 101, 102)),
@@ -138,23 +139,16 @@ def test_a_resumed_run_replaces_its_traces_however_it_splits_them(tmp_path, capl
 
 def test_hostile_tokens_reach_the_report_as_data(tmp_path, monkeypatch):
     pages = []
-    wandb = SimpleNamespace(run=object(), log=lambda page, step: pages.append(page), Html=lambda page, inject: page)
+    wandb = SimpleNamespace(run=object(), log=lambda page: pages.append(page), Html=lambda page, inject: page)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     one = writer(tmp_path)
     one._bytes_of = lambda index: HOSTILE
-    one.write(8, 0, [completion(tokens=2)], FIPOParams())
-    one.log_report(8)
+    one.write(8, 0, [completion(tokens=2)])
+    log_credit(tmp_path, 8, running_wandb(), **{"rollout/step": 8})
     assert read_traces(tmp_path)[0].token_bytes == [HOSTILE] * 2
     (logged,) = pages
     assert logged["rollout/step"] == 8
     assert "<script>alert" not in logged["fipo/credit"]
-
-
-def test_no_report_where_there_is_no_trace(tmp_path, caplog, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=object()))
-    writer(tmp_path).log_report(8)
-    (sentence,) = warnings(caplog)
-    assert sentence.startswith("No report was logged to W&B, and the run goes on: DataError: ")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Which update of a rollout it is, and the noise floor: at the first one log-ratios must be 0, so all else is noise.
+"""Which update of a rollout it is, and what can be wrong with it.
 
 slime's custom loss function does not see which update it computes, so a hook before every update notes it in the
 namespace.
@@ -8,24 +8,21 @@ import logging
 from argparse import Namespace
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from fipo.core.extremes import SummedExtremes
-from fipo.core.logged import FIRST_UPDATE_MEANS, NOISE_LIMIT, noise_warning
-from fipo.core.loss import FIPOOutput
+from fipo.core.credit import TokenCredit
+from fipo.core.logged import FIRST_UPDATE_MEANS, NOISE_LIMIT, noise_warning, warn_of_non_finite
 from fipo.engines.slime.contract import slime_function
-from fipo.engines.slime.tracing import TRACES
+from fipo.engines.slime.traced_samples import TRACES
 
 logger = logging.getLogger(__name__)
 
 HOOK_PATH = "fipo.engines.slime.before_train_step"
-EXTREMES = SummedExtremes()  # of the update under way in this process
 
 
 def before_train_step(args: Namespace, rollout_id: int, step_id: int, *others: Any) -> None:
     """For slime's --custom-megatron-before-train-step-hook-path: notes the update, then calls the user's own hook."""
     args.fipo_update_index = step_id
-    EXTREMES.start()
     TRACES.start(rollout_id, step_id)
     own = getattr(args, "fipo_next_hook_path", None)
     if own is not None:
@@ -39,28 +36,28 @@ def install_hook(args: Namespace) -> None:
     args.custom_megatron_before_train_step_hook_path = HOOK_PATH
 
 
-def knows_updates(args: Namespace) -> bool:
-    """Whether the hook is installed."""
-    return hasattr(args, "fipo_update_index")
-
-
 def may_be_first_update(args: Namespace) -> bool:
     """Whether log-ratios must be 0: this update follows a rollout (always, where no hook tells) by the same policy."""
     return not getattr(args, "keep_old_actor", False) and getattr(args, "fipo_update_index", 0) == 0
 
 
-class NoiseWatch:
-    """Warns if noise alone moves weights. It looks at one micro-batch a process: the first is surely at update 0."""
+class Warnings:
+    """What a process says once: noise that alone moves weights, and tokens without π_old.
+
+    For the noise it looks at one micro-batch: the first is surely at update 0.
+    """
 
     def __init__(self) -> None:
         self.looked = False
 
-    def see(self, out: FIPOOutput, args: Namespace) -> None:
-        if self.looked or not out.kept.any():
+    def see(self, credit: TokenCredit, trained: Tensor, args: Namespace) -> None:
+        """Looks at one micro-batch's (N,) credit."""
+        if credit.non_finite.any():
+            warn_of_non_finite()
+        if self.looked or not trained.any() or not may_be_first_update(args):
             return
         self.looked = True
-        moved = FIRST_UPDATE_MEANS["fipo/noise_weight_shift"](out)
-        shift = torch.where(out.kept, moved, 0).sum().item() / int(out.kept.sum())
+        shift = FIRST_UPDATE_MEANS["fipo/noise_weight_shift"](credit)[trained].mean().item()
         if shift > NOISE_LIMIT:
             cause = (
                 "with --use-rollout-logprobs π_old is the rollout engine's, whose log-probs differ from the trainer's; "
@@ -69,3 +66,6 @@ class NoiseWatch:
                 else "usual causes are dropout and kernels that are not deterministic"
             )
             logger.warning(noise_warning(shift, cause))
+
+
+WARNINGS = Warnings()

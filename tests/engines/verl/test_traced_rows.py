@@ -8,7 +8,7 @@ from test_loss import actor, counted, rollout
 from verl.workers.utils import losses
 
 from fipo import FIPOError, InvalidParameterError
-from fipo.engines.verl import FIPOPolicyLossConfig, fipo_policy_loss, tracing
+from fipo.engines.verl import FIPOPolicyLossConfig, fipo_policy_loss, traced_rows
 from fipo.run_folder import trace_file
 
 pytestmark = pytest.mark.verl
@@ -56,7 +56,7 @@ def test_a_loss_that_ppo_loss_does_not_call_is_refused(tmp_path):
 def test_a_batch_without_its_step_is_refused(tmp_path):
     batch = rollout()
     config = counted(actor(FIPOPolicyLossConfig(trace_dir=str(tmp_path))), batch["response_mask"])
-    tracing._micro_batch.see({"prompts": torch.zeros(1)}, batch["log_prob"])
+    traced_rows._micro_batch.see({"prompts": torch.zeros(1)}, batch["log_prob"])
     with pytest.raises(FIPOError, match="batches do not tell the step; drop"):
         fipo_policy_loss(**batch, config=config)
 
@@ -83,11 +83,11 @@ def test_reports_for_wandb_of_a_run_without_traces_are_refused(monkeypatch, tmp_
     reports = Tracking("project", "run", default_backend=["console", "wandb"], config=config).logger["fipo"]
     assert isinstance(reports, wandb_report.CreditReports)
     logged = []
-    monkeypatch.setattr(tracing.TraceWriter, "log_report", lambda writer, *arguments: logged.append(arguments))
+    monkeypatch.setattr(wandb_report, "log_credit", lambda folder, rollout, trackers, **_: logged.append(rollout))
     for number, age in {8: 60, 9: -60}.items():
         file = tmp_path / trace_file(number, 0, 0)
         file.touch()
         os.utime(file, (reports.started - age,) * 2)
     for number in (7, 8, 9):
         reports.log(data={}, step=number)
-    assert logged == [(9, 9)]  # of step 7 there is none, of step 8 an earlier attempt's
+    assert logged == [9]  # of step 7 there is none, of step 8 an earlier attempt's

@@ -6,23 +6,25 @@ prompts, and have no rewards.
 """
 
 import logging
+import sys
 from argparse import Namespace
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fipo.core.loss import FIPOOutput
-from fipo.engines.slime.arguments import control_of, params_of, trace_options, updates_of
+from fipo.core.credit import CREDIT_FIELDS, TokenCredit
+from fipo.engines.slime.arguments import params_of, trace_options, updates_of, weighting_of
 from fipo.engines.slime.contract import slime_function
-from fipo.engines.tracing import Completion, TraceOptions, TraceWriter, among, group_number
+from fipo.engines.slime.layout import whole_responses
 from fipo.errors import InvalidParameterError
+from fipo.traces.writer import Completion, TraceOptions, TraceWriter, among, costs_no_run, group_number
 
 logger = logging.getLogger(__name__)
 
 POSTPROCESS_PATH = "fipo.engines.slime.note_rollout"
-OF_CREDIT = [entry.name for entry in fields(FIPOOutput) if entry.name != "dropped"]
+OF_CREDIT = [name for name in CREDIT_FIELDS if name != "dropped"]
 SEEN = "fipo_traced"  # in a micro-batch: --recompute-loss-function asks twice
 
 
@@ -45,6 +47,7 @@ class Traces:
         self.micro_batches = self.samples = 0  # of the rollout on this process, so far
         self.known: dict[int, Sample] = {}  # by the identity of the tokens' tensor
         self.writer: TraceWriter | None = None
+        self.told: set[str] = set()
         self.unreported: int | None = None  # the last traced rollout, until its report is logged
 
     def note(self, args: Namespace, data: dict[str, Any]) -> None:
@@ -67,20 +70,19 @@ class Traces:
         self.rollout, self.update = rollout, update
         if update == 0:
             self.micro_batches = self.samples = 0
-            if self.writer is not None and self.unreported is not None:
-                self.writer.log_report(self.unreported)
+            if self.unreported is not None:
+                self._log_report(self.unreported)
             self.unreported = None
 
     @torch.no_grad()
     def see(
-        self, args: Namespace, batch: dict[str, Any], out: FIPOOutput, trained: Tensor, columns: dict[str, list[Tensor]]
+        self, args: Namespace, batch: dict[str, Any], credit: TokenCredit, columns: dict[str, list[Tensor]]
     ) -> None:
         """Writes the chosen completions of a micro-batch, if its rollout is traced.
 
         Args:
             args, batch: As for the loss.
-            out: The credit of this rank's part of the micro-batch, (N,).
-            trained: (N,) bool.
+            credit: Of this rank's part of the micro-batch, (N,).
             columns: logps, old_logps, advantages, entropy and, where π_old is not the rollout engine's, rollout_logps;
                 one tensor a sequence, of this rank's tokens.
 
@@ -101,18 +103,28 @@ class Traces:
         sequences = zip(batch["unconcat_tokens"], batch["response_lengths"], strict=True)
         samples = [self._sample(tokens, length) for tokens, length in sequences]
         chosen = [row for row, sample in enumerate(samples) if self._is_chosen(sample, args, options)]
-        whole = _whole_responses(batch, chosen, out, trained, columns)
+        here = {name: getattr(credit, name) for name in OF_CREDIT}
+        here = {name: torch.cat(column) for name, column in columns.items()} | here
+        lengths = [len(part) for part in columns["logps"]]
+        whole = dict(zip(chosen, whole_responses(batch, chosen, here, lengths), strict=True))
         mpu = slime_function("mpu")
         if mpu.get_tensor_model_parallel_rank() == 0 and mpu.get_context_parallel_rank() == 0:
             if self.writer is None:
-                place = (mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size())
-                self.writer = TraceWriter(options, args.hf_checkpoint, *place, control=control_of(args))
-            completions = (self._completion(samples[row], whole[row], out) for row in chosen)
-            self.writer.write(self.rollout, self.micro_batches, completions, params_of(args))
+                self.writer = _writer(args, options)
+            rows = (self._completion(samples[row], batch["loss_masks"][row], whole[row], credit) for row in chosen)
+            self.writer.write(self.rollout, self.micro_batches, rows)
             self.unreported = self.rollout
             if self._is_last_update(args):  # no hook is called after it: what other ranks still write is not in
-                self.writer.log_report(self.rollout)
+                self._log_report(self.rollout)
         self.micro_batches += 1
+
+    def _log_report(self, rollout: int) -> None:
+        """Logs the report about this rollout's credit, where W&B tracks the run in this process."""
+        if self.writer is not None and "wandb" in sys.modules:
+            with costs_no_run("No report was logged to W&B", self.told):
+                from fipo.report.tracking import log_credit, running_wandb
+
+                log_credit(self.writer.options.folder, rollout, running_wandb(), **{"rollout/step": rollout})
 
     def _is_last_update(self, args: Namespace) -> bool:
         return self.rollout + 1 == getattr(args, "num_rollout", None) and self.update + 1 == updates_of(args)
@@ -135,9 +147,10 @@ class Traces:
         wanted = max(1, options.samples // args.n_samples_per_prompt)
         return wanted >= groups or sample.group * wanted % groups < wanted
 
-    def _completion(self, sample: Sample, whole: dict[str, Tensor], out: FIPOOutput) -> Completion:
-        kept, trained = whole["kept"].bool(), whole.pop("trained").bool()
-        credit = {name: whole.pop(name).to(getattr(out, name).dtype) for name in OF_CREDIT}
+    def _completion(self, sample: Sample, mask: Tensor, whole: dict[str, Tensor], credit: TokenCredit) -> Completion:
+        on_cpu = dict(zip(whole, torch.stack([*whole.values()]).float().cpu(), strict=True))
+        known = {name: on_cpu.pop(name).to(getattr(credit, name).dtype) for name in OF_CREDIT}
+        trained = mask.bool().cpu()
         return Completion(
             rollout=self.rollout,
             update=self.update,
@@ -146,8 +159,8 @@ class Traces:
             prompt=sample.tokens[: len(sample.tokens) - len(trained)],
             tokens=sample.tokens[len(sample.tokens) - len(trained) :],
             trained=trained,
-            credit=FIPOOutput(**credit, dropped=trained.any() & ~kept.any()),
-            columns=whole,
+            credit=TokenCredit(**known, dropped=trained.any() & ~known["kept"].any()),
+            columns=on_cpu,
             reward=sample.reward,
             truncated=sample.truncated,
         )
@@ -178,21 +191,17 @@ def install_postprocess(args: Namespace) -> None:
         args.fipo_next_postprocess_path, args.rollout_data_postprocess_path = own, POSTPROCESS_PATH
 
 
-def _whole_responses(
-    batch: dict[str, Any], chosen: list[int], out: FIPOOutput, trained: Tensor, columns: dict[str, list[Tensor]]
-) -> dict[int, dict[str, Tensor]]:
-    """Every chosen row's columns by name, (R,) float32 on the CPU, put together from the context-parallel ranks."""
-    if not chosen:
-        return {}
-    here = {name: getattr(out, name) for name in OF_CREDIT} | {"trained": trained}
-    here |= {name: torch.cat(column) for name, column in columns.items()}
-    table = torch.stack([column.float() for column in here.values()], 1)
-    parts = table.split([len(part) for part in columns["logps"]])
-    gather = slime_function("all_gather_with_cp")
-    lengths = list(zip(batch["total_lengths"], batch["response_lengths"], strict=True))
-    wholes = [gather(parts[row], *lengths[row]) for row in chosen]
-    on_cpu = torch.cat(wholes).cpu().split([len(whole) for whole in wholes])
-    return {row: dict(zip(here, whole.unbind(1), strict=True)) for row, whole in zip(chosen, on_cpu, strict=True)}
+def _writer(args: Namespace, options: TraceOptions) -> TraceWriter:
+    mpu, weighting = slime_function("mpu"), weighting_of(args)
+    return TraceWriter(
+        options=options,
+        tokenizer=args.hf_checkpoint,
+        params=params_of(args),
+        clip_range=(args.eps_clip, args.eps_clip_high),
+        rank=mpu.get_data_parallel_rank(),
+        ranks=mpu.get_data_parallel_world_size(),
+        control=None if weighting is None else weighting.name,
+    )
 
 
 def _group_of(prompt: Tensor) -> int:

@@ -39,7 +39,7 @@ node_modules/.package-lock.json: package.json package-lock.json
 test-verl: $(VERL)/installed
 	$(VERL)/bin/pytest -m verl tests/engines tests/recipes/test_verl_recipes.py
 	for release in $(OLDER_VERL); do PYTHONPATH=$(VERL)/verl-$$release $(VERL)/bin/pytest -m verl \
-		tests/engines/verl/test_config.py tests/engines/verl/test_loss.py tests/engines/verl/test_verl_tracing.py || exit 1; done
+		tests/engines/verl/test_config.py tests/engines/verl/test_loss.py tests/engines/verl/test_traced_rows.py || exit 1; done
 
 test-engines: $(ENGINES)/installed
 	$(ENGINES)/bin/pytest -m engines tests/distributed

@@ -2,15 +2,19 @@
 
 import importlib
 import inspect
+import math
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from support import knobs, tiny
+from support import harness, knobs, tiny
 
-from fipo import FIPOParams, fipo_loss
+from fipo import FIPOParams, InvalidParameterError, fipo_loss, token_credit
+from fipo.core.rules import Weighting
 from fipo.run.rewards import load_rewards
+from fipo.trainer import FIPOConfig, FIPOTrainer
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -20,17 +24,17 @@ def blocks(name):
     return re.findall(r"^```python\n(.*?)^```", (ROOT / name).read_text(), re.DOTALL | re.MULTILINE)
 
 
-def test_the_readmes_library(capsys):
-    _, loss, one_pass = blocks("README.md")
+def test_the_readmes_library():
+    credit, _, loss = blocks("README.md")
     namespace = {}
-    exec(loss, namespace)
-    assert namespace["logps"].grad.abs().sum() > 0 and "tensor" in capsys.readouterr().out
-    exec(one_pass, namespace)  # as somebody pastes it below the first
+    exec(credit, namespace)
+    assert (namespace["weighted"] != namespace["advantages"][:, None]).any()
+    exec(loss, namespace)  # as somebody pastes it below the first
     assert namespace["hidden"].grad.abs().sum() > 0 and namespace["lm_head"].weight.grad.abs().sum() > 0
 
 
 def test_the_readmes_reward(tmp_path, monkeypatch):
-    (tmp_path / "readmes_reward.py").write_text(blocks("README.md")[0])
+    (tmp_path / "readmes_reward.py").write_text(blocks("README.md")[1])
     monkeypatch.chdir(tmp_path)
     (reward,) = load_rewards(["python:readmes_reward:score"], max_completion_length=8)
     chat = [{"role": "assistant", "content": "It is 84"}]
@@ -54,6 +58,66 @@ def test_the_trainer_from_python(tmp_path, monkeypatch):
     trainer = namespace["trainer"]
     assert trainer.state.global_step == 8
     assert any("fipo/weight_mean" in record for record in trainer.state.log_history)
+
+
+@pytest.fixture
+def my_rules(tmp_path, monkeypatch):
+    """docs/rules.md's file, in the folder that one starts from."""
+    (tmp_path / "my_rules.py").write_text(blocks("docs/rules.md")[0])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_rules", raising=False)
+
+
+def responses():
+    """Two padded ones: four and two tokens long to the last trained one, which is token 3 and token 1."""
+    nan = torch.nan
+    return {
+        "logps": torch.tensor([[-1.0, -2.0, -1.0, -3.0], [-1.0, -1.0, nan, nan]]),
+        "old_logps": torch.tensor([[-1.1, -1.9, -1.0, -9.0], [nan, -1.1, nan, nan]]),
+        "advantages": torch.tensor([[1.0, 1.0, 1.0, 1.0], [-1.0, -1.0, nan, nan]]),
+        "loss_mask": torch.tensor([[True, True, False, True], [True, True, False, False]]),
+        "entropy": torch.tensor([[0.1, 0.2, 9.0, 0.6], [0.5, 0.1, nan, nan]]),
+    }
+
+
+def weighed(name, known):
+    """Their credit with one of the page's rules."""
+    columns = (known[column] for column in ("logps", "old_logps", "advantages", "loss_mask"))
+    credit = token_credit(*columns, FIPOParams())
+    return Weighting.of(f"python:my_rules:{name}", None).of_rows(credit, known, known["old_logps"])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("entropy_gate", [[0.8, 0.8, 1.0, 1.2], [1.2, 0.8, 1.0, 1.0]]),  # the means are 0.3
+        ("signed_log_ratio", [[math.exp(0.1), math.exp(-0.1), 1.0, 1.2], [1.0, math.exp(-0.1), 1.0, 1.0]]),
+        ("falling", [[1.2, 1.2 - 0.4 / 3, 1.0, 0.8], [1.2, 0.8, 1.0, 1.0]]),
+    ],
+)
+def test_the_three_rules(name, expected, my_rules):
+    known, expected = responses(), torch.tensor(expected)
+    found = weighed(name, known)
+    torch.testing.assert_close(found.weight, expected)
+    assert not found.factor[1, 0] and found.factor[1, 1] == found.weight[1, 1]  # one has no π_old
+    for row in range(2):  # each response alone: the weights are the same in every split
+        alone = {column: values[row : row + 1] for column, values in known.items()}
+        torch.testing.assert_close(weighed(name, alone).weight, expected[row : row + 1])
+
+
+def test_the_entropy_gate_says_that_it_needs_entropies(my_rules):
+    with pytest.raises(InvalidParameterError, match=r"entropy_gate raised ValueError: this rule needs entropies"):
+        weighed("entropy_gate", responses() | {"entropy": None})
+
+
+@pytest.mark.parametrize("name", ["entropy_gate", "signed_log_ratio", "falling"])
+def test_a_trainer_takes_the_three_rules(name, my_rules, tmp_path):
+    trainer = harness.make(FIPOTrainer, FIPOConfig, tmp_path, fipo_rule=f"python:my_rules:{name}")
+    seen = []
+    trainer.observers.append(seen.append)
+    loss, _ = harness.loss_and_gradients(trainer, tiny.with_old_logps(trainer, tiny.rollout()))
+    weight = seen[0].tokens.weight[seen[0].mask]
+    assert loss.isfinite() and weight.min() >= 0.8 and weight.max() <= 1.2 and weight.std() > 0.01
 
 
 def test_five_tokens_by_hand():

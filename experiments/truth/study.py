@@ -24,7 +24,7 @@ from experiments.truth.values import NotMeasurableError, Response, Values, measu
 from fipo import FIPOParams, token_credit
 from fipo.run_folder import whole_file
 from fipo.traces import Trace, read_traces, write_traces
-from fipo.traces.schema import token_columns
+from fipo.traces.columns import trace_columns
 
 SMOLLM2 = "smollm2"
 RESULTS = Path(__file__).parent / "results"
@@ -297,10 +297,10 @@ def _traces(unit: Unit, rollout: Rollout, sight: Sight, view: View) -> Iterator[
     """As the trainer would write them, with the truth."""
     new = view.log_ratio + rollout.samples.logps[sight.rows]
     credit = token_credit(new, rollout.samples.logps[sight.rows], view.advantages, view.mask, FIPOParams())
-    columns = token_columns(
+    columns = trace_columns(
         credit,
         view.mask,
-        clip_range=(0.2, 0.28),
+        (0.2, 0.28),
         logps=new,
         old_logps=rollout.samples.logps[sight.rows],
         advantages=view.advantages[:, None].expand(view.mask.shape),
@@ -322,5 +322,5 @@ def _traces(unit: Unit, rollout: Rollout, sight: Sight, view: View) -> Iterator[
             token_bytes=[b"" if token == END else ALPHABET[token - 2].encode() for token in ids.tolist()],
             reward=reward,
             rewards={"answer": reward},
-            **{name: column[place][kept] for name, column in columns.items()},
+            **{name: column[place].numpy()[kept] for name, column in columns.items()},
         )

@@ -63,6 +63,14 @@ def test_a_rule_sees_whole_responses_packed(batch):
     assert seen["entropy"] is None
 
 
+def test_a_token_without_pi_old_has_a_log_ratio_of_0_for_a_rule(batch):
+    batch[1][1, 2] = torch.nan
+    batch[3][1, 2] = True
+    credit, found = reweighed(batch, lambda logps, old_logps, **_: (logps - old_logps).exp())
+    assert found.weight.isfinite().all()
+    assert found.factor[1, 2] == 0 and found.weight[1, 2] == 1
+
+
 def raises(**_):
     raise ValueError("no\nentropy")
 
@@ -73,7 +81,6 @@ def raises(**_):
         (raises, "raised ValueError: no entropy; repair it"),
         (lambda **_: None, "returned a NoneType, but must return a tensor"),
         (lambda logps, **_: logps[:5], r"returned shape \(5,\) for"),
-        (lambda logps, **_: logps.long(), "returned dtype torch.int64"),
         (lambda logps, **_: logps * torch.nan, "returned the weight nan"),
         (lambda logps, **_: logps.abs() + torch.inf, "returned the weight inf"),
         (lambda logps, **_: -logps.abs() - 1, r"returned the weight -2\.08"),

@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM
 pytestmark = pytest.mark.engines
 
 VARIANTS = {  # what is trained, and how
-    "one_pass": {},
-    "plain": {"fipo_streaming": "false"},
+    "plain": {},
+    "no_logits_kept": {"fipo_head_memory": 0, "fipo_control": "shuffle"},  # and orders that no split of a batch changes
     "tied_kl": {"model_name_or_path": "tied", "beta": 0.05},
     "checkpointing": {"gradient_checkpointing": "true"},
     "lora": {"use_peft": "true", "lora_target_modules": "all-linear", "lora_r": 4},
@@ -41,7 +41,7 @@ def test_two_processes_are_one(curves, workshop, engine, variant):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_saved_model_is_that_of_one_process(curves, workshop, engine):
-    for variant in ("one_pass", "tied_kl"):
+    for variant in ("plain", "tied_kl"):
         curves(variant), curves(variant, engine)
         expected, found = (
             AutoModelForCausalLM.from_pretrained(workshop.folder / f"{variant}_{name}").state_dict()
@@ -53,7 +53,7 @@ def test_the_saved_model_is_that_of_one_process(curves, workshop, engine):
 
 
 @pytest.mark.parametrize(
-    ("engine", "variant"), [*((engine, "one_pass") for engine in ENGINES), ("fsdp2", "lora"), ("zero3", "lora")]
+    ("engine", "variant"), [*((engine, "plain") for engine in ENGINES), ("fsdp2", "lora"), ("zero3", "lora")]
 )
 def test_a_killed_run_resumes_to_the_same_curve(curves, workshop, engine, variant):
     """kill −9 of every worker between two checkpoints; the rollout in use is 2 of 4 updates old."""
@@ -65,18 +65,18 @@ def test_a_killed_run_resumes_to_the_same_curve(curves, workshop, engine, varian
     assert_same_curve(resumed, whole, rel=0)
 
 
-def test_fsdp_that_accelerate_would_replace_is_refused(workshop):
-    """As a user starts it on a machine without GPUs: one sentence, and no plain data parallelism instead."""
-    assert workshop.start("replaced", "fsdp2", fipo=("-m", "fipo.cli")).wait(timeout=280) != 0
-    log = (workshop.folder / "replaced.log").read_text()
-    assert "fipo: FSDP is asked for, but accelerate runs MULTI_CPU with 2 process(es) on cpu" in log
-    assert not workshop.metrics("replaced")
+AS_A_USER = {"fipo": ("-m", "fipo.cli")}  # without GPUs: no plain data parallelism instead of what was asked for
+NO_WHOLE_GROUPS = {"per_device_train_batch_size": 3, "steps_per_generation": 3}  # times 2 processes: 18 / 4
 
 
-def test_a_world_size_that_does_not_divide_is_refused(workshop):
-    """2 processes × 3 completions × 3 mini-batches make no whole groups of 4."""
-    process = workshop.start("odd", "ddp", per_device_train_batch_size=3, steps_per_generation=3)
-    assert process.wait(timeout=280) != 0
-    log = (workshop.folder / "odd.log").read_text()
-    assert "fipo: The recipe or the flags cannot be used: generation_batch_size (18)" in log
-    assert not workshop.metrics("odd")
+@pytest.mark.parametrize(
+    ("engine", "sentence", "how"),
+    [
+        ("fsdp2", "FSDP is asked for, but accelerate runs MULTI_CPU with 2 process(es) on cpu", AS_A_USER),
+        ("ddp", "The recipe or the flags cannot be used: generation_batch_size (18)", NO_WHOLE_GROUPS),
+    ],
+)
+def test_what_cannot_work_is_refused(workshop, engine, sentence, how):
+    assert workshop.start(f"refused_{engine}", engine, **how).wait(timeout=280) != 0
+    assert f"fipo: {sentence}" in (workshop.folder / f"refused_{engine}.log").read_text()
+    assert not workshop.metrics(f"refused_{engine}")

@@ -1,6 +1,7 @@
 """A page of synthetic traces, opened in a real Chromium, from disk, with nothing to reach."""
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import sync_playwright
@@ -42,26 +43,26 @@ def html(run):
 
 @pytest.fixture
 def open_page(browser):
-    """Opens a page; fails the test if the page throws, or asks for anything but itself."""
+    """Opens a file, or what `fipo watch` serves; fails the test if the page throws, or asks for anything but itself."""
     contexts, complaints = [], []
 
-    def open_it(path, fragment="#at=0", **options):  # "": where the report opens by itself
+    def open_it(place, fragment="#at=0", **options):  # "": where the report opens by itself
+        live = isinstance(place, str)
+        own = ("blob:", "data:", f"http://{urlsplit(place).netloc}/" if live else "file:")
         context = browser.new_context(**{"viewport": {"width": 1300, "height": 800}, **options})
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(8000)
+        page.set_default_timeout(15_000 if live else 8000)
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-        page.on("request", lambda request: complaints.append(request.url) if is_outside(request.url) else None)
-        page.goto(f"{path.as_uri()}{fragment}")
-        page.wait_for_selector("body[data-ready]")
+        page.on("request", lambda request: None if request.url.startswith(own) else complaints.append(request.url))
+        if not live:  # a server that ends is an error to the console
+            page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.goto(f"{place if live else place.as_uri()}{fragment}")
+        if not live:
+            page.wait_for_selector("body[data-ready]")
         return page
 
     yield open_it
     for context in contexts:
         context.close()
     assert complaints == []
-
-
-def is_outside(url):
-    return not url.startswith(("file:", "blob:", "data:"))

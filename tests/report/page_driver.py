@@ -15,3 +15,12 @@ def facts(page, name):
 
 def slide(page, name, value):
     page.eval_on_selector(f"#knob-{name}", "(e, v) => { e.value = v; e.dispatchEvent(new Event('input')); }", value)
+
+
+def click_on_curve(page, place):
+    """At this share of the first chart's width."""
+    box = page.locator("#charts .plot").first.locator(".nsewdrag").first.bounding_box()
+    at = box["x"] + place * box["width"], box["y"] + box["height"] / 2
+    page.mouse.move(at[0] - 1, at[1])
+    page.wait_for_timeout(300)
+    page.mouse.click(*at)

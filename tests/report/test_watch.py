@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
-from synthetic_traces import HOSTILE, PARAMS, trace, write_metrics
+from page_driver import click_on_curve
+from synthetic_traces import HOSTILE, PARAMS, trace
 
 from fipo.report.follow import FollowedRun, follow
 from fipo.report.page import labels_of
@@ -63,80 +64,79 @@ def log(run, *steps):
             file.write(json.dumps({"step": step, "reward": step / 100, "fipo/weight_mean": 1.0}) + "\n")
 
 
-@pytest.fixture
-def run(tmp_path):
-    folder = tmp_path / "live"
+def write_live_run(folder):
     log(folder, *range(1, 13))
     write_rollout(folder, 0)
     write_rollout(folder, 2)
     return folder
 
 
-def test_state_charts_and_traces(run):
-    with watching(run) as address:
-        status, headers, page = get(address, "/")
-        assert status == 200 and b'id="data-about"' in page and b'id="data-plotly"' in page
-        assert headers["cache-control"] == "no-store" and headers["x-frame-options"] == "DENY"
-        assert "access-control-allow-origin" not in headers
-        (found,) = json.loads(get(address, "/state")[2])["runs"]
-        assert (found["label"], found["status"], found["updates"]) == ("live", "unknown", UPDATES)
-        assert [number for number, _ in found["rollouts"]] == [0, 2]
-        assert json.loads(get(address, "/charts")[2])[0]["title"] == "Reward"
-        blocks = json.loads(get(address, "/traces?run=0&rollout=2")[2])["blocks"]
-        assert {"traces", "tokens", "log_ratio", "vocabulary_bytes"} <= set(blocks)
-
-
-def test_nobody_else_is_answered(run):
-    with watching(run) as address:
-        for path in ("/", "/state", "/charts", "/traces?run=0&rollout=2"):
-            for token in ("", "x", address.query.removeprefix("token=")[:-1]):
-                assert get(address, path, token=token)[0] == 403
-            for host in ("example.com", "example.com:80", "127.0.0.1.example.com", "", "[::2]:80"):
-                assert get(address, path, Host=host)[0] == 403
-            assert get(address, path, **{"Sec-Fetch-Site": "cross-site"})[0] == 403
-            assert get(address, path, **{"Sec-Fetch-Site": "same-site"})[0] == 403  # another port of this machine
-        assert get(address, "/", Host=f"localhost:{address.port + 1}")[0] == 200  # ssh -L to another port
-
-
-def test_nothing_but_the_report_is_served(run):
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """Of a watched run that holds, besides two rollouts, a damaged, a dangling and a hostile one, and a secret."""
+    run = write_live_run(tmp_path_factory.mktemp("watched") / "live")
+    for name in ("rollout_000003_step_0000_rank_0.parquet", "rollout_99999999999999_x.parquet", "rollout_-1_.parquet"):
+        (run / "traces" / name).write_bytes(b"PAR1 nonsense")
+    (run / "traces" / "rollout_000004_step_0000_rank_0.parquet").symlink_to("/nowhere")
+    write_rollout(run, 5, pieces=HOSTILE, prompt="<b>\u202e</script>")
     (run / "secret").write_text("secret")
     with watching(run) as address:
-        for path in ("/secret", "/traces/secret", "/../secret", "/%2e%2e/secret", "/state/..%2fsecret", "/docs"):
-            status, headers, body = get(address, path)
-            assert status in (403, 404) and b"secret" not in body
-            assert headers["x-frame-options"] == "DENY"
-        odd = [
-            "",
-            "run=0",
-            "run=1&rollout=2",
-            "run=0&rollout=1",
-            "run=-1&rollout=2",
-            "run=0&rollout=2.0",
-            "run=%D9%A0&rollout=2",
-        ]
-        for query in [*odd, "run=0&rollout=" + "9" * 400, "run=0&rollout=../../secret"]:
-            status, _, body = get(address, f"/traces?{query}")
-            assert status == 404 and b"choose another" in body, query
-        connection = http.client.HTTPConnection(address.hostname, address.port)
-        connection.request("POST", f"/state?{address.query}")
-        assert connection.getresponse().status == 405
+        yield address
 
 
-def test_it_listens_on_loopback_alone(run):
-    with watching(run) as address:
-        assert address.hostname == "127.0.0.1"
-        others = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)} - {"127.0.0.1"}
-        for other in others:
-            with pytest.raises(OSError):  # noqa: PT011  refused, or no route
-                socket.create_connection((other, address.port), timeout=2)
+def test_state_charts_and_traces(address):
+    status, headers, page = get(address, "/")
+    assert status == 200 and b'id="data-about"' in page and b'id="data-plotly"' in page
+    assert headers["cache-control"] == "no-store" and headers["x-frame-options"] == "DENY"
+    assert "access-control-allow-origin" not in headers
+    (found,) = json.loads(get(address, "/state")[2])["runs"]
+    assert (found["label"], found["status"], found["updates"]) == ("live", "unknown", UPDATES)
+    assert [number for number, _ in found["rollouts"]] == [0, 2, 3, 5]
+    assert json.loads(get(address, "/charts")[2])[0]["title"] == "Reward"
+    blocks = json.loads(get(address, "/traces?run=0&rollout=2")[2])["blocks"]
+    assert {"traces", "tokens", "log_ratio", "vocabulary_bytes"} <= set(blocks)
 
 
-def test_a_port_that_is_taken_is_one_sentence(run):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        command = [sys.executable, "-m", "fipo.cli", "watch", str(run), "--port", str(taken.getsockname()[1])]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+def test_damaged_and_hostile_files_cost_no_more_than_themselves(address):
+    status, _, body = get(address, "/traces?run=0&rollout=3")
+    assert status == 404 and b"holds no readable trace" in body
+    assert get(address, "/traces?run=0&rollout=5")[0] == 200
+
+
+def test_nobody_else_is_answered(address):
+    for path in ("/", "/state", "/charts", "/traces?run=0&rollout=2"):
+        for token in ("", "x", address.query.removeprefix("token=")[:-1]):
+            assert get(address, path, token=token)[0] == 403
+        for host in ("example.com", "example.com:80", "127.0.0.1.example.com", "", "[::2]:80"):
+            assert get(address, path, Host=host)[0] == 403
+        for site in ("cross-site", "same-site"):  # the second: another port of this machine
+            assert get(address, path, **{"Sec-Fetch-Site": site})[0] == 403
+    assert get(address, "/", Host=f"localhost:{address.port + 1}")[0] == 200  # ssh -L to another port
+
+
+def test_nothing_but_the_report_is_served(address):
+    for path in ("/secret", "/traces/secret", "/../secret", "/%2e%2e/secret", "/state/..%2fsecret", "/docs"):
+        status, headers, body = get(address, path)
+        assert status in (403, 404) and b"secret" not in body
+        assert headers["x-frame-options"] == "DENY"
+    odd = ["run=0", "run=1&rollout=2", "run=0&rollout=1", "run=-1&rollout=2", "run=0&rollout=2.0"]
+    odd += ["", "run=%D9%A0&rollout=2", "run=0&rollout=" + "9" * 400, "run=0&rollout=../../secret"]
+    for query in odd:
+        status, _, body = get(address, f"/traces?{query}")
+        assert status == 404 and b"choose another" in body, query
+    connection = http.client.HTTPConnection(address.hostname, address.port)
+    connection.request("POST", f"/state?{address.query}")
+    assert connection.getresponse().status == 405
+
+
+def test_it_listens_on_loopback_alone_and_a_port_that_is_taken_is_one_sentence(address, tmp_path):
+    assert address.hostname == "127.0.0.1"
+    others = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)} - {"127.0.0.1"}
+    for other in others:
+        with pytest.raises(OSError):  # noqa: PT011  refused, or no route
+            socket.create_connection((other, address.port), timeout=2)
+    command = [sys.executable, "-m", "fipo.cli", "watch", str(tmp_path), "--port", str(address.port)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "cannot be had (Address already in use); choose another with --port" in done.stderr
 
@@ -204,21 +204,16 @@ def test_metrics_are_read_as_they_are_appended(tmp_path):
     run.look()
     assert run.metrics.series["reward"] == {1: 0.01}
     assert run.version > before
-    path.write_text("")
+    log(tmp_path, 2, 3)
     run.look()
-    assert not run.metrics.series
-
-
-def test_another_run_in_the_place_of_one_is_read_anew(tmp_path):
-    run = FollowedRun(tmp_path, "run")
-    path = tmp_path / "metrics.jsonl"
-    log(tmp_path, 1, 2, 3)
-    run.look()
-    with path.open("r+") as file:  # the same inode, and longer than before
+    with path.open("r+") as file:  # another run in its place: the same inode, and longer than before
         file.truncate(0)
         file.writelines(json.dumps({"step": step, "reward": 1.0}) + "\n" for step in range(1, 9))
     run.look()
     assert run.metrics.series["reward"] == dict.fromkeys(range(1, 9), 1.0)
+    path.write_text("")
+    run.look()
+    assert not run.metrics.series
 
 
 def test_a_long_run_costs_little_while_nothing_comes(tmp_path):
@@ -247,21 +242,6 @@ def test_odd_things_under_the_names_of_a_run(tmp_path):
     assert labels_of([tmp_path / os.fsdecode(b"\xff")])[0].encode().endswith("\ufffd".encode())
 
 
-def test_damaged_and_hostile_files_cost_no_more_than_themselves(tmp_path):
-    folder = tmp_path / "run"
-    write_rollout(folder, 1)
-    for name in ("rollout_000002_step_0000_rank_0.parquet", "rollout_99999999999999_x.parquet", "rollout_-1_.parquet"):
-        (folder / "traces" / name).write_bytes(b"PAR1 nonsense")
-    (folder / "traces" / "rollout_000003_step_0000_rank_0.parquet").symlink_to("/nowhere")
-    write_rollout(folder, 4, pieces=HOSTILE, prompt="<b>\u202e</script>")
-    with watching(folder) as address:
-        (found,) = json.loads(get(address, "/state")[2])["runs"]
-        assert [number for number, _ in found["rollouts"]] == [1, 2, 4]
-        status, _, body = get(address, "/traces?run=0&rollout=2")
-        assert status == 404 and b"holds no readable trace" in body
-        assert get(address, "/traces?run=0&rollout=4")[0] == 200
-
-
 def wait_until(page, expression):
     """The report's policy forbids what wait_for_function does."""
     for _ in range(150):
@@ -272,145 +252,115 @@ def wait_until(page, expression):
 
 
 @pytest.mark.browser
-class TestInABrowser:
-    @pytest.fixture
-    def open_live(self, browser):
-        pages, complaints = [], []
-
-        def open_it(address, fragment=""):
-            page = browser.new_context(viewport={"width": 1300, "height": 850}).new_page()
-            page.set_default_timeout(15_000)
-            page.on("pageerror", lambda error: complaints.append(str(error)))
-            page.on("request", lambda request: self.outside(request.url, address, complaints))
-            page.goto(f"{address.geturl()}{fragment}")
-            pages.append(page)
-            return page
-
-        yield open_it
-        for page in pages:
-            page.context.close()
-        assert complaints == []
-
-    @staticmethod
-    def outside(url, address, complaints):
-        if not url.startswith((f"http://{address.netloc}/", "blob:", "data:")):
-            complaints.append(url)
-
-    def test_a_run_from_before_its_start_to_its_deletion(self, tmp_path, open_live):
-        run = tmp_path / "run"
-        with watching(run) as address:
-            page = open_live(address)
-            runs = page.locator("#live-runs")
-            runs.get_by_text("has not started").wait_for()
-            with locked(run) as lock:
-                log(run, 1, 2, 3)
-                runs.get_by_text("is running").wait_for()
-                page.locator("#charts .plot.drawn").first.wait_for()
-                write_rollout(run, 0)
-                page.locator("#tab-credit:not([hidden])").click()
-                page.locator("#samples .row").first.wait_for()
-                assert page.locator("#sample-count").text_content() == "8 traces"
-                page.locator("#samples .row", has_text="sample 5").click()
-                page.locator("#token-5-3").click()
-                before = page.evaluate("location.hash")
-                write_rollout(run, 0, step=1)  # another micro-batch of the same rollout
-                page.locator("#sample-count", has_text="16 traces").wait_for()
-                at = page.evaluate("fipo.page.traces[fipo.state.at]")
-                assert (at["sample"], page.evaluate("fipo.state.selected")) == (5, 3)
-                assert page.evaluate("location.hash") == before
-                write_rollout(run, 2)
-                page.locator("#rollout option", has_text="2").wait_for(state="attached")
-                assert page.locator("#rollout").input_value() == "0.0"  # the place stays
-                page.locator("#rollout").select_option("0.2")
-                wait_until(page, "fipo.page.traces.every((facts) => facts.rollout === 2)")
-                log(run, *range(4, 14))
-                wait_until(page, "JSON.stringify(fipo.page.charts[0].figure.data[0].x).endsWith('13]')")
-                lock.end("finished")
-            runs.get_by_text("has finished").wait_for()
-            page.reload()
-            wait_until(page, "fipo.state.tab === 'credit' && fipo.page.traces[0]?.rollout === 2")
-            shutil.rmtree(run)
-            runs.get_by_text("has been deleted").wait_for()
-            assert page.locator("#samples .row").count() > 0  # what was shown stays to be read
-
-    def test_new_data_leave_the_reader_where_he_is(self, tmp_path, open_live):
-        run = tmp_path / "run"
-        log(run, 1)
-        write_rollout(run, 0)
-        long = [trace(20 + sample, length=1500, rollout=1, group=5, run="live") for sample in range(60)]
-        write_traces(long, run / "traces" / trace_file(1, 0, 0), PARAMS, updates_per_rollout=UPDATES)
-        with watching(run) as address:
-            page = open_live(address, "#tab=credit&watched=0.1&at=0")
-            page.locator("#token-0-3").click()
-            page.evaluate(
-                "document.getElementById('stage').scrollTop = 400; document.getElementById('samples').scrollTop = 900"
-            )
-            page.wait_for_timeout(300)
-            where = "['stage', 'samples'].map((id) => document.getElementById(id).scrollTop)"
-            before = page.evaluate(where)
-            log(run, 2, 3)
-            wait_until(page, "JSON.stringify(fipo.page.charts[0].figure.data[0].x).endsWith('3]')")
-            assert page.evaluate(where) == before
-            page.evaluate("document.querySelector('#stage .tokens').focus({ preventScroll: true })")
-            another = [trace(200, length=40, rollout=1, group=50, run="live")]
-            write_traces(another, run / "traces" / trace_file(1, 1, 0), PARAMS, updates_per_rollout=UPDATES)
-            page.locator("#sample-count", has_text="61 traces").wait_for()
-            assert page.evaluate(where) == before
-            assert page.evaluate("document.activeElement.className") == "tokens"
-
-    def test_what_cannot_be_read_or_is_not_there_gives_way(self, tmp_path, open_live):
-        run = tmp_path / "run"
-        write_rollout(run, 1)
-        (run / "traces" / trace_file(2, 0, 0)).write_bytes(b"PAR1 nonsense")
-        for fragment in ("", "#watched=0.77", "#watched=5.1", "#watched=0.2"):
-            with watching(run) as address:
-                page = open_live(address, fragment)
-                wait_until(page, "fipo.page.traces[0]?.rollout === 1")
-                assert page.evaluate("fipo.state.watched") == "0.1"
-
-    def test_the_filter_knows_the_run_that_is_shown(self, tmp_path, open_live):
-        runs = [tmp_path / name for name in ("a", "b")]
-        for run in runs:
-            write_traces([trace(0, run=run.name)], run / "traces" / trace_file(0, 0, 0), PARAMS)
-        with watching(*runs) as address:
-            page = open_live(address, "#tab=credit&watched=0.0&filter.run=a")
-            options = "Array.from(document.getElementById('filter-run').options, (option) => option.value).join()"
-            wait_until(page, f"{options} === ',a'")
-            page.locator("#rollout").select_option("1.0")
-            wait_until(page, f"{options} === ',b'")
-            assert page.locator("#sample-count").text_content() == "1 traces"
-
-    def test_a_point_of_a_curve_opens_its_rollout(self, run, open_live):
-        with watching(run) as address:
-            page = open_live(address, "#tab=curves")
+def test_a_run_from_before_its_start_to_its_deletion(tmp_path, open_page):
+    run = tmp_path / "run"
+    with watching(run) as address:
+        page = open_page(address.geturl(), "")
+        runs = page.locator("#live-runs")
+        runs.get_by_text("has not started").wait_for()
+        with locked(run) as lock:
+            log(run, 1, 2, 3)
+            runs.get_by_text("is running").wait_for()
             page.locator("#charts .plot.drawn").first.wait_for()
-            wait_until(page, "fipo.page.tracedSteps.length === 2")
-            plot = page.locator("#charts .plot").first
-            box = plot.locator(".nsewdrag").first.bounding_box()
-            page.mouse.move(box["x"] + 0.04 * box["width"], box["y"] + box["height"] / 2)
-            page.wait_for_timeout(300)
-            page.mouse.click(box["x"] + 0.05 * box["width"], box["y"] + box["height"] / 2)
-            wait_until(page, "fipo.state.tab === 'credit' && fipo.state.watched === '0.0'")
-            wait_until(page, "fipo.page.traces[0]?.rollout === 0")
-
-    def test_a_server_that_ends_is_told_and_found_again(self, run, open_live):
-        with watching(run) as address:
-            page = open_live(address)
-            page.locator("#samples .row").first.wait_for(state="attached")
-            token = address.query
-        page.locator("#live-trouble", has_text="fipo watch does not answer").wait_for()
-        assert token not in page.locator("body").text_content()
-
-    def test_hostile_runs_are_data(self, tmp_path, open_live):
-        run = tmp_path / "<img src=x onerror=alert(1)>"
-        write_rollout(run, 0, pieces=HOSTILE, prompt="<script>alert(1)</script>")
-        write_metrics(run)
-        with watching(run) as address:
-            page = open_live(address, "#tab=credit")
+            write_rollout(run, 0)
+            page.locator("#tab-credit:not([hidden])").click()
             page.locator("#samples .row").first.wait_for()
-            page.locator("#live-runs li").wait_for()
-            assert page.locator("img").count() == 0
-            assert "<img src=x" in page.locator("#live-runs").text_content().replace("·", " ")
+            assert page.locator("#sample-count").text_content() == "8 traces"
+            page.locator("#samples .row", has_text="sample 5").click()
+            page.locator("#token-5-3").click()
+            before = page.evaluate("location.hash")
+            write_rollout(run, 0, step=1)  # another micro-batch of the same rollout
+            page.locator("#sample-count", has_text="16 traces").wait_for()
+            at = page.evaluate("fipo.page.traces[fipo.state.at]")
+            assert (at["sample"], page.evaluate("fipo.state.selected")) == (5, 3)
+            assert page.evaluate("location.hash") == before
+            write_rollout(run, 2)
+            page.locator("#rollout option", has_text="2").wait_for(state="attached")
+            assert page.locator("#rollout").input_value() == "0.0"  # the place stays
+            page.locator("#rollout").select_option("0.2")
+            wait_until(page, "fipo.page.traces.every((facts) => facts.rollout === 2)")
+            log(run, *range(4, 14))
+            wait_until(page, drawn_up_to(13))
+            lock.end("finished")
+        runs.get_by_text("has finished").wait_for()
+        page.reload()
+        wait_until(page, "fipo.state.tab === 'credit' && fipo.page.traces[0]?.rollout === 2")
+        shutil.rmtree(run)
+        runs.get_by_text("has been deleted").wait_for()
+        assert page.locator("#samples .row").count() > 0  # what was shown stays to be read
+
+
+def drawn_up_to(step):
+    return f"JSON.stringify(fipo.page.charts[0].figure.data[0].x).endsWith('{step}]')"
+
+
+@pytest.mark.browser
+def test_new_data_leave_the_reader_where_he_is(tmp_path, open_page):
+    run = tmp_path / "run"
+    log(run, 1)
+    write_rollout(run, 0)
+    long = [trace(20 + sample, length=1500, rollout=1, group=5, run="live") for sample in range(60)]
+    write_traces(long, run / "traces" / trace_file(1, 0, 0), PARAMS, updates_per_rollout=UPDATES)
+    with watching(run) as address:
+        page = open_page(address.geturl(), "#tab=credit&watched=0.1&at=0")
+        page.locator("#token-0-3").click()
+        page.evaluate("Object.assign(document.getElementById('stage'), { scrollTop: 400 })")
+        page.evaluate("Object.assign(document.getElementById('samples'), { scrollTop: 900 })")
+        page.wait_for_timeout(300)
+        where = "['stage', 'samples'].map((id) => document.getElementById(id).scrollTop)"
+        before = page.evaluate(where)
+        log(run, 2, 3)
+        wait_until(page, drawn_up_to(3))
+        assert page.evaluate(where) == before
+        page.evaluate("document.querySelector('#stage .tokens').focus({ preventScroll: true })")
+        another = [trace(200, length=40, rollout=1, group=50, run="live")]
+        write_traces(another, run / "traces" / trace_file(1, 1, 0), PARAMS, updates_per_rollout=UPDATES)
+        page.locator("#sample-count", has_text="61 traces").wait_for()
+        assert page.evaluate(where) == before
+        assert page.evaluate("document.activeElement.className") == "tokens"
+
+
+@pytest.mark.browser
+def test_what_cannot_be_read_or_is_not_there_gives_way(tmp_path, open_page):
+    run = tmp_path / "run"
+    write_rollout(run, 1)
+    (run / "traces" / trace_file(2, 0, 0)).write_bytes(b"PAR1 nonsense")
+    with watching(run) as address:
+        for fragment in ("", "#watched=0.77", "#watched=5.1", "#watched=0.2"):
+            page = open_page(address.geturl(), fragment)
+            wait_until(page, "fipo.page.traces[0]?.rollout === 1")
+            assert page.evaluate("fipo.state.watched") == "0.1"
+
+
+@pytest.mark.browser
+def test_the_filter_knows_the_run_that_is_shown_and_a_hostile_one_is_data(tmp_path, open_page):
+    hostile = "<img src=x onerror=alert(1)>"
+    write_rollout(tmp_path / "a", 0)
+    rows = [trace(0, run=hostile, pieces=HOSTILE, prompt="<script>alert(1)</script>")]
+    write_traces(rows, tmp_path / hostile / "traces" / trace_file(0, 0, 0), PARAMS)
+    with watching(tmp_path / "a", tmp_path / hostile) as address:
+        page = open_page(address.geturl(), "#tab=credit&watched=0.0&filter.run=live")
+        options = "Array.from(document.getElementById('filter-run').options, (option) => option.value).join()"
+        wait_until(page, f"{options} === ',live'")
+        page.locator("#rollout").select_option("1.0")
+        wait_until(page, f"{options} === ',{hostile}'")
+        assert page.locator("#sample-count").text_content() == "1 traces"
+        page.locator("#live-runs li").first.wait_for()
+        assert page.locator("img").count() == 0
+        assert "<img src=x" in page.locator("#live-runs").text_content().replace("·", " ")
+
+
+@pytest.mark.browser
+def test_a_point_of_a_curve_opens_its_rollout_and_a_server_that_ends_is_told(tmp_path, open_page):
+    with watching(write_live_run(tmp_path / "live")) as address:
+        page = open_page(address.geturl(), "#tab=curves")
+        page.locator("#charts .plot.drawn").first.wait_for()
+        wait_until(page, "fipo.page.tracedSteps.length === 2")
+        click_on_curve(page, 0.05)
+        wait_until(page, "fipo.state.tab === 'credit' && fipo.state.watched === '0.0'")
+        wait_until(page, "fipo.page.traces[0]?.rollout === 0")
+    page.locator("#live-trouble", has_text="fipo watch does not answer").wait_for()
+    assert address.query not in page.locator("body").text_content()
 
 
 @pytest.mark.browser
@@ -452,22 +402,14 @@ def test_a_long_run_stays_fluid(browser, tmp_path):
         frames = page.evaluate(SLOWEST_FRAME)
         heap = page.evaluate("performance.memory.usedJSHeapSize / 1e6")
         page.context.close()
-    print(
-        {name: f"{value:.2f} s" for name, value in times.items()},
-        sizes,
-        f"slowest frame {frames:.0f} ms, {heap:.0f} MB",
-    )
+    print({name: f"{value:.2f} s" for name, value in times.items()}, sizes)
+    print(f"slowest frame {frames:.0f} ms, {heap:.0f} MB")
     assert max(times.values()) < 10
     assert times["state, again"] < 0.2  # this is asked every two seconds, beside the training
     assert frames < 200
 
 
-PATHS = {
-    "state": "/state",
-    "state, again": "/state",
-    "charts": "/charts",
-    "traces": "/traces?run=0&rollout=199",
-}
+PATHS = {"state": "/state", "state, again": "/state", "charts": "/charts", "traces": "/traces?run=0&rollout=199"}
 SLOWEST_FRAME = """async () => {
     let [slowest, last] = [0, performance.now()];
     for (const end = last + 5000; last < end; ) {

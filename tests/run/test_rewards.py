@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import sys
 
 import harmless
 import pytest
@@ -59,55 +60,57 @@ def test_reasoning_gym_scores_its_own_answers():
     assert score("reasoning_gym", "-1", **columns) < 1
 
 
-def test_a_python_function(tmp_path, monkeypatch):
-    (tmp_path / "my_rewards.py").write_text(
-        "def longer(completions, answer, scale=1, **_): return [scale * len(c) for c in completions]\n"
-    )
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Writes a module of somebody's own, and loads the reward `f` of it."""
     monkeypatch.chdir(tmp_path)
-    assert score("python:my_rewards:longer?scale=2&weight=0.1", "abc") == 6
-    (reward,) = load_rewards(["python:my_rewards:longer?weight=0.1"], max_completion_length=1)
-    assert (reward.__name__, reward.weight) == ("longer", 0.1)
+
+    def load(code, options=""):
+        (tmp_path / "own.py").write_text(code)
+        sys.modules.pop("own", None)
+        importlib.invalidate_caches()
+        return load_rewards([f"python:own:f{options}"], max_completion_length=100)[0]
+
+    return load
 
 
-def test_only_the_sample_that_raises_fails(tmp_path, monkeypatch):
-    (tmp_path / "fragile.py").write_text("def f(completions, **_): return [1 / len(c) for c in completions]\n")
-    monkeypatch.chdir(tmp_path)
-    (reward,) = load_rewards(["python:fragile:f"], max_completion_length=1)
+def test_a_python_function(own):
+    code = "def f(completions, answer, scale=1, **_): return [scale * len(c) for c in completions]\n"
+    reward = own(code, "?scale=2&weight=0.1")
+    assert (reward.__name__, reward.weight, reward(["abc"], [[1]], answer=["83"])) == ("f", 0.1, [6])
+
+
+def test_only_the_sample_that_raises_fails(own):
+    reward = own("def f(completions, **_): return [1 / len(c) for c in completions]\n")
     for _ in range(2):
         assert reward(completions=["ab", "", "a"], completion_ids=[[1]] * 3) == [0.5, None, 1.0]
         assert reward.failed == [False, True, False]
     assert reward.failures == 2
 
 
-def test_a_dead_verifier_is_not_asked_for_every_sample(tmp_path, monkeypatch):
-    (tmp_path / "dead.py").write_text("calls = []\ndef f(completions, **_): calls.append(0); raise OSError('down')\n")
-    monkeypatch.chdir(tmp_path)
-    (reward,) = load_rewards(["python:dead:f"], max_completion_length=1)
+def test_a_dead_verifier_is_not_asked_for_every_sample(own):
+    reward = own("calls = []\ndef f(completions, **_): calls.append(0); raise OSError('down')\n")
     assert reward(completions=["a"] * 100, completion_ids=[[1]] * 100) == [None] * 100
     assert all(reward.failed) and reward.failures == 100
-    assert len(importlib.import_module("dead").calls) == 1 + 4
+    assert len(importlib.import_module("own").calls) == 1 + 4
 
 
-def test_one_bad_prompt_does_not_cost_the_others(tmp_path, monkeypatch):
+def test_one_bad_prompt_does_not_cost_the_others(own):
     """All samples of a prompt stand together, and fail together where its answer cannot be used."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "picky.py").write_text("def f(completions, answer, **_): return [float(a) for a in answer]\n")
-    (reward,) = load_rewards(["python:picky:f"], max_completion_length=1)
+    reward = own("def f(completions, answer, **_): return [float(a) for a in answer]\n")
     answers = ["broken"] * 16 + ["1"] * 16 + ["broken"] * 8
     prompts = [[{"role": "user", "content": str(index // 8)}] for index in range(40)]
     assert reward(["a"] * 40, [[1]] * 40, prompts=prompts, answer=answers) == [None] * 16 + [1.0] * 16 + [None] * 8
     assert reward.failed == [answer == "broken" for answer in answers]
 
 
-def test_a_refusal_after_a_failure_is_still_a_refusal(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "refusing.py").write_text(
+def test_a_refusal_after_a_failure_is_still_a_refusal(own):
+    reward = own(
         "from fipo import InvalidParameterError\n"
         "def f(completions, **_):\n"
         "    if completions[0] == 'a': raise OSError('down')\n"
         "    raise InvalidParameterError('not this one; change it.')\n"
     )
-    (reward,) = load_rewards(["python:refusing:f"], max_completion_length=1)
     with pytest.raises(InvalidParameterError, match="not this one"):
         reward(["a", "b"], [[1]] * 2)
 
@@ -121,16 +124,10 @@ def test_what_a_model_writes_is_not_run_as_code(task):
     assert score("reasoning_gym?allow_eval=true", row["answer"], **columns) == 1
 
 
-def test_none_means_that_a_reward_does_not_apply(tmp_path, monkeypatch):
-    (tmp_path / "partial.py").write_text(
-        "def f(completions, **_): return [None, 1.0]\nasync def g(completions, **_): return [1.0]\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    (reward,) = load_rewards(["python:partial:f"], max_completion_length=1)
+def test_none_means_that_a_reward_does_not_apply(own):
+    reward = own("def f(completions, **_): return [None, 1.0]\n")
     assert reward(completions=["a", "b"], completion_ids=[[1]] * 2) == [None, 1.0]
     assert reward.failed == [False, False]
-    with pytest.raises(InvalidParameterError, match="is a coroutine, but must be a plain function"):
-        load_rewards(["python:partial:g"], max_completion_length=1)
 
 
 def test_rewards_of_one_name_are_told_apart():
@@ -161,7 +158,11 @@ def test_nan_is_a_failure():
         (["regex"], "The reward 'regex' needs a pattern"),
         (["python:broken_syntax:f"], "cannot be imported: SyntaxError"),
         (["python:broken_start:f"], "cannot be imported: RuntimeError: no"),
+        (["python:waits:f"], "is a coroutine, but must be a plain function"),
         (["python:math:pi"], "is a float, but must be a function"),
+        (["python:builtins:int?x=1"], "The parameters of the reward 'python:builtins:int' cannot be read"),
+        (["python:.x:f"], "'python:.x:f' cannot be imported"),
+        ([""], "The reward '' is unknown"),
         (["reasoning_gym?allow_eval=maybe"], "allow_eval of the reward 'reasoning_gym' is 'maybe', but must be true"),
         (["regex?pattern=("], r"pattern is '\(', which is no regular expression"),
         (["overlong?buffer=0"], "overlong has buffer 0"),
@@ -171,8 +172,8 @@ def test_nan_is_a_failure():
 def test_bad_specs(names, sentence, tmp_path, monkeypatch):
     (tmp_path / "broken_syntax.py").write_text("def f(:\n")
     (tmp_path / "broken_start.py").write_text("raise RuntimeError('no')\n")
+    (tmp_path / "waits.py").write_text("async def f(completions, **_): return [1.0]\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InvalidParameterError, match=sentence):
         load_rewards(names, max_completion_length=100)
 
@@ -184,34 +185,24 @@ def test_spec_values():
     def takes(completions, x: int, y: float, z: bool, w, v: str, n: int | None = None):
         pass
 
-    assert typed(spec.options | {"n": "none"}, takes, "it") == {
-        "x": 1,
-        "y": 0.5,
-        "z": True,
-        "w": "text",
-        "v": "&+",
-        "n": None,
-    }
+    found = {"x": 1, "y": 0.5, "z": True, "w": "text", "v": "&+", "n": None}
+    assert typed(spec.options | {"n": "none"}, takes, "it") == found
 
 
 @pytest.mark.parametrize("pattern", ["[1,2]", "(12)", "1e3", "0x41", "{:1}", "True", "007"])
 def test_patterns_reach_the_regex_as_written(pattern):
-    assert score(f"regex?pattern={pattern}", f"a {pattern} b") == float(
-        re.search(pattern, f"a {pattern} b") is not None
-    )
-    assert score(f"regex?pattern={pattern}", "1, 2") == float(re.search(pattern, "1, 2") is not None)
+    for text in (f"a {pattern} b", "1, 2"):
+        assert score(f"regex?pattern={pattern}", text) == float(re.search(pattern, text) is not None)
 
 
-def test_options_without_an_annotation_are_numbers_where_they_are_written_so(tmp_path, monkeypatch):
-    (tmp_path / "plain.py").write_text("def f(completions, x, **_): return [float(type(x) in (int, float))]\n")
-    monkeypatch.chdir(tmp_path)
+def test_options_without_an_annotation_are_numbers_where_they_are_written_so(own):
+    code = "def f(completions, x, **_): return [float(type(x) in (int, float))]\n"
     for text, is_number in [("2", 1), ("-0.5", 1), ("007", 0), ("1e3", 0), ("2,3", 0)]:
-        assert score(f"python:plain:f?x={text}", "a") == is_number
+        assert own(code, f"?x={text}")(["a"], [[1]]) == [is_number]
 
 
-@pytest.mark.parametrize("task", sorted(SAFE_TASKS))
-def test_safe_tasks_call_nothing_that_runs_text(task):
-    assert harmless.only_harmless_calls(DATASETS[task][0])
+def test_safe_tasks_call_nothing_that_runs_text():
+    assert [task for task in SAFE_TASKS if not harmless.only_harmless_calls(DATASETS[task][0])] == []
 
 
 @pytest.mark.parametrize(
@@ -225,13 +216,10 @@ def test_safe_tasks_call_nothing_that_runs_text(task):
         ("exit()", "raised; the first traceback"),
     ],
 )
-def test_what_a_reward_did_is_said(body, words, tmp_path, monkeypatch):
-    name = f"odd_{abs(hash(body))}"
-    (tmp_path / f"{name}.py").write_text(f"def f(completions, **_): {body}\n")
-    monkeypatch.chdir(tmp_path)
+def test_what_a_reward_did_is_said(body, words, own, monkeypatch):
     warnings = []
     monkeypatch.setattr("fipo.run.rewards.logger.warning", warnings.append)
-    assert score(f"python:{name}:f", "a") is None
+    assert own(f"def f(completions, **_): {body}\n")(["a"], [[1]]) == [None]
     assert words in warnings[0]
 
 
@@ -241,48 +229,36 @@ def test_hostile_text_is_only_text():
         assert score(name, hostile) in (0, 0.0, None)
 
 
-@pytest.mark.parametrize("body", ["[1.0]", "[]", "[1.0] * 3"])
-def test_a_wrong_number_of_scores_is_the_functions_fault_and_ends_the_run(body, tmp_path, monkeypatch):
-    name = f"count_{len(body)}"
-    (tmp_path / f"{name}.py").write_text(f"def f(completions, **_): return {body}\n")
-    monkeypatch.chdir(tmp_path)
-    (reward,) = load_rewards([f"python:{name}:f"], max_completion_length=1)
+@pytest.mark.parametrize("scores", ["[1.0]", "[]", "[1.0] * 3"])
+def test_a_wrong_number_of_scores_is_the_functions_fault_and_ends_the_run(scores, own):
+    reward = own(f"def f(completions, **_): return {scores}\n")
     with pytest.raises(InvalidParameterError, match=r"returned \d scores for 2 completions, but must return one for"):
         reward(["a", "b"], [[1]] * 2)
 
 
-def test_a_reward_may_be_an_object_and_change_its_arguments(tmp_path, monkeypatch):
-    (tmp_path / "judge.py").write_text(
+def test_a_reward_may_be_an_object_and_change_its_arguments(own):
+    reward = own(
         "class Judge:\n"
         "    def __call__(self, completions, scale: int, **_):\n"
         "        scores = [scale * len(c) for c in completions]\n"
         "        completions.clear()\n"
         "        return scores\n"
-        "judge = Judge()\n"
+        "f = Judge()\n",
+        "?scale=2",
     )
-    monkeypatch.chdir(tmp_path)
-    (reward,) = load_rewards(["python:judge:judge?scale=2"], max_completion_length=1)
     assert reward(["a", "bb"], [[1]] * 2) == [2, 4]
 
 
-def test_a_wrapper_that_takes_every_column_needs_none_of_what_it_wraps(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "wrapped.py").write_text(
-        """
-import functools
-
-def adapt(function):
-    @functools.wraps(function)
-    def wrapper(completions, **columns):
-        return function(completions, columns["answer"])
-    return wrapper
-
-@adapt
-def score(completions, gold):
-    return [float(one == right) for one, right in zip(completions, gold)]
-"""
+def test_a_wrapper_that_takes_every_column_needs_none_of_what_it_wraps(own):
+    reward = own(
+        "import functools\n"
+        "def adapt(function):\n"
+        "    @functools.wraps(function)\n"
+        "    def wrapper(completions, **columns): return function(completions, columns['answer'])\n"
+        "    return wrapper\n"
+        "@adapt\n"
+        "def f(completions, gold): return [float(one == right) for one, right in zip(completions, gold)]\n"
     )
-    (reward,) = load_rewards(["python:wrapped:score"], max_completion_length=8)
     assert reward(["2", "3"], [[1], [1]], answer=["2", "2"]) == [1, 0]
 
 

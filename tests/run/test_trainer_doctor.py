@@ -37,8 +37,6 @@ def test_this_machine_can_train(capsys):
     assert {name for name, check in found.items() if not check["ok"]} == set()
     assert found["trl"]["found"].endswith("(fipo needs <1.17,>=1.16)")
     assert found["fipo.trainer"]["found"] == "can be imported"
-    assert main(["doctor"]) == 0
-    assert capsys.readouterr().out.splitlines()[0].startswith(f"ok     torch: {metadata.version('torch')}")
 
 
 def test_versions_that_do_not_fit(capsys, monkeypatch, tmp_path):
@@ -52,6 +50,10 @@ def test_versions_that_do_not_fit(capsys, monkeypatch, tmp_path):
     assert found["versions"]["found"].startswith("vllm 0.31.0 needs transformers<5.18.0,>=5.10.4, but 5.")
     assert [name for name, check in found.items() if not check["ok"]] == ["trl", "versions", "vllm"]
     assert "fipo.trainer" not in found  # it would not be the cause
+    assert main(["doctor"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"ok     torch: {metadata.version('torch')}")
+    assert "fails  trl: 1.15.0 (fipo needs <1.17,>=1.16); pip install '.[train]' in a clone of fipo" in lines
 
 
 @pytest.mark.parametrize(
@@ -71,26 +73,21 @@ def test_a_vllm_that_does_not_fit_is_refused_before_data_are_read(version, found
     assert found in capsys.readouterr().err
 
 
-def test_a_sharded_configuration_without_gpus(capsys, monkeypatch, tmp_path):
+def test_a_sharded_configuration_without_gpus(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
     config = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "FSDP", "num_processes": 2}
     (tmp_path / "default_config.yaml").write_text(json.dumps(config))
-    check = checks(capsys)["accelerate"]
-    assert not check["ok"]
-    assert check["found"].endswith("default_config.yaml, which it runs as plain data parallelism here")
+    (check,) = doctor._accelerate()
+    assert not check.ok
+    assert check.found.endswith("default_config.yaml, which it runs as plain data parallelism here")
 
 
-def test_a_lost_gradient(capsys, monkeypatch):
-    one_pass = doctor.streaming_fipo_loss
-
-    def without_hidden(hidden, *rest):
-        result = one_pass(hidden.detach(), *rest)
-        return type(result)(result.loss + 0 * hidden.sum(), result.tokens, result.logps, result.entropy)
-
-    monkeypatch.setattr(doctor, "streaming_fipo_loss", without_hidden)
-    check = checks(capsys)["gradients"]
-    assert not check["ok"]
-    assert "differ by 1e+00" in check["found"]
+def test_a_lost_gradient(monkeypatch):
+    head = doctor.head_logps
+    monkeypatch.setattr(doctor, "head_logps", lambda hidden, *rest: head(hidden.detach() + 0 * hidden, *rest))
+    check = doctor._gradients()
+    assert not check.ok
+    assert "differ by 1e+00" in check.found
 
 
 def test_no_verl(capsys):

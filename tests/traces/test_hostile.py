@@ -35,23 +35,9 @@ LINES = {
     "prime-rl": ("rank_0.jsonl", EXPORT | NUMBERS | {"trainer_logprobs": [-2, -1, -3]}),
 }
 HOSTILE = [
-    None,
-    True,
-    "",
-    "text",
-    "\ud800",
-    -1,
-    2**31,
-    10**400,
-    1.5,
-    1e308,
-    -3e38,
-    float("nan"),
-    float("inf"),
-    [],
-    [[]],
-]
-HOSTILE += [[[]], [None], {}, {"a": 1}, [1e39, 3], [True], [-(2**63)]]
+    None, True, "", "text", "\ud800", -1, 2**31, 10**400, 1.5, 1e308, -3e38, float("nan"), float("inf"), [], [[]],
+    [[[]]], [None], {}, {"a": 1}, [1e39, 3], [True], [-(2**63)],
+]  # fmt: skip
 TENSORS = [torch.ones(2), torch.tensor(3), torch.tensor(float("nan")), torch.zeros(0), torch.ones(2, 2).bool()]
 
 

@@ -36,10 +36,13 @@ def test_slime_with_the_current_policys_log_probs(tmp_path):
 
 
 def test_slime_with_the_old_policys_log_probs_has_no_credit():
-    found = import_dump("slime", SLIME / "recomputed")
+    """And a tokenizer that does not fit is named."""
+    found = import_dump("slime", SLIME / "recomputed", tokenizer=tiny.tokenizer())
     assert len(found) == 12
     assert all(trace.log_ratio is None and trace.weight is None and trace.logps is None for trace in found)
-    assert "cannot be recovered" in found.problems[0]
+    problems = " ".join(found.problems)
+    assert "cannot be recovered" in problems
+    assert "12 of 12 completions do not decode to the dump's own text" in problems
 
 
 def test_a_hostile_or_damaged_dump_is_not_unpickled(tmp_path):
@@ -65,45 +68,28 @@ def test_trl_completions(tokenizer, tmp_path):
     assert "text without log-probs" in found.problems[-1]
 
 
-def test_verl_rollouts(tmp_path):
-    lines = [json.dumps({"input": "2+2?", "output": "4\n", "gts": "4", "score": 1.0, "step": 7}), "{broken"]
-    (tmp_path / "7.jsonl").write_text("\n".join(lines))
-    found = import_dump("verl", tmp_path)
-    assert (found[0].text, found[0].reward, found[0].rollout) == ("4\n", 1.0, 7)
-    assert "7.jsonl, line 2 was left out" in found.problems[0]
-
-
-PAD = 0
-
-
 def test_the_forks_changes_give_back_its_weights(tmp_path):
-    """A micro-batch a line, padded; after a response's end its last token is repeated with Δ 0."""
+    """A micro-batch a line, padded by 0; after a response's end its last token is repeated with Δ 0."""
     lines = [
-        {
-            "responses": [[5, 6, 7, PAD, PAD], [8, PAD, PAD, PAD, PAD]],
-            "negative_approx_kl": [[0.1, -0.2, 0.3, 0.4, 0.0], [3.0, 0, 0, 0, 0]],
-        },
-        {"responses": [[5, 6, 7, 8, 9]], "negative_approx_kl": [[0.0, 0.0, None, 0.0, 0.0]]},
-        {"responses": [[1, 2]], "negative_approx_kl": [[0.1]]},
-        {"response": [4, 4], "negative_approx_kl": [0.1, 0.2]},
+        ([[5, 6, 7, 0, 0], [8, 0, 0, 0, 0]], [[0.1, -0.2, 0.3, 0.4, 0.0], [3.0, 0, 0, 0, 0]]),
+        ([[5, 6, 7, 8, 9]], [[0.0, 0.0, None, 0.0, 0.0]]),
+        ([[1, 2]], [[0.1]]),
+        ([4, 4], [0.1, 0.2]),  # of one response alone, which the fork calls so
     ]
-    (tmp_path / "negative_approx_kl_global_step_12.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    params = FIPOParams(decay_rate=1.0)
-    found = import_dump("fipo-fork", tmp_path, params=params)
-    assert [trace.token_ids.tolist() for trace in found] == [[5, 6, 7, PAD], [8, PAD], [5, 6, 7, 8, 9], [4, 4]]
-    assert [(trace.rollout, trace.group, trace.sample) for trace in found] == [
-        (12, 0, 0),
-        (12, 0, 1),
-        (12, 1, 2),
-        (12, 2, 3),
-    ]
-    np.testing.assert_allclose(
-        found[0].future_kl, [0.1 - 0.1 + 0.075 + 0.05, -0.2 + 0.15 + 0.1, 0.3 + 0.2, 0.4], rtol=1e-5
-    )
-    np.testing.assert_allclose(found[0].weight, np.exp(found[0].future_kl).clip(0.8, 1.2), rtol=1e-6)
-    assert found[1].future_kl[0] == 0 and found[1].flags[0] == FLAGS["outside"]  # e³ exceeds the dual clip
-    assert np.isnan(found[2].log_ratio[2])
-    assert found[0].advantages is None and found[0].dropped is None and found[0].logps is None
+    names = ["responses"] * 3 + ["response"]
+    rows = [{name: ids, "negative_approx_kl": changes} for name, (ids, changes) in zip(names, lines, strict=True)]
+    (tmp_path / "negative_approx_kl_global_step_12.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = import_dump("fipo-fork", tmp_path, params=FIPOParams(decay_rate=1.0))
+    assert [trace.token_ids.tolist() for trace in found] == [[5, 6, 7, 0], [8, 0], [5, 6, 7, 8, 9], [4, 4]]
+    places = [(trace.rollout, trace.group, trace.sample) for trace in found]
+    assert places == [(12, 0, 0), (12, 0, 1), (12, 1, 2), (12, 2, 3)]
+    first, clipped, unknown, _ = found
+    credit = [0.1 - 0.1 + 0.075 + 0.05, -0.2 + 0.15 + 0.1, 0.3 + 0.2, 0.4]
+    np.testing.assert_allclose(first.future_kl, credit, rtol=1e-5)
+    np.testing.assert_allclose(first.weight, np.exp(first.future_kl).clip(0.8, 1.2), rtol=1e-6)
+    assert clipped.future_kl[0] == 0 and clipped.flags[0] == FLAGS["outside"]  # e³ exceeds the dual clip
+    assert np.isnan(unknown.log_ratio[2])
+    assert first.advantages is None and first.dropped is None and first.logps is None
     assert "line 3 was left out" in found.problems[0]
     assert "Advantages are unknown" in found.problems[1]
 
@@ -111,15 +97,9 @@ def test_the_forks_changes_give_back_its_weights(tmp_path):
 def test_prime_rl_token_exports(tmp_path):
     numbers = {"advantages": [0, 0, -1, -1, -1], "entropy": [None, 1, 1, 1, 1]}
     numbers |= {"inference_logprobs": [0, 0, -1, -1, -1], "trainer_logprobs": [-9, -9, -1.5, -0.5, -0.8]}
-    row = {
-        "schema_version": 1,
-        "step": 3,
-        "rank": 1,
-        "micro_step": 0,
-        "micro_sequence_idx": 0,
-        "export_sequence_idx": 0,
-    }
-    row |= {"env_name": "math", "token_ids": [1, 2, 3, 4, 5], "loss_mask": [False, False, True, False, True], **numbers}
+    row = {"schema_version": 1, "step": 3, "rank": 1, "env_name": "math", "token_ids": [1, 2, 3, 4, 5]} | numbers
+    row |= {"micro_step": 0, "micro_sequence_idx": 0, "export_sequence_idx": 0}
+    row |= {"loss_mask": [False, False, True, False, True]}
     step = tmp_path / "token_exports" / "step_3"
     step.mkdir(parents=True)
     (step / "rank_1.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(row | {'schema_version': 2})}\n")
@@ -135,41 +115,24 @@ def test_prime_rl_token_exports(tmp_path):
     assert "schema_version is 2, but this fipo reads 1" in found.problems[0]
 
 
-def test_a_tokenizer_that_does_not_fit_is_named():
-    found = import_dump("slime", SLIME / "recomputed", tokenizer=tiny.tokenizer())
-    assert "12 of 12 completions do not decode to the dump's own text" in found.problems[0]
-
-
-def test_bad_requests(tmp_path):
-    with pytest.raises(DataError, match="must be one of slime, trl, verl, fipo-fork, prime-rl; choose one"):
-        import_dump("openrlhf", tmp_path)
-    with pytest.raises(DataError, match="does not exist; check the path"):
-        import_dump("slime", tmp_path / "nowhere")
-    with pytest.raises(DataError, match="holds no slime dump that could be read"):
-        import_dump("slime", tmp_path)
-
-
 @pytest.mark.parametrize("line", ["[" * 100_000, "5", '{"input": 3, "output": "x", "score": 1}', "\xff" * 1000])
-def test_hostile_lines_are_named_once_a_file(line, tmp_path):
+def test_hostile_lines_and_files_are_named_once_and_the_rest_is_read(line, tmp_path):
     whole = json.dumps({"input": "\ud800?", "output": "4", "score": 1.0, "step": 7})
     huge = json.dumps({"input": "?", "output": "4", "score": 1.0, "step": 10**12})
     (tmp_path / "7.jsonl").write_text(f"{line}\n{whole}\n{huge}\n")
-    found = import_dump("verl", tmp_path)
-    assert len(found) == 1
-    assert "7.jsonl, line 1, 3 was left out" in found.problems[0] and len(found.problems[0]) < 600
+    (tmp_path / "6.jsonl").mkdir()
+    (trace,) = found = import_dump("verl", tmp_path)
+    assert (trace.text, trace.reward, trace.rollout) == ("4", 1.0, 7)
+    directory, lines, *_ = found.problems
+    assert "6.jsonl was left out: [Errno 21] Is a directory" in directory
+    assert "7.jsonl, line 1, 3 was left out" in lines and len(lines) < 600
     write_traces(found, tmp_path / "x.parquet")
 
 
-@pytest.mark.parametrize(
-    "dump",
-    [
-        [1],
-        {"format_version": 2, "rollout_id": 0, "samples": 5},
-        {"format_version": 2},
-        {"format_version": torch.ones(2)},
-    ],
-)
+@pytest.mark.parametrize("dump", [[1], {"format_version": 2, "samples": 5}, {"format_version": torch.ones(2)}])
 def test_dumps_of_another_shape_are_a_sentence(dump, tmp_path):
+    with pytest.raises(DataError, match="does not exist; check the path"):
+        import_dump("slime", tmp_path / "nowhere")
     torch.save(dump, tmp_path / "train_0.pt")
     torch.save({"rollout_id": 0, "samples": ["text"]}, tmp_path / "rollout_0.pt")
     with pytest.raises(DataError, match="holds no slime dump that could be read"):
@@ -186,31 +149,14 @@ def test_rows_that_are_no_completions_are_named(wrong, tmp_path):
     assert "b.parquet, row 0 was left out" in found.problems[0]
 
 
-def test_slime_dumps_that_a_killed_run_left_or_that_hold_chats(tmp_path):
-    for file in (SLIME / "recomputed").glob("*.pt"):
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+def test_slime_dumps_that_a_killed_run_left_or_that_hold_chats_and_odd_text(tmp_path):
+    (tmp_path / "train_0.pt").write_bytes((SLIME / "recomputed" / "train_0.pt").read_bytes())
     (tmp_path / "train_9.pt").touch()
-    rollout = torch.load(tmp_path / "rollout_0.pt", weights_only=True)
+    rollout = torch.load(SLIME / "recomputed" / "rollout_0.pt", weights_only=True)
     for sample in rollout["samples"]:
-        sample |= {"prompt": [{"role": "user", "content": "2+2?"}], "response": None}
+        sample |= {"prompt": [{"role": "user", "content": "2+2?"}], "response": None, "status": "\ud800"}
     torch.save(rollout, tmp_path / "rollout_0.pt")
     found = import_dump("slime", tmp_path, tokenizer=tiny.tokenizer())
-    assert {trace.prompt for trace in found} == {"2+2?"}
     assert any("train_9.pt was left out" in problem for problem in found.problems)
-
-
-def test_files_that_cannot_be_opened_are_named(tmp_path):
-    (tmp_path / "6.jsonl").mkdir()
-    (tmp_path / "7.jsonl").write_text(json.dumps({"input": "?", "output": "4", "score": 1.0}))
-    found = import_dump("verl", tmp_path)
-    assert len(found) == 1 and "6.jsonl was left out: [Errno 21] Is a directory" in found.problems[0]
-
-
-def test_a_status_that_is_no_utf8_can_be_written(tmp_path):
-    dump = torch.load(SLIME / "recomputed" / "rollout_0.pt", weights_only=True)
-    for sample in dump["samples"]:
-        sample["status"] = "\ud800"
-    torch.save(dump, tmp_path / "rollout_0.pt")
-    (tmp_path / "train_0.pt").write_bytes((SLIME / "recomputed" / "train_0.pt").read_bytes())
-    file = write_traces(import_dump("slime", tmp_path), tmp_path / "x.parquet")
-    assert read_traces(file)[0].stop_reason == "?"
+    written = read_traces(write_traces(found, tmp_path / "x.parquet"))
+    assert {(trace.prompt, trace.stop_reason) for trace in written} == {("2+2?", "?")}

@@ -13,32 +13,33 @@ from support import tiny
 from fipo import FIPOParams, InvalidParameterError, token_credit
 from fipo.report.tracking import log_credit, running_wandb
 from fipo.traces import read_traces
+from fipo.traces.columns import trace_columns
 from fipo.traces.writer import Completion, TraceOptions, TraceWriter, among, group_number
 
 HOSTILE = b"\xff</script><script>alert(1)</script>\x1b[31m\x00"
 
 
-def completion(tokens=5, sample=0, **place):
+def completion(tokens=5, sample=0, rollout=8):
     generator = torch.Generator().manual_seed(sample)
     new, old = (-torch.rand(1, tokens, generator=generator) for _ in range(2))
     trained = torch.ones(1, tokens, dtype=torch.bool)
     credit = token_credit(new, old, torch.ones(1), trained, FIPOParams())
+    others = {"logps": new, "old_logps": old, "advantages": torch.ones(1, tokens)}
+    columns = trace_columns(credit, trained, (0.2, 0.28), **others)
     return Completion(
-        **{"rollout": 8, "update": 1, "group": 3} | place,
-        sample=sample,
+        place=(rollout, 1, 3, sample),
         prompt=torch.tensor([4, 5]),
         tokens=torch.arange(6, 6 + tokens),
-        trained=trained[0],
-        credit=credit.of_row(0, tokens),
-        columns={"logps": new[0], "old_logps": old[0], "advantages": torch.ones(tokens)},
-        reward=0.5,
+        columns={name: column[0] for name, column in columns.items()},
+        dropped=False,
+        rewards={"reward": 0.5},
         truncated=False,
     )
 
 
 def writer(folder, tokenizer=None, **options):
     of = {name: options.pop(name) for name in ("rank", "ranks") if name in options}
-    how = {"params": FIPOParams(), "clip_range": (0.2, 0.28), "tokenizer": tokenizer or tiny.tokenizer()}
+    how = {"params": FIPOParams(), "tokenizer": tokenizer or tiny.tokenizer()}
     return TraceWriter(options=TraceOptions(folder, **options), **how, **of)
 
 
@@ -55,7 +56,7 @@ def test_what_is_written_is_read(tmp_path):
     assert (trace.run, trace.rollout, trace.update, trace.group, trace.sample) == ("run", 8, 1, 3, 7)
     assert (trace.reward, trace.stop_reason, trace.entropy, trace.dropped) == (0.5, "stop", None, False)
     assert trace.text == "".join(tiny.tokenizer().convert_ids_to_tokens(list(range(6, 11))))
-    np.testing.assert_allclose(trace.weight, completion(sample=7).credit.weight)
+    np.testing.assert_allclose(trace.weight, completion(sample=7).columns["weight"])
     assert traces.params == FIPOParams()
 
 

@@ -56,13 +56,6 @@ class TokenCredit:
     non_finite: Tensor  # bool: trained, but π_old is NaN or infinite there, so the token is left out
     dropped: Tensor  # bool, (B,), or (S,) packed: sequences with more than max_dual_clipped dual-clipped tokens
 
-    def of_row(self, row: int, length: int) -> "TokenCredit":
-        """The first `length` tokens of one row of a padded batch, (T,) each; `dropped` is then a scalar."""
-        return TokenCredit(
-            **{name: getattr(self, name)[row, :length] for name in CREDIT_FIELDS if name != "dropped"},
-            dropped=self.dropped[row],
-        )
-
 
 CREDIT_FIELDS = tuple(field.name for field in fields(TokenCredit))
 
@@ -111,14 +104,13 @@ def token_credit(
         warn_of_non_finite()
     left_in = mask & ~non_finite
     log_ratio = clamped_log_ratio(logps, old_logps, left_in)
-    if rejected is not None:
-        left_in = left_in & ~rejected.bool()
+    left_in = left_in if rejected is None else left_in & ~rejected.bool()
     advantages = torch.where(mask, per_token("advantages", advantages, logps, cu_seqlens).to(log_ratio), 0)
 
     participates = _participates(log_ratio, left_in, params)
-    credit = _future_kl(log_ratio, participates, mask, params, cu_seqlens, carry)
-    raw_weight = torch.where(mask, credit.exp(), 1)
-    weight = torch.where(mask, influence_weights(credit, log_ratio, advantages, params), 1)
+    future = _future_kl(log_ratio, participates, mask, params, cu_seqlens, carry)
+    raw_weight = torch.where(mask, future.exp(), 1)
+    weight = torch.where(mask, influence_weights(future, log_ratio, advantages, params), 1)
 
     dual_clipped = left_in & (advantages < 0) & (log_ratio.exp() > params.dual_clip_c)
     count = count_per_sequence(dual_clipped, cu_seqlens)
@@ -128,7 +120,7 @@ def token_credit(
         factor=torch.where(kept, weight, 0),
         kept=kept,
         log_ratio=log_ratio,
-        future_kl=credit,
+        future_kl=future,
         raw_weight=raw_weight,
         weight=weight,
         participates=participates,
@@ -261,5 +253,5 @@ def _scan_trained(
     )
     sequence = sequence_of(boundaries, total)
     at_end = flat.new_zeros(len(ends) - 1) if carry is None else carry
-    has_next = next_trained < ends[1:][sequence]
-    return torch.where(has_next, packed[next_trained.clamp(max=total - 1)], at_end[sequence]).view(summands.shape)
+    found = packed[next_trained.clamp(max=total - 1)]
+    return torch.where(next_trained < ends[1:][sequence], found, at_end[sequence]).view(summands.shape)

@@ -120,7 +120,7 @@ class _HeadLogps(torch.autograd.Function):
                     budget -= head.bytes_of(chunk)
                     ctx.kept[chunk.start] = logits
                 elif ctx.slopes is not None:
-                    head.differentiate(logits, ids, log_z[chunk], None, torch.ones_like(log_z[chunk]), None)
+                    head.differentiate(logits, ids, log_z[chunk], torch.ones_like(log_z[chunk]))
                     ctx.slopes[chunk] = head.gradients(logits, states, True)
         ctx.save_for_backward(hidden, weight, bias, targets, log_z, entropy)
         ctx.where, ctx.how, ctx.weight_context = where, how, weight_context
@@ -147,7 +147,7 @@ class _HeadLogps(torch.autograd.Function):
                     continue  # groups of equal rewards; an accelerator would have to be waited for
                 states, ids = hidden[here], targets[here]
                 logits = head.logits(states) if logits is None else logits
-                head.differentiate(logits, ids, log_z[chunk], entropy[here], by_logps, by_entropy)
+                head.differentiate(logits, ids, log_z[chunk], by_logps, entropy[here], by_entropy)
                 by_states = head.gradients(logits, states, grads[0] is not None, *grads[1:])
                 if by_states is not None:
                     grads[0][here] = by_states  # type: ignore[index]
@@ -209,31 +209,17 @@ class _Head:
             self._product(logits[:, tile], operand, factor.t(), accumulate=False)
             if self._bias is not None:
                 logits[:, tile] += self._bias[tile]
-        for rows in self._row_blocks(logits):
-            self._by_rows(_transform)(logits[rows], *self._options)
+        self._by_rows(_transform, logits)
         return logits
 
-    def statistics(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def statistics(self, logits: Tensor, targets: Tensor) -> Iterator[Tensor]:
         """(C,) each: log-probs of the targets, log Σ exp, entropies."""
-        blocks = self._row_blocks(logits)
-        found = [self._by_rows(_statistics)(logits[rows], targets[rows]) for rows in blocks]
-        logps, log_z, entropy = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return logps, log_z, entropy
+        return (torch.cat(parts) for parts in zip(*self._by_rows(_statistics, logits, targets), strict=True))
 
-    def differentiate(
-        self,
-        logits: Tensor,
-        targets: Tensor,
-        log_z: Tensor,
-        entropy: Tensor | None,
-        grad_logps: Tensor,
-        grad_entropy: Tensor | None,
-    ) -> None:
-        """Overwrites logits with the loss's gradient with respect to the products, from those of both results."""
-        columns = (targets, log_z, entropy, grad_logps, grad_entropy)
-        for rows in self._row_blocks(logits):
-            here = (None if column is None else column[rows] for column in columns)
-            self._by_rows(_differentiate)(logits[rows], *here, *self._options)
+    def differentiate(self, logits: Tensor, *columns: Tensor | None) -> None:
+        """Overwrites logits with the loss's gradient with respect to the products; `columns` as `_differentiate` takes
+        them, (C,)."""
+        self._by_rows(_differentiate, logits, *columns)
 
     def gradients(
         self, grad: Tensor, states: Tensor, hidden: bool, weight: Tensor | None = None, bias: Tensor | None = None
@@ -268,20 +254,18 @@ class _Head:
             tile = slice(start, min(start + rows, self._vocabulary))
             yield tile, self._operand(self._weight[tile]) if self._whole is None else self._whole
 
-    def _row_blocks(self, logits: Tensor) -> Iterator[slice]:
-        block = CACHE_BYTES if self.device.type == "cpu" else ROW_BLOCK_BYTES
+    def _by_rows(self, function: Callable[..., Any], logits: Tensor, *columns: Tensor | None) -> list[Any]:
+        """What `function` gives for every block of rows: compiled into one pass over all where that can be done."""
         fused = self.device.type in FUSED_ON
+        block = CACHE_BYTES if self.device.type == "cpu" else ROW_BLOCK_BYTES
         rows = max(1, len(logits) if fused else block // (self._vocabulary * logits.itemsize))
-        for start in range(0, len(logits), rows):
-            yield slice(start, min(start + rows, len(logits)))
-
-    def _by_rows(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function` as it is, or compiled into one pass over memory where that can be done."""
-        return _fused(function) if self.device.type in FUSED_ON else function
+        function = _fused(function) if fused else function
+        blocks = (slice(start, start + rows) for start in range(0, len(logits), rows))
+        return [function(logits[b], *self._options, *(c if c is None else c[b] for c in columns)) for b in blocks]
 
     def _product(self, out: Tensor, a: Tensor, b: Tensor, *, accumulate: bool) -> None:
         """out (+)= a @ b, with the accumulation and the result in out's dtype."""
-        how = {} if a.dtype == out.dtype else {"out_dtype": out.dtype}
+        how: dict[str, Any] = {} if a.dtype == out.dtype else {"out_dtype": out.dtype}
         with fast_bfloat16(self._input_dtype == torch.bfloat16 and a.device.type == "cpu"):
             torch.addmm(out, a, b, beta=int(accumulate), out=out, **how)
 
@@ -299,7 +283,9 @@ def _transform(products: Tensor, temperature: float, softcap: float | None, scal
         products.mul_(scale / temperature)
 
 
-def _statistics(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _statistics(
+    logits: Tensor, temperature: float, softcap: float | None, scale: float, targets: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probs of the targets, log Σ exp and entropies of a few rows."""
     top = logits.amax(-1, keepdim=True)
     p = (logits - top).exp_()
@@ -311,14 +297,14 @@ def _statistics(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 def _differentiate(
     logits: Tensor,
-    targets: Tensor,
-    log_z: Tensor,
-    entropy: Tensor | None,
-    grad_logps: Tensor,
-    grad_entropy: Tensor | None,
     temperature: float,
     softcap: float | None,
     scale: float,
+    targets: Tensor,
+    log_z: Tensor,
+    grad_logps: Tensor,
+    entropy: Tensor | None = None,
+    grad_entropy: Tensor | None = None,
 ) -> None:
     """Overwrites a few rows of logits with the loss's gradient with respect to the products.
 
@@ -382,20 +368,23 @@ def _check_tensors(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets:
             f"hidden has shape {tuple(hidden.shape)} and lm_head_weight {tuple(weight.shape)}, but they must be "
             "(B, T, H) or (N, H), and (V, H); pass the last hidden states and the head's own weight."
         )
-    bias = weight[:, 0] if bias is None else bias
-    wanted = {"bias": (bias, weight.shape[:1]), "targets": (targets, hidden.shape[:-1])}
-    for name, (tensor, shape) in (wanted | {"loss_mask": (mask, hidden.shape[:-1])}).items():
+    tokens = hidden.shape[:-1]
+    for name, tensor, shape in (
+        ("hidden", hidden, hidden.shape),
+        ("lm_head_weight", weight, weight.shape),
+        ("targets", targets, tokens),
+        ("loss_mask", mask, tokens),
+        ("bias", weight[:, 0] if bias is None else bias, weight.shape[:1]),
+    ):
         if tensor.shape != shape:
             raise InvalidInputError(
-                f"{name} has shape {tuple(tensor.shape)}, but must have {tuple(shape)}, to fit hidden states and head; "
-                "pass one entry a hidden state, and the head's own bias."
+                f"{name} has shape {tuple(tensor.shape)}, but must have {tuple(shape)}; pass one entry a hidden state, "
+                "and the head's own bias."
             )
-    for name, tensor in {"hidden": hidden, "targets": targets, "loss_mask": mask}.items():
         if tensor.device != weight.device:
             raise InvalidInputError(
                 f"{name} is on {tensor.device}, but lm_head_weight is on {weight.device}; move them to one device."
             )
-    for name, tensor in {"hidden": hidden, "lm_head_weight": weight, "targets": targets}.items():
-        if tensor.is_floating_point() != (name != "targets"):
+        if name != "loss_mask" and tensor.is_floating_point() != (name != "targets"):
             kind = "integer ids" if name == "targets" else "floating point"
             raise InvalidInputError(f"{name} has dtype {tensor.dtype}, but must be {kind}; convert it.")

@@ -4,17 +4,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from fipo.core.precision import widest_float
 from fipo.errors import InvalidInputError
 
 MASKS = ("loss_mask", "rejected")
 
 
-def per_token(name: str, values: float | Tensor, like: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """To the shape of `like`: a number (then of the widest float), one a sequence, (S,) or (S, 1), or one a token."""
-    if not isinstance(values, Tensor) or values.dim() == 0:
-        number = values if isinstance(values, Tensor) else torch.full((), values, dtype=widest_float(like.device))
-        return number.to(like.device, widest_float(like.device), non_blocking=True).expand(like.shape)
+def per_token(name: str, values: Tensor, like: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """To the shape of `like`, one a token: of one a sequence, (S,) or (S, 1), or as it is."""
     if values.shape == like.shape:
         return values
     sequences = len(like) if cu_seqlens is None else len(cu_seqlens) - 1
@@ -61,47 +57,35 @@ def read_for_free(x: Tensor) -> bool:
 
 def check_layout(tensors: dict[str, Tensor], cu_seqlens: Tensor | None, carry: Tensor | None = None) -> None:
     """All of one shape and device, floating point unless a mask, fit for `cu_seqlens`, which is read, and `carry`."""
-    (name, first), *others = tensors.items()
-    dimensions = 2 if cu_seqlens is None else 1
-    if first.dim() != dimensions:
+    name, first = next(iter(tensors.items()))
+    if first.dim() != (2 if cu_seqlens is None else 1):
         raise InvalidInputError(
             f"{name} has shape {tuple(first.shape)}, but must be (B, T), or (N,) together with cu_seqlens; reshape it."
         )
-    for other_name, other in others:
-        if other.shape != first.shape:
+    for other, tensor in (tensors | {"cu_seqlens": cu_seqlens, "carry": carry}).items():
+        if tensor is not None and tensor.device != first.device:
             raise InvalidInputError(
-                f"{other_name} has shape {tuple(other.shape)}, but {name} has {tuple(first.shape)}; "
-                "give both the same shape."
+                f"{other} is on {tensor.device}, but {name} is on {first.device}; move them to one device."
             )
-    for any_name, tensor in tensors.items():
-        if any_name not in MASKS and not tensor.is_floating_point():
+    for other, tensor in tensors.items():
+        if tensor.shape != first.shape:
             raise InvalidInputError(
-                f"{any_name} has dtype {tensor.dtype}, but must be floating point; pass log-probabilities, not ids."
+                f"{other} has shape {tuple(tensor.shape)}, but {name} has {tuple(first.shape)}; give both the same shape."
             )
-    known = {**tensors, **{n: x for n, x in {"cu_seqlens": cu_seqlens, "carry": carry}.items() if x is not None}}
-    elsewhere = next((n for n, tensor in known.items() if tensor.device != first.device), None)
-    if elsewhere is not None:
-        raise InvalidInputError(
-            f"{elsewhere} is on {known[elsewhere].device}, but {name} is on {first.device}; move them to one device."
-        )
-    sequences = first.shape[0]
-    if cu_seqlens is not None:
-        _check_boundaries(cu_seqlens, first.numel())
-        sequences = len(cu_seqlens) - 1
+        if other not in MASKS and not tensor.is_floating_point():
+            raise InvalidInputError(
+                f"{other} has dtype {tensor.dtype}, but must be floating point; pass log-probabilities, not ids."
+            )
+    if cu_seqlens is not None and not (torch.compiler.is_compiling() or cu_seqlens.is_meta):
+        values, tokens = cu_seqlens.tolist(), first.numel()  # for which an accelerator is waited for
+        integer = not cu_seqlens.is_floating_point() and cu_seqlens.dim() == 1 and len(cu_seqlens) > 0
+        if not integer or values[0] != 0 or values[-1] != tokens or values != sorted(values):
+            raise InvalidInputError(
+                f"cu_seqlens is {values[:8]}…, but must be integer boundaries that rise from 0 to {tokens}, the number "
+                "of packed tokens; pass the cumulative sequence lengths."
+            )
+    sequences = len(first) if cu_seqlens is None else len(cu_seqlens) - 1
     if carry is not None and carry.shape != (sequences,):
         raise InvalidInputError(
             f"carry has shape {tuple(carry.shape)}, but must be ({sequences},); pass one value a sequence."
-        )
-
-
-def _check_boundaries(cu_seqlens: Tensor, tokens: int) -> None:
-    """Reads the values, for which an accelerator is waited for; a traced or meta tensor has none."""
-    if torch.compiler.is_compiling() or cu_seqlens.is_meta:
-        return
-    values = cu_seqlens.tolist()
-    integer = not cu_seqlens.is_floating_point() and cu_seqlens.dim() == 1 and len(cu_seqlens) > 0
-    if not integer or values[0] != 0 or values[-1] != tokens or values != sorted(values):
-        raise InvalidInputError(
-            f"cu_seqlens is {values[:8]}…, but must be integer boundaries that rise from 0 to {tokens}, "
-            "the number of packed tokens; pass the cumulative sequence lengths."
         )

@@ -49,17 +49,17 @@ def processor_has_bfloat16() -> bool:
 
 @lru_cache
 def multiplies_into_float32(device: torch.device) -> bool:
-    """Whether this torch adds a product of bfloat16 factors to a float32 tensor on `device`; newer ones do on CUDA."""
+    """Whether this torch adds a product of bfloat16 factors to a float32 tensor on `device`; newer ones do on CUDA.
+
+    Else heads are multiplied in float32, which is as exact but slower.
+    """
     if device.type in ("cpu", "mps"):
         return False
     factor, out = torch.ones(8, 8, dtype=torch.bfloat16, device=device), torch.zeros(8, 8, device=device)
     try:
         torch.addmm(out, factor, factor, out_dtype=torch.float32, out=out)
     except (RuntimeError, TypeError):
-        logger.warning(
-            f"torch {torch.__version__} cannot multiply bfloat16 into float32, so heads are multiplied in float32, "
-            "which is as exact but slower; use a newer torch."
-        )
+        logger.warning(f"torch {torch.__version__} cannot multiply bfloat16 into float32; a newer one is faster here.")
         return False
     return True
 

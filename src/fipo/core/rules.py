@@ -28,9 +28,7 @@ CONTROLS = {
     "uniform": "each response's mean weight at all its tokens",
     "shuffle": "each response's weights in an order of their own, the same at each of its updates",
 }
-CONTROL_HELP = (
-    "For experiments, other weights. " + "; ".join(f"{name}: {what}" for name, what in CONTROLS.items()) + "."
-)
+CONTROL_HELP = "For experiments, other weights: " + "; ".join(f"{name}: {what}" for name, what in CONTROLS.items())
 RULE_HELP = "A credit rule of your own in place of FIPO's weights, python:module:function; see docs/rules.md."
 TOKENS = ("logps", "old_logps", "advantages", "loss_mask", "entropy")  # what a rule is given of every token
 
@@ -114,6 +112,8 @@ class Weighting:
         }
         known = {name: column.detach() for name, column in known.items()}
         known["loss_mask"] = known["loss_mask"].bool()
+        finite = known["old_logps"].isfinite()  # such a token is left out, whatever its weight
+        known["old_logps"] = torch.where(finite, known["old_logps"], known["logps"])
         boundaries = torch.tensor([0, *lengths], device=known["logps"].device).cumsum(0)
         try:
             found = self.rule(**{"entropy": None} | known, cu_seqlens=boundaries)  # type: ignore[misc]
@@ -136,8 +136,6 @@ class Weighting:
             return f"a {type(found).__name__}"
         if found.shape != trained.shape:
             return f"shape {tuple(found.shape)} for {len(trained)} tokens"
-        if not found.is_floating_point():
-            return f"dtype {found.dtype}"
         wrong = trained & ~(found.isfinite() & (found >= 0)).to(trained.device)
         return f"the weight {found[wrong.to(found.device)][0].item()}" if wrong.any() else None
 

@@ -5,21 +5,14 @@ from numbers import Integral
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
 
-from fipo.core import TokenCredit
 from fipo.errors import InvalidInputError
+from fipo.traces.columns import FLAGS
+
+__all__ = ["FLAGS", "PER_SAMPLE", "PER_TOKEN", "SCHEMA", "SCHEMA_VERSION", "Trace"]
 
 SCHEMA_VERSION = 2
 READABLE = ("1", "2")  # versions: 2 added true_advantage
-FLAGS = {  # name → bit of `flags`
-    "outside": 1,  # trained, but future_kl does not sum over it (its ratio exceeds dual_clip_c)
-    "safety_capped": 2,
-    "clipped_low": 4,
-    "clipped_high": 8,
-    "dual_clipped": 16,
-}
 PER_TOKEN = {  # column → what Parquet holds a token
     "token_ids": pa.int32(),
     "token_bytes": pa.binary(),
@@ -113,39 +106,6 @@ class Trace:
     def text(self) -> str:
         """The completion; bytes that are no UTF-8 show as U+FFFD."""
         return b"".join(self.token_bytes).decode("utf-8", errors="replace")
-
-
-def token_columns(
-    credit: TokenCredit, trained: Tensor, *, clip_range: tuple[float, float], **others: Tensor
-) -> dict[str, np.ndarray]:
-    """The columns of Trace that credit gives, and `others`, as arrays in the shape of `trained`.
-
-    Args:
-        credit: Of these tokens.
-        trained: bool, the loss mask.
-        clip_range: PPO's epsilon_low and epsilon_high.
-        others: `logps`, `old_logps`, `advantages`, `entropy`, `rollout_logps`; advantages are needed.
-    """
-    columns = {name: getattr(credit, name) for name in ("log_ratio", "future_kl", "raw_weight", "weight")} | others
-    arrays = {name: column.detach().float().cpu().numpy() for name, column in columns.items()}
-    flags = _flags(credit, trained, others["advantages"], clip_range)
-    return arrays | {"trained": trained.cpu().numpy(), "flags": flags.cpu().numpy()}
-
-
-def _flags(credit: TokenCredit, trained: Tensor, advantages: Tensor, clip_range: tuple[float, float]) -> Tensor:
-    """The `flags` of every token, uint8, like `trained`."""
-    ratio, (epsilon_low, epsilon_high) = credit.log_ratio.exp(), clip_range
-    found = {
-        "outside": ~credit.participates,
-        "safety_capped": credit.safety_capped,
-        "clipped_low": (advantages < 0) & (ratio < 1 - epsilon_low),
-        "clipped_high": (advantages > 0) & (ratio > 1 + epsilon_high),
-        "dual_clipped": credit.dual_clipped,
-    }
-    flags = torch.zeros_like(trained, dtype=torch.uint8)
-    for name, bit in FLAGS.items():
-        flags |= bit * (trained & found[name]).to(torch.uint8)
-    return flags
 
 
 assert {entry.name for entry in fields(Trace)} == set(SCHEMA.names)

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, TextIO
 from zlib import crc32
 
+import torch
 from torch import Tensor
 
-from fipo.core.credit import TokenCredit
+from fipo.core.rules import Weighting
 from fipo.errors import InvalidParameterError
 from fipo.params import FIPOParams
 from fipo.run_folder import TRACES_FOLDER, place_of, trace_file
@@ -27,6 +28,7 @@ TRACE_SETTINGS = {  # what TraceOptions.of reads, and what it means
     "trace_every": "Trace every so many rollouts. Default 8.",
     "trace_samples": "Trace about so many completions of such a rollout, in whole groups. Default 64.",
 }
+KINDS = {"trained": torch.bool, "flags": torch.uint8}  # columns that are no float32
 GROUPS = 2**31  # as many numbers of groups as a trace can hold
 
 
@@ -85,17 +87,13 @@ def among(group: int, share: float) -> bool:
 class Completion:
     """One completion of T tokens at one update; tensors are (T,), on any device, without gradient."""
 
-    rollout: int
-    update: int
-    group: int
-    sample: int
+    place: tuple[int, int, int, int]  # rollout, update, group, sample
     prompt: Tensor  # token ids
     tokens: Tensor  # token ids
-    trained: Tensor  # bool
-    credit: TokenCredit  # as of this completion alone, (T,)
-    columns: dict[str, Tensor]  # logps, old_logps, advantages and, where known, entropy and rollout_logps
-    reward: float | None = None
+    columns: dict[str, Tensor]  # from `trace_columns`
+    dropped: bool
     rewards: dict[str, float] = field(default_factory=dict)  # by name
+    reward: float | None = None  # their total; of one it is that one
     truncated: bool | None = None
 
 
@@ -106,11 +104,10 @@ class TraceWriter:
     options: TraceOptions
     tokenizer: Any  # a fast tokenizer of transformers, or the name or folder that it is loaded from
     params: FIPOParams
-    clip_range: tuple[float, float]  # PPO's epsilon_low and epsilon_high
     rank: int = 0  # of the processes that write
     ranks: int = 1  # how many do
     updates_per_rollout: int | None = None  # as `write_traces` takes it
-    control: str | None = None  # likewise
+    weighting: Weighting | None = None  # what took the place of FIPO's weights
     takes_folder: bool = True  # the folder is this run's alone, and begins where the run does
     _bytes_of: Callable[[int], bytes] | None = None
     _told: set[str] = field(default_factory=set)
@@ -129,8 +126,9 @@ class TraceWriter:
                 self._begin(rollout)
             rows = list(completions)
             if rows:
-                how: Any = {"updates_per_rollout": self.updates_per_rollout, "control": self.control}
-                write_traces(self._traces(rows), self.options.folder / name, self.params, **how)
+                control = None if self.weighting is None else self.weighting.name
+                of_run: Any = {"updates_per_rollout": self.updates_per_rollout, "control": control}
+                write_traces(self._traces(rows), self.options.folder / name, self.params, **of_run)
 
     def _begin(self, rollout: int) -> None:
         """Takes this rank's place in the folder, and removes what an earlier start left of this and later rollouts.
@@ -155,26 +153,23 @@ class TraceWriter:
                 path.unlink(missing_ok=True)
 
     def _traces(self, completions: Iterable[Completion]) -> Iterable[Any]:
-        from fipo.traces.schema import Trace, token_columns
+        from fipo.traces.schema import Trace
 
         bytes_of = self._decoder()
         for one in completions:
-            rewards = {} if one.reward is None else {"reward": one.reward}
+            of_place = zip(("rollout", "update", "group", "sample"), one.place, strict=True)
             yield Trace(
                 run=self.options.run,
-                rollout=one.rollout,
-                update=one.update,
-                group=one.group,
-                sample=one.sample,
+                **dict(of_place),
                 prompt=b"".join(map(bytes_of, one.prompt.tolist())).decode(errors="replace"),
                 token_ids=one.tokens.int().cpu().numpy(),
                 token_bytes=[bytes_of(index) for index in one.tokens.tolist()],
-                reward=one.reward,
-                rewards=one.rewards or rewards,
-                dropped=bool(one.credit.dropped),
+                reward=next(iter(one.rewards.values()), None) if one.reward is None else one.reward,
+                rewards=one.rewards,
+                dropped=one.dropped,
                 truncated=one.truncated,
                 stop_reason="" if one.truncated is None else ("length" if one.truncated else "stop"),
-                **token_columns(one.credit, one.trained, clip_range=self.clip_range, **one.columns),
+                **{n: column.to(KINDS.get(n, torch.float32)).cpu().numpy() for n, column in one.columns.items()},
             )
 
     def _decoder(self) -> Callable[[int], bytes]:

@@ -112,39 +112,26 @@ class FIPOConfig(GRPOConfig):
         self.delta = params.dual_clip_c
 
     def _refuse_what_does_not_combine(self) -> None:
-        high = 1 + self.clip_range[1]
-        refusals = [
-            (
-                self.loss_type not in ("cispo", "sapo", "vespo") and self.delta <= high,
+        high, spread = 1 + self.clip_range[1], (self.scale_rewards, self.multi_objective_aggregation)
+        if self.loss_type not in ("cispo", "sapo", "vespo") and self.delta <= high:  # these clip otherwise
+            raise InvalidParameterError(
                 f"fipo_dual_clip_c is {self.delta}, but must exceed 1 + epsilon_high, {high:g}, or the dual clip would "
-                "undo the clip; raise it.",
-            ),
-            (
-                self.sync_ref_model,
+                "undo the clip; raise it."
+            )
+        if self.sync_ref_model:
+            raise InvalidParameterError(
                 "sync_ref_model is true, but checkpoints hold the policy alone, so a resumed run would be held to "
-                "another reference; set it to false.",
-            ),
-            (
-                self.fipo_dynamic_sampling_rounds > 0
-                and (self.scale_rewards == "batch" or self.multi_objective_aggregation == "normalize_then_sum"),
-                f"scale_rewards is {self.scale_rewards!r} and multi_objective_aggregation "
-                f"{self.multi_objective_aggregation!r}, but with dynamic sampling a batch's spread is that of several "
-                "rounds; set scale_rewards to 'group' and multi_objective_aggregation to 'sum_then_normalize'.",
-            ),
-            *(
-                (getattr(self, name) < 0, f"{name} is {getattr(self, name)}, but must be at least 0; change it.")
-                for name in (
-                    "fipo_dynamic_sampling_rounds",
-                    "fipo_trace_every",
-                    "fipo_trace_samples",
-                    "fipo_head_memory",
-                )
-                if getattr(self, name) is not None
-            ),
-        ]
-        for refused, sentence in refusals:
-            if refused:
-                raise InvalidParameterError(sentence)
+                "another reference; set it to false."
+            )
+        if self.fipo_dynamic_sampling_rounds > 0 and (spread[0] == "batch" or spread[1] == "normalize_then_sum"):
+            raise InvalidParameterError(
+                f"scale_rewards is {spread[0]!r} and multi_objective_aggregation {spread[1]!r}, but with dynamic "
+                "sampling a batch's spread is that of several rounds; set scale_rewards to 'group' and "
+                "multi_objective_aggregation to 'sum_then_normalize'."
+            )
+        for name in ("fipo_dynamic_sampling_rounds", "fipo_trace_every", "fipo_trace_samples", "fipo_head_memory"):
+            if (getattr(self, name) or 0) < 0:
+                raise InvalidParameterError(f"{name} is {getattr(self, name)}, but must be at least 0; change it.")
 
     def _refuse_a_no_op(self) -> None:
         micro_batches = self.steps_per_generation * self.num_iterations
@@ -165,15 +152,8 @@ class FIPOConfig(GRPOConfig):
 
 
 def refuse_another_engine(engine: str, state: Any, *, replaced: bool) -> None:
-    """Without GPUs accelerate takes plain data parallelism, or one process, instead of what it was asked for.
-
-    Args:
-        engine: FSDP or DEEPSPEED.
-        state: accelerate's.
-        replaced: Whether it is not what runs.
-
-    Raises:
-        InvalidParameterError: The engine was asked for and is replaced.
+    """Without GPUs accelerate takes plain data parallelism, or one process, in place of the FSDP or DEEPSPEED that it was
+    asked for. Raises an InvalidParameterError then; `state` is accelerate's, `replaced` says that `engine` does not run.
     """
     asked = os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() in ("true", "1", "yes")
     if asked and replaced:

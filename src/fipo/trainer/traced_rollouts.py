@@ -10,6 +10,7 @@ from transformers.utils import logging
 from fipo.errors import DataError
 from fipo.report.tracking import TRACKERS, log_credit
 from fipo.run_folder import TRACES_FOLDER
+from fipo.traces.columns import trace_columns
 from fipo.traces.tokens import byte_decoder
 from fipo.traces.writer import Completion, TraceOptions, TraceWriter
 from fipo.trainer.config import FIPOConfig
@@ -43,10 +44,9 @@ class TracedRollouts(TrainerCallback):
             options=TraceOptions(self.run / TRACES_FOLDER, every=config.fipo_trace_every),
             tokenizer=tokenizer,
             params=config.fipo_params,
-            clip_range=config.clip_range,
             rank=rank,
             updates_per_rollout=config.updates_per_rollout,
-            control=None if config.weighting is None else config.weighting.name,
+            weighting=config.weighting,
             takes_folder=False,  # whoever starts the run looks after its folder
         )
 
@@ -61,29 +61,23 @@ class TracedRollouts(TrainerCallback):
 
     def _completions(self, credit: Credit) -> Iterator[Completion]:
         inputs, ids = credit.inputs, credit.inputs["completion_ids"]
-        columns = {
-            "logps": credit.logps,
-            "old_logps": inputs["old_per_token_logps"],
-            "advantages": credit.advantages,
-            "entropy": credit.entropy,
-        }
+        others = {"logps": credit.logps, "old_logps": inputs["old_per_token_logps"], "entropy": credit.entropy}
         if (sampled := inputs.get("sampling_per_token_logps")) is not None:  # vLLM's
-            columns["rollout_logps"] = sampled
+            others["rollout_logps"] = sampled
+        others["advantages"] = credit.advantages
+        found = trace_columns(credit.tokens, credit.mask, self.config.clip_range, **others)
+        columns = {name: column.cpu() for name, column in found.items()}
         for row, sample in enumerate(inputs["sample_index"].tolist()):
             if sample >= self.config.fipo_trace_samples:
                 continue
             length = int(inputs["completion_mask"][row].sum()) or int(ids[row].ne(self.pad_token_id).sum())
             ended = length > 0 and int(ids[row, length - 1]) in self.eos_token_ids
             yield Completion(
-                rollout=credit.rollout,
-                update=credit.update,
-                group=sample // self.config.num_generations,
-                sample=sample,
+                place=(credit.rollout, credit.update, sample // self.config.num_generations, sample),
                 prompt=inputs["prompt_ids"][row][inputs["prompt_mask"][row].bool()],
                 tokens=ids[row, :length],
-                trained=credit.mask[row, :length],
-                credit=credit.tokens.of_row(row, length),
                 columns={name: column[row, :length] for name, column in columns.items()},
+                dropped=bool(credit.tokens.dropped[row]),
                 reward=float(inputs["reward_total"][row]),
                 rewards=dict(zip(self.reward_names, inputs["rewards_by_name"][row].tolist(), strict=True)),
                 truncated=not ended,

@@ -82,12 +82,7 @@ class FIPOTrainer(GRPOTrainer):
         for model in filter(None, (self.model, self.ref_model)):
             unwrapped = self.accelerator.unwrap_model(model)
             base = unwrapped.get_base_model() if is_peft_model(unwrapped) else unwrapped
-            add_head(
-                base,
-                self.temperature,
-                autocast=not self.args.cast_lm_head_to_fp32,
-                memory_budget=self.args.head_memory_bytes,
-            )
+            add_head(base, self.args.head_memory_bytes)
             if not sharded:
                 check_head(base, self.temperature)
 

@@ -127,12 +127,12 @@ def test_a_file_is_not_the_package(node, capsys):
 
 def test_a_slime_without_the_hooks(node, capsys):
     write(node / ARGUMENTS, "def parse_args():\n    pass\n")
-    write(node / "slime/backends/megatron_utils/loss.py", "def get_log_probs_and_entropy(:\n")
+    write(node / "slime/backends/megatron_utils/cp_utils.py", "def slice_log_prob_with_cp(:\n")
     (node / "slime/utils/misc.py").write_text("load_function = None\n")
     (node / "train.py").unlink()
     assert problems(capsys) == {
-        "slime's hooks": "lacks slime.backends.megatron_utils.loss, slime.utils.misc.load_function, "
-        "--custom-loss-function-path",
+        "slime's hooks": "lacks slime.backends.megatron_utils.cp_utils.all_gather_with_cp, "
+        "slime.utils.misc.load_function, --custom-loss-function-path",
         "slime's train.py": f"{node}/train.py",
     }
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fipo.engines.slime.arguments import LOSS_PATH, SETTINGS, add_arguments, check_arguments, flag_of
-from fipo.engines.slime.contract import check_sources, unsupported
+from fipo.engines.slime.contract import lacking, unsupported
 from fipo.engines.slime.hooks import install_hook
 from fipo.engines.slime.traced_samples import install_postprocess
 from fipo.errors import FIPOError, InvalidParameterError
@@ -109,7 +109,8 @@ def prepare(script: str) -> Path:
             f"{script} is neither at {package.parent} nor here, but slime's scripts lie beside its package, in the "
             "source tree alone; install slime with pip install -e, or give the script's path."
         )
-    check_sources(package)
+    if missing := lacking(package):
+        raise FIPOError(unsupported(f"{package} does not define {', '.join(missing)}"))
     try:
         module: Any = importlib.import_module("slime.utils.arguments")
     except ImportError as error:

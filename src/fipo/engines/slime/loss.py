@@ -66,7 +66,8 @@ def fipo_loss_function(
     columns = {"logps": log_probs, "old_logps": old, "advantages": batch["advantages"], "entropy": entropy}
     if batch.get("rollout_log_probs") and not args.use_rollout_logprobs:
         columns["rollout_logps"] = batch["rollout_log_probs"]
-    TRACES.see(args, batch, credit, columns)
+    trained = _here(batch, batch["loss_masks"]).bool()
+    TRACES.see(args, batch, credit, trained, columns)
 
     lengths = [len(values) for values in log_probs]
     joined = (torch.cat(log_probs), torch.cat(old), torch.cat(batch["advantages"]))
@@ -77,7 +78,7 @@ def fipo_loss_function(
         loss, metrics = slime_function("policy_loss_function")(
             Namespace(**vars(args) | {"eps_clip_c": dual_clip}), weighed, logits, sum_of_sample_mean
         )
-    return loss, metrics | _credit_metrics(args, batch, credit, lengths, sum_of_sample_mean)
+    return loss, metrics | _credit_metrics(args, credit, trained, lengths, sum_of_sample_mean)
 
 
 @torch.no_grad()
@@ -95,22 +96,24 @@ def credit_of(
         A TokenCredit of (N,) tensors, the sequences one after the other as slime concatenates them.
     """
     params, mpu = params_of(args), slime_function("mpu")
-    old, mask = _old_log_probs(args, batch)[1], _here(batch, batch["loss_masks"]).bool()
-    given = (*(torch.cat(column) for column in (log_probs, old, batch["advantages"])), mask, params)
+    old = _old_log_probs(args, batch)[1]
+    logps, old_logps, advantages = (torch.cat(column) for column in (log_probs, old, batch["advantages"]))
+    mask, lengths = _here(batch, batch["loss_masks"]).bool(), [len(part) for part in log_probs]
     rejected = _rejected(args, batch, log_probs, old)
     cp_size = mpu.get_context_parallel_world_size()
     if cp_size == 1:
-        boundaries = torch.tensor([0, *batch["response_lengths"]], device=mask.device).cumsum(0)
-        credit = token_credit(*given, cu_seqlens=boundaries, rejected=rejected)
+        boundaries = torch.tensor([0, *lengths], device=mask.device).cumsum(0)
+        credit = token_credit(logps, old_logps, advantages, mask, params, cu_seqlens=boundaries, rejected=rejected)
     else:
         sharded = sharded_sequences(batch, params.distance, log_probs, mpu.get_context_parallel_rank(), cp_size)
         group = mpu.get_context_parallel_group()
-        credit = context_parallel_token_credit(*given, sharded, rejected=rejected, group=group)
+        credit = context_parallel_token_credit(
+            logps, old_logps, advantages, mask, params, sharded, rejected=rejected, group=group
+        )
     weighting = weighting_of(args)
     if weighting is None:
         return credit
-    lengths = [len(part) for part in log_probs]
-    columns = {"weight": credit.weight, "logps": given[0], "old_logps": given[1], "advantages": given[2]}
+    columns = {"logps": logps, "weight": credit.weight, "old_logps": old_logps, "advantages": advantages}
     columns |= {"loss_mask": mask} | ({} if entropy is None else {"entropy": torch.cat(entropy)})
     responses = whole_responses(batch, range(len(lengths)), columns, lengths)
     own = [response.pop("weight") for response in responses]
@@ -119,16 +122,11 @@ def credit_of(
 
 def _old_log_probs(args: Namespace, batch: Batch) -> tuple[str, list[Tensor]]:
     """log π_old, and its name in the batch: the trainer's own, or the rollout engine's where slime is told so."""
-    name = "rollout_log_probs" if args.use_rollout_logprobs else "log_probs"
+    name, remedy = "log_probs", "drop --disable-compute-advantages-and-returns, which keeps slime from recomputing them"
+    if args.use_rollout_logprobs:
+        name, remedy = "rollout_log_probs", "let the rollout engine return log-probs, or drop --use-rollout-logprobs"
     if not batch.get(name):
-        raise InvalidInputError(
-            f'batch["{name}"] is {batch.get(name)}, but FIPO needs π_old at every token; '
-            + (
-                "let the rollout engine return log-probs, or drop --use-rollout-logprobs."
-                if args.use_rollout_logprobs
-                else "drop --disable-compute-advantages-and-returns, which keeps slime from recomputing them."
-            )
-        )
+        raise InvalidInputError(f'batch["{name}"] is {batch.get(name)}, but FIPO needs π_old at every token; {remedy}.')
     return name, list(batch[name])
 
 
@@ -160,18 +158,12 @@ def _scored_already(scored: Any) -> Iterator[None]:
 
 def _rejected(args: Namespace, batch: Batch, log_probs: list[Tensor], old: list[Tensor]) -> Tensor | None:
     """(N,) the tokens that slime's own corrections take out of the loss: OPSM, and TIS or what stands in its place."""
-    kept = None
-    lengths = (batch["total_lengths"], batch["response_lengths"])
+    factors, lengths = [], {name: batch[name] for name in ("total_lengths", "response_lengths")}
     if args.use_opsm:
         gather = slime_function("all_gather_with_cp")
-        full = [[gather(*row) for row in zip(side, *lengths, strict=True)] for side in (log_probs, old)]
-        kept, _ = slime_function("compute_opsm_mask")(
-            args=args,
-            full_log_probs=full[0],
-            full_old_log_probs=full[1],
-            advantages=batch["advantages"],
-            loss_masks=batch["loss_masks"],
-        )
+        full = [[gather(*row) for row in zip(side, *lengths.values(), strict=True)] for side in (log_probs, old)]
+        mask = slime_function("compute_opsm_mask")
+        factors.append(mask(args, *full, advantages=batch["advantages"], loss_masks=batch["loss_masks"])[0])
     if args.use_tis or getattr(args, "get_mismatch_metrics", False):
         if not batch.get("rollout_log_probs"):
             raise InvalidInputError(
@@ -187,21 +179,18 @@ def _rejected(args: Namespace, batch: Batch, log_probs: list[Tensor], old: list[
             train_log_probs=batch.get("log_probs") or log_probs,
             rollout_log_probs=batch["rollout_log_probs"],
             loss_masks=batch["loss_masks"],
-            total_lengths=lengths[0],
-            response_lengths=lengths[1],
+            **lengths,
             **ours,
         )
-        factor = factor * _here(batch, masks)
-        kept = factor if kept is None else kept * factor
-    return None if kept is None else kept == 0
+        factors += [factor, _here(batch, masks)]
+    return torch.stack([factor == 0 for factor in factors]).any(0) if factors else None
 
 
 @torch.no_grad()
 def _credit_metrics(
-    args: Namespace, batch: Batch, credit: TokenCredit, lengths: list[int], reduce: Reducer
+    args: Namespace, credit: TokenCredit, trained: Tensor, lengths: list[int], reduce: Reducer
 ) -> dict[str, Tensor]:
     """`fipo/…`. With --calculate-per-token-loss slime's reducers weigh a sequence by its tokens, else all alike."""
-    trained = _here(batch, batch["loss_masks"]).bool()
     values = {name: of(credit) for name, of in TOKEN_MEANS.items()}
     dropped = credit.dropped.view(len(lengths), -1)[:, 0]  # under context parallelism all chunks' are the same
     values[DROPPED_SEQUENCES] = _spread(dropped, lengths)

@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fipo.core.credit import CREDIT_FIELDS, TokenCredit
+from fipo.core.credit import TokenCredit
 from fipo.engines.slime.arguments import params_of, trace_options, updates_of, weighting_of
 from fipo.engines.slime.contract import slime_function
 from fipo.engines.slime.layout import whole_responses
 from fipo.errors import InvalidParameterError
+from fipo.traces.columns import trace_columns
 from fipo.traces.writer import Completion, TraceOptions, TraceWriter, among, costs_no_run, group_number
 
 logger = logging.getLogger(__name__)
 
 POSTPROCESS_PATH = "fipo.engines.slime.note_rollout"
-OF_CREDIT = [name for name in CREDIT_FIELDS if name != "dropped"]
 SEEN = "fipo_traced"  # in a micro-batch: --recompute-loss-function asks twice
 
 
@@ -76,13 +76,19 @@ class Traces:
 
     @torch.no_grad()
     def see(
-        self, args: Namespace, batch: dict[str, Any], credit: TokenCredit, columns: dict[str, list[Tensor]]
+        self,
+        args: Namespace,
+        batch: dict[str, Any],
+        credit: TokenCredit,
+        trained: Tensor,
+        columns: dict[str, list[Tensor]],
     ) -> None:
         """Writes the chosen completions of a micro-batch, if its rollout is traced.
 
         Args:
             args, batch: As for the loss.
             credit: Of this rank's part of the micro-batch, (N,).
+            trained: (N,) bool.
             columns: logps, old_logps, advantages, entropy and, where π_old is not the rollout engine's, rollout_logps;
                 one tensor a sequence, of this rank's tokens.
 
@@ -103,15 +109,15 @@ class Traces:
         sequences = zip(batch["unconcat_tokens"], batch["response_lengths"], strict=True)
         samples = [self._sample(tokens, length) for tokens, length in sequences]
         chosen = [row for row, sample in enumerate(samples) if self._is_chosen(sample, args, options)]
-        here = {name: getattr(credit, name) for name in OF_CREDIT}
-        here = {name: torch.cat(column) for name, column in columns.items()} | here
-        lengths = [len(part) for part in columns["logps"]]
+        lengths, others = [len(part) for part in columns["logps"]], {n: torch.cat(c) for n, c in columns.items()}
+        here = trace_columns(credit, trained, (args.eps_clip, args.eps_clip_high), **others)
         whole = dict(zip(chosen, whole_responses(batch, chosen, here, lengths), strict=True))
         mpu = slime_function("mpu")
         if mpu.get_tensor_model_parallel_rank() == 0 and mpu.get_context_parallel_rank() == 0:
             if self.writer is None:
                 self.writer = _writer(args, options)
-            rows = (self._completion(samples[row], batch["loss_masks"][row], whole[row], credit) for row in chosen)
+            dropped = credit.dropped.view(len(samples), -1)[:, 0].tolist()  # all chunks of a sequence say the same
+            rows = (self._completion(samples[row], whole[row], dropped[row]) for row in chosen)
             self.writer.write(self.rollout, self.micro_batches, rows)
             self.unreported = self.rollout
             if self._is_last_update(args):  # no hook is called after it: what other ranks still write is not in
@@ -147,21 +153,15 @@ class Traces:
         wanted = max(1, options.samples // args.n_samples_per_prompt)
         return wanted >= groups or sample.group * wanted % groups < wanted
 
-    def _completion(self, sample: Sample, mask: Tensor, whole: dict[str, Tensor], credit: TokenCredit) -> Completion:
-        on_cpu = dict(zip(whole, torch.stack([*whole.values()]).float().cpu(), strict=True))
-        known = {name: on_cpu.pop(name).to(getattr(credit, name).dtype) for name in OF_CREDIT}
-        trained = mask.bool().cpu()
+    def _completion(self, sample: Sample, columns: dict[str, Tensor], dropped: bool) -> Completion:
+        prompt = len(sample.tokens) - len(columns["trained"])
         return Completion(
-            rollout=self.rollout,
-            update=self.update,
-            group=sample.group,
-            sample=sample.place,
-            prompt=sample.tokens[: len(sample.tokens) - len(trained)],
-            tokens=sample.tokens[len(sample.tokens) - len(trained) :],
-            trained=trained,
-            credit=TokenCredit(**known, dropped=trained.any() & ~known["kept"].any()),
-            columns=on_cpu,
-            reward=sample.reward,
+            place=(self.rollout, self.update, sample.group, sample.place),
+            prompt=sample.tokens[:prompt],
+            tokens=sample.tokens[prompt:],
+            columns=columns,
+            dropped=dropped,
+            rewards={} if sample.reward is None else {"reward": sample.reward},
             truncated=sample.truncated,
         )
 
@@ -192,15 +192,14 @@ def install_postprocess(args: Namespace) -> None:
 
 
 def _writer(args: Namespace, options: TraceOptions) -> TraceWriter:
-    mpu, weighting = slime_function("mpu"), weighting_of(args)
+    mpu = slime_function("mpu")
     return TraceWriter(
         options=options,
         tokenizer=args.hf_checkpoint,
         params=params_of(args),
-        clip_range=(args.eps_clip, args.eps_clip_high),
         rank=mpu.get_data_parallel_rank(),
         ranks=mpu.get_data_parallel_world_size(),
-        control=None if weighting is None else weighting.name,
+        weighting=weighting_of(args),
     )
 
 

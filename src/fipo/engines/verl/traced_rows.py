@@ -20,7 +20,8 @@ from verl.workers.utils import losses
 from fipo.core.credit import TokenCredit
 from fipo.engines.verl.metrics import rows_of_an_update
 from fipo.errors import FIPOError
-from fipo.traces.writer import Completion, TraceOptions, TraceWriter, among, group_number
+from fipo.traces.columns import trace_columns
+from fipo.traces.writer import Completion, TraceWriter, among, group_number
 
 REMEDY = "drop policy_loss.trace_dir, or train with verl 0.9.1's main_ppo"
 CALL = 'log_prob = no_padding_2_padding(model_output["log_probs"], data)'  # in ppo_loss of verl 0.7.1, 0.8.0 and 0.9.1
@@ -113,16 +114,28 @@ class Traces:
         if not options.due(self.rollout) or not self.rows_before:
             return
         ranks, rank, writes = _place(data, config)
-        columns = {"logps": log_prob, "old_logps": old_log_prob, "advantages": advantages}
-        columns |= {} if entropy is None else {"entropy": entropy}
+        others = {"logps": log_prob, "old_logps": old_log_prob} | ({} if entropy is None else {"entropy": entropy})
         if "rollout_log_probs" in data:
             sampled = _padded(data["rollout_log_probs"], log_prob.shape[1])
             if not torch.equal(sampled[mask], old_log_prob[mask]):  # else π_old is the engine's
-                columns["rollout_logps"] = sampled
+                others["rollout_logps"] = sampled
+        low, high = config.clip_ratio_low, config.clip_ratio_high
+        clip_range = (config.clip_ratio if low is None else low, config.clip_ratio if high is None else high)
+        columns = trace_columns(credit, mask, clip_range, advantages=advantages, **others)
+        columns = {name: column.cpu() for name, column in columns.items()}
         share = options.samples / ranks / (self.rows_before / config.ppo_epochs)
-        completions = self._completions(data, credit, mask, columns, update, share)
+        completions = self._completions(data, credit.dropped.tolist(), columns, update, share)
         if writes:
-            self.writer = self.writer or _writer(config, options, rank, ranks)
+            settings = config.policy_loss
+            self.writer = self.writer or TraceWriter(
+                options=options,
+                tokenizer=_tokenizer(config),
+                params=settings.params(config.clip_ratio_c),
+                rank=rank,
+                ranks=ranks,
+                updates_per_rollout=0,
+                weighting=settings.weighting,
+            )
             self.writer.write(self.rollout, step, completions)
 
     def _advance(self, data: Any) -> None:
@@ -139,7 +152,7 @@ class Traces:
             self.samples = {}
 
     def _completions(
-        self, data: Any, credit: TokenCredit, mask: Tensor, columns: dict[str, Tensor], update: int, share: float
+        self, data: Any, dropped: list[bool], columns: dict[str, Tensor], update: int, share: float
     ) -> Iterator[Completion]:
         """The chosen rows: about this share of them."""
         prompts, responses = _token_ids(data)
@@ -148,20 +161,15 @@ class Traces:
         numbers = self._numbers(data, uids, responses)
         for row, (uid, prompt, tokens) in enumerate(zip(uids, prompts, responses, strict=True)):
             group = group_number(str(uid).encode())
-            if not among(group, share) or not mask[row].any():
+            if not among(group, share) or not columns["trained"][row].any():
                 continue
-            part = slice(len(tokens))
             yield Completion(
-                rollout=self.rollout,
-                update=update,
-                group=group,
-                sample=numbers[row],
+                place=(self.rollout, update, group, numbers[row]),
                 prompt=prompt,
                 tokens=tokens,
-                trained=mask[row, part],
-                credit=credit.of_row(row, len(tokens)),
-                columns={name: column[row, part] for name, column in columns.items()},
-                reward=None if rewards is None else float(rewards[row].sum()),
+                columns={name: column[row, : len(tokens)] for name, column in columns.items()},
+                dropped=dropped[row],
+                rewards={} if rewards is None else {"reward": float(rewards[row].sum())},
             )
 
     def _numbers(self, data: Any, uids: list[Any], responses: list[Tensor]) -> list[int]:
@@ -205,21 +213,6 @@ def _place(data: Any, config: Any) -> tuple[int, int, bool]:
         return ranks, mpu.get_data_parallel_rank(), first
     place, copy = divmod(dist.get_rank(), dist.get_world_size() // ranks)
     return ranks, place, copy == 0
-
-
-def _writer(config: Any, options: TraceOptions, rank: int, ranks: int) -> TraceWriter:
-    settings = config.policy_loss
-    clip = (config.clip_ratio_low, config.clip_ratio_high)
-    return TraceWriter(
-        options=options,
-        tokenizer=_tokenizer(config),
-        params=settings.params(config.clip_ratio_c),
-        clip_range=tuple(config.clip_ratio if bound is None else bound for bound in clip),  # type: ignore[arg-type]
-        rank=rank,
-        ranks=ranks,
-        updates_per_rollout=0,
-        control=None if settings.weighting is None else settings.weighting.name,
-    )
 
 
 def _tokenizer(config: Any) -> Any:

@@ -13,7 +13,8 @@ import torch
 
 from fipo.core import token_credit
 from fipo.params import FIPOParams
-from fipo.traces.schema import Trace, token_columns
+from fipo.traces.columns import trace_columns
+from fipo.traces.schema import Trace
 from fipo.traces.tokens import byte_decoder, in_brackets
 
 UNUSABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)  # of hostile input
@@ -83,9 +84,9 @@ def credit(logps: Any, old_logps: Any, advantages: Any, trained: Any, params: FI
     logps, old_logps, advantages = (torch.as_tensor(column).float()[None] for column in (logps, old_logps, advantages))
     mask = torch.as_tensor(trained).bool()[None]
     found = token_credit(logps, old_logps, advantages, mask, params or FIPOParams())
-    columns = token_columns(found, mask, clip_range=DAPO_CLIP, advantages=advantages)
+    columns = trace_columns(found, mask, DAPO_CLIP, advantages=advantages)
     names = ("log_ratio", "future_kl", "raw_weight", "weight", "flags")
-    return {name: columns[name][0] for name in names} | {"dropped": bool(found.dropped[0])}
+    return {name: columns[name][0].numpy() for name in names} | {"dropped": bool(found.dropped[0])}
 
 
 def floats(values: list[float | None]) -> np.ndarray:

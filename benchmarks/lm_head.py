@@ -5,7 +5,8 @@
 Contenders: `products`, the three bare matrix products, a limit; `plain`, whole logits and autograd; `trl`, TRL's
 ChunkedLogProbFunction with the FIPO loss on top; `liger`, LigerFusedLinearGRPOLoss (GRPO: it knows no FIPO); `fipo`,
 head_logps as it is; `kept` and `recomputed`, the same with all logits kept for the backward, and none; `frozen`, with a
-head that is not trained (LoRA), beside two products; and for GPUs `flsce`, Liger's fused scaled cross-entropy, and `verl`, its Triton kernel, both with the FIPO loss on top.
+head that is not trained (LoRA); and for GPUs `flsce`, Liger's fused scaled cross-entropy, and `verl`, its Triton
+kernel, both with the FIPO loss on top.
 Each runs in a process of its own. Peak memory is what one call adds, the gradients included.
 """
 

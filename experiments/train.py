@@ -17,8 +17,8 @@ from experiments.results import columns
 from experiments.start import supervised_start
 from experiments.task import CHAINS, Chain, Problem, decode, encode, reward, sample_problem
 from fipo import FIPOOutput, fipo_loss, token_mean
-from fipo.core.rules import controlled
 from fipo.core.logged import TOKEN_MEANS
+from fipo.core.rules import controlled
 
 HELD_OUT_SEED = 0  # one held-out set for all seeds and arms
 

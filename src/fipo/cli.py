@@ -271,8 +271,8 @@ def _watch(options: argparse.Namespace) -> int:
 
 def _doctor(options: argparse.Namespace) -> int:
     from fipo.checks import tell
-    from fipo.engines.diagnose import diagnose_slime, diagnose_verl
     from fipo.run.doctor import diagnose_trainer
+    from fipo.run.engines_doctor import diagnose_slime, diagnose_verl
 
     diagnose = {"trainer": diagnose_trainer, "slime": diagnose_slime, "verl": diagnose_verl}[options.engine]
     return tell(diagnose(), options.json)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from test_head import chunk_tokens, make  # noqa: F401 - a fixture
+from test_head import make
 
 from fipo import FIPOParams, InvalidInputError, fipo_loss, future_kl, head_logps
 from fipo.core import head
@@ -33,7 +33,9 @@ def waits(device):
 
 @pytest.mark.parametrize("budget", [None, 0])
 @pytest.mark.parametrize("frozen", [(), ("lm_head_weight", "bias")])
-def test_log_probs_wait_once_however_many_their_chunks(budget, frozen, chunk_tokens):
+@pytest.mark.parametrize("chunk_tokens", [7, 1000])
+def test_log_probs_wait_once_however_many_their_chunks(budget, frozen, chunk_tokens, monkeypatch):
+    monkeypatch.setattr(head, "ACCELERATOR_TOKENS", chunk_tokens)
     inputs = make(frozen=frozen)
     with waits(inputs["hidden"].device) as found:
         head_logps(**inputs, memory_budget=budget)[0].sum().backward()

@@ -66,7 +66,7 @@ def test_a_rule_sees_whole_responses_packed(batch):
 def test_a_token_without_pi_old_has_a_log_ratio_of_0_for_a_rule(batch):
     batch[1][1, 2] = torch.nan
     batch[3][1, 2] = True
-    credit, found = reweighed(batch, lambda logps, old_logps, **_: (logps - old_logps).exp())
+    _, found = reweighed(batch, lambda logps, old_logps, **_: (logps - old_logps).exp())
     assert found.weight.isfinite().all()
     assert found.factor[1, 2] == 0 and found.weight[1, 2] == 1
 

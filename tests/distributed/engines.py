@@ -62,28 +62,12 @@ class Workshop:
         (folder / "reward.py").write_text(REWARD)
         rows = [{"prompt": f"{i}+{i}=", "answer": str(2 * i)} for i in range(24)]
         (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        recipe = {
-            "dataset": "data.jsonl",
-            "rewards": ["python:reward:digits"],
-            "eval_size": 4,
-            "eval_k": 2,
-            "sample_every": 0,
-            "use_cpu": True,
-            "bf16": False,
-            "dtype": "float32",
-            "num_generations": 4,
-            "steps_per_generation": UPDATES_PER_ROLLOUT,
-            "max_completion_length": 12,
-            "max_steps": UPDATES,
-            "learning_rate": 0.002,
-            "lr_scheduler_type": "constant",
-            "logging_steps": 1,
-            "save_steps": 6,
-            "save_total_limit": 3,
-            "fipo_trace_every": 2,
-            "gradient_checkpointing": False,
-            "report_to": "none",
-        }
+        recipe = {"dataset": "data.jsonl", "rewards": ["python:reward:digits"], "eval_size": 4, "eval_k": 2}
+        recipe |= {"num_generations": 4, "steps_per_generation": UPDATES_PER_ROLLOUT, "max_steps": UPDATES}
+        recipe |= {"max_completion_length": 12, "learning_rate": 0.002, "lr_scheduler_type": "constant"}
+        recipe |= {"use_cpu": True, "bf16": False, "dtype": "float32", "gradient_checkpointing": False}
+        recipe |= {"logging_steps": 1, "save_steps": 6, "save_total_limit": 3, "fipo_trace_every": 2}
+        recipe |= {"sample_every": 0, "report_to": "none"}
         (folder / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
 
     def start(self, name, engine=None, fipo=(str(HERE / "on_cpu.py"),), **options):
@@ -99,15 +83,10 @@ class Workshop:
         settings = {"model_name_or_path": "model", "per_device_train_batch_size": rows, "output_dir": name, **options}
         flags = [f"--{key}={value}" for key, value in settings.items()]
         command = [*program, *fipo, "train", "recipe.yaml", *flags]
-        environment = {
-            **os.environ,
-            "UPDATES_PER_ROLLOUT": str(UPDATES_PER_ROLLOUT),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONFAULTHANDLER": "1",  # a crash in C++ tells where Python was
-            "PYTHONPATH": f"{self.folder}{os.pathsep}{HERE.parent}",
-            "TORCH_EXTENSIONS_DIR": str(self.folder / "extensions"),
-            **VLLM,
-        }
+        environment = {**os.environ, **VLLM, "UPDATES_PER_ROLLOUT": str(UPDATES_PER_ROLLOUT), "OMP_NUM_THREADS": "1"}
+        environment["PYTHONFAULTHANDLER"] = "1"  # a crash in C++ tells where Python was
+        environment["PYTHONPATH"] = f"{self.folder}{os.pathsep}{HERE.parent}"
+        environment["TORCH_EXTENSIONS_DIR"] = str(self.folder / "extensions")
         with (self.folder / f"{name}.log").open("a") as log:
             return subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log)
 

@@ -16,13 +16,8 @@ from fipo.traces import read_traces
 
 pytestmark = pytest.mark.engines
 
-COLOCATED = {
-    "model_name_or_path": "wide",
-    "use_vllm": "true",
-    "vllm_mode": "colocate",
-    "vllm_max_model_length": 128,
-    "vllm_gpu_memory_utilization": 0.1,
-}
+COLOCATED = {"model_name_or_path": "wide", "use_vllm": "true", "vllm_mode": "colocate"}
+COLOCATED |= {"vllm_max_model_length": 128, "vllm_gpu_memory_utilization": 0.1}
 LORA = {"use_peft": "true", "lora_target_modules": "all-linear", "lora_r": 4, "learning_rate": 0.02}
 FIRST_UPDATES = range(1, UPDATES + 1, UPDATES_PER_ROLLOUT)
 GAP = "sampling/sampling_logp_difference/mean"  # |log p of the trainer − log p of the engine|
@@ -97,16 +92,9 @@ def server(workshop):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = {
-        "model": "wide",
-        "host": "127.0.0.1",
-        "port": port,
-        "dtype": "float32",
-        "max_model_len": 128,
-        "enforce_eager": "true",
-        "gpu_memory_utilization": 0.1,
-        "weight-transfer-config": json.dumps({"backend": "gloo"}),
-    }
+    flags = {"model": "wide", "host": "127.0.0.1", "port": port, "dtype": "float32", "max_model_len": 128}
+    flags |= {"enforce_eager": "true", "gpu_memory_utilization": 0.1}
+    flags["weight-transfer-config"] = json.dumps({"backend": "gloo"})
     command = [str(Path(sys.executable).with_name("trl")), "vllm-serve"]
     command += [word for key, value in flags.items() for word in (f"--{key}", str(value))]
     environment = {**os.environ, **VLLM, "PYTHONPATH": f"{folder}{os.pathsep}{HERE.parent}"}

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from experiments import statistics
 from experiments.collect import collect, main
 from experiments.protocol import FIPO, GRPO, SHUFFLED, Elsewhere, Run
-from experiments.statistics import area_under_curve, final_accuracy
 
 METRIC = "eval/aime-2024"
 CURVE = {0: 0.1, 20: 0.3, 40: 0.4}
@@ -62,8 +62,8 @@ def test_every_logger_gives_the_same_run(tmp_path):
     ]
     for result in results.values():
         assert result["evaluations"]["samples"] == [0, 20, 40]
-        assert final_accuracy(result) == pytest.approx(0.4)
-        assert area_under_curve(result) == pytest.approx((0.2 + 0.35) / 2)
+        assert statistics.final_accuracy(result) == pytest.approx(0.4)
+        assert statistics.area_under_curve(result) == pytest.approx((0.2 + 0.35) / 2)
 
 
 def test_a_chart_of_wandb_holds_many_runs(tmp_path):
@@ -73,7 +73,8 @@ def test_a_chart_of_wandb_holds_many_runs(tmp_path):
     assert grpo == {"samples": [0, 40], "accuracy": [0.1, 0.2]}
 
 
-def test_the_tables_pair_equal_seeds(tmp_path, capsys):
+def test_the_tables_pair_equal_seeds(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(statistics, "REPETITIONS", 200)
     sources = []
     for arm, gain in (("fipo", 0.1), ("grpo", 0.0)):
         for seed in range(3):
@@ -85,34 +86,24 @@ def test_the_tables_pair_equal_seeds(tmp_path, capsys):
     assert "| q | fipo − grpo | +10.0 [+10.0, +10.0] | 0.25 |" in comparisons
 
 
-@pytest.mark.parametrize(
-    ("name", "curve", "metric", "sentence"),
-    [
-        ("run7", CURVE, METRIC, "does not tell arm and seed, but a name must be NAME-ARM-sSEED"),
-        ("q-fipo-s0", CURVE, "eval/aime2024", "has no metric 'eval/aime2024'; did you mean eval/aime-2024?"),
-        ("q-fipo-s0", {0: 10.0, 20: 30.0}, METRIC, "but must be at least two between 0 and 1"),
-        ("q-fipo-s0", {40: 0.4}, METRIC, "is 1 values from 0.4 to 0.4"),
-    ],
-)
-def test_what_cannot_be_compared_is_one_sentence(tmp_path, capsys, name, curve, metric, sentence):
-    assert main([str(ours(tmp_path / name, curve)), "--metric", metric]) == 2
-    error = capsys.readouterr().err
-    assert sentence in error and error.count("\n") == 1
-
-
-def test_what_is_no_run_is_one_sentence(tmp_path, capsys):
-    ours(tmp_path / "a" / "q-fipo-s0"), ours(tmp_path / "b" / "q-fipo-s0")
+def test_what_cannot_be_compared_is_one_sentence(tmp_path, capsys):
+    for folder in ("a/q-fipo-s0", "b/q-fipo-s0", "run7"):
+        ours(tmp_path / folder)
+    ours(tmp_path / "percent" / "q-fipo-s0", {0: 10.0, 20: 30.0})
+    ours(tmp_path / "single" / "q-fipo-s0", {40: 0.4})
     (tmp_path / "empty").mkdir()
     (tmp_path / "other.csv").write_text("Step,loss\n0,1\n")
-    for sources, sentence in (
-        (["a/q-fipo-s0", "b/q-fipo-s0"], "q/fipo/0 is there twice"),
-        (["q-fipo-s0=empty"], "holds neither metrics.jsonl nor TensorBoard's events"),
-        (["q-fipo-s0=missing"], "holds neither metrics.jsonl nor TensorBoard's events"),
-        (["other.csv"], "has no column RUN - METRIC"),
+    for names, metric, sentence in (
+        ("run7", METRIC, "does not tell arm and seed, but a name must be NAME-ARM-sSEED"),
+        ("a/q-fipo-s0", "eval/aime2024", "has no metric 'eval/aime2024'; did you mean eval/aime-2024?"),
+        ("percent/q-fipo-s0", METRIC, "but must be at least two between 0 and 1"),
+        ("single/q-fipo-s0", METRIC, "is 1 values from 0.4 to 0.4"),
+        ("a/q-fipo-s0 b/q-fipo-s0", METRIC, "q/fipo/0 is there twice"),
+        ("q-fipo-s0=empty", METRIC, "holds neither metrics.jsonl nor TensorBoard's events"),
+        ("q-fipo-s0=missing", METRIC, "holds neither metrics.jsonl nor TensorBoard's events"),
+        ("other.csv", METRIC, "has no column RUN - METRIC"),
     ):
-        places = [
-            source.replace("=", f"={tmp_path}/") if "=" in source else str(tmp_path / source) for source in sources
-        ]
-        assert main([*places, "--metric", METRIC]) == 2
+        places = [name.replace("=", f"={tmp_path}/") if "=" in name else str(tmp_path / name) for name in names.split()]
+        assert main([*places, "--metric", metric]) == 2
         error = capsys.readouterr().err
         assert sentence in error and error.count("\n") == 1

@@ -1,6 +1,5 @@
 """Results are whole or named, a series goes on where it stopped, and the report's figures are right by hand."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,24 +9,7 @@ from rliable import metrics
 from scipy.stats import trim_mean, ttest_1samp
 
 from experiments import protocol, report, run, statistics
-from experiments.protocol import (
-    ABLATIONS,
-    ARMS,
-    CONFIRMED,
-    FIPO,
-    GRPO,
-    SERIES,
-    SETTINGS,
-    SIGNED,
-    SIGNED_SEEDS,
-    Run,
-    ablation_runs,
-    baseline,
-    confirmation_runs,
-    main_runs,
-    selection_runs,
-    signed_runs,
-)
+from experiments.protocol import ABLATIONS, ARMS, CONFIRMED, FIPO, GRPO, SERIES, SETTINGS, SIGNED, SIGNED_SEEDS, Run
 from experiments.results import read_result, read_results, write_result
 from experiments.train import Batch, policy_loss
 from fipo import DataError
@@ -54,12 +36,17 @@ def results_folder(tmp_path, monkeypatch):
 
 
 def test_the_protocol_names_every_run_once():
-    runs = [run for series in SERIES.values() for run in series()]
+    of = {name: series() for name, series in SERIES.items()}
+    runs = [run for series in of.values() for run in series]
     assert len({one.name for one in runs}) == len(runs) == len({one.file for one in runs})
-    assert len([one for one in main_runs() if one.setting.name == "long" and one.arm is FIPO]) >= 10
-    assert not {one.seed for one in selection_runs()} & {one.seed for one in main_runs()}
-    assert not {one.seed for one in confirmation_runs()} & {one.seed for one in ablation_runs()}
-    assert all(one.arm.control == "none" for one in selection_runs()), "the rate is chosen on GRPO alone"
+    assert len([one for one in of["main"] if one.setting.name == "long" and one.arm is FIPO]) >= 10
+    assert all(one.arm.control == "none" for one in of["select"]), "the rate is chosen on GRPO alone"
+    assert len({replace(arm, name="", control=None) for arm in ARMS}) == 1, "arms differ in the control alone"
+    seeds = {name: {run.seed for run in series} for name, series in of.items()}
+    assert not seeds["select"] & seeds["main"] and not seeds["confirm"] & seeds["ablations"]
+    assert all(not seeds["signed"] & other for name, other in seeds.items() if name != "signed"), (
+        "none looked at before"
+    )
 
 
 def test_kept_results_are_read_though_settings_came_and_went(monkeypatch):
@@ -83,50 +70,32 @@ def test_signed_weights_point_up_where_the_log_ratio_agrees_with_the_advantage()
     torch.testing.assert_close(loss, surrogate.mean())
 
 
-def test_no_seed_that_was_looked_at_before_tries_the_signed_exponents():
-    others = [run for name, series in SERIES.items() if name != "signed" for run in series()]
-    assert not {run.seed for run in signed_runs()} & {run.seed for run in others}
-
-
-def test_arms_differ_in_the_control_alone():
-    assert len({replace(arm, name="", control=None) for arm in ARMS}) == 1
-
-
 def test_a_result_comes_back(results_folder):
     write_result(Run(SHORT, FIPO, 0), MEASURED)
     assert read_result(Run(SHORT, FIPO, 0))["evaluations"] == MEASURED["evaluations"]
     assert [file.name for file in results_folder.rglob("*") if file.is_file()] == ["0.json"]
 
 
-def spoil_text(file):
-    file.write_text(file.read_text()[:-40])
+def rewrite(change):
+    return lambda file: file.write_text(change(file.read_text()))
 
 
-def spoil_number(file):
-    file.write_text(file.read_text().replace("0.8", "0.9"))
+def replaced(make):
+    return lambda file: (file.unlink(), make(file))
 
 
-def spoil_bytes(file):
-    file.write_bytes(b"\xff\xfe\x00")
+ANOTHER_RATE = Run(replace(SHORT, learning_rate=0.5), FIPO, 1)
+SPOILS = {
+    "text": rewrite(lambda text: text[:-40]),
+    "number": rewrite(lambda text: text.replace("0.8", "0.9")),
+    "type": rewrite(lambda text: "[1, 2]"),
+    "bytes": lambda file: file.write_bytes(b"\xff\xfe\x00"),
+    "folder": replaced(lambda file: file.mkdir()),
+    "knob": replaced(lambda file: write_result(ANOTHER_RATE, MEASURED)),
+}
 
 
-def spoil_type(file):
-    file.write_text("[1, 2]")
-
-
-def spoil_file(file):
-    file.unlink()
-    file.mkdir()
-
-
-def spoil_knob(file):
-    content = json.loads(file.read_text())
-    other = replace(SHORT, learning_rate=0.5)
-    file.unlink()
-    write_result(Run(other, FIPO, content["run"]["seed"]), MEASURED)
-
-
-@pytest.mark.parametrize("spoil", [spoil_text, spoil_number, spoil_bytes, spoil_type, spoil_file, spoil_knob])
+@pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
 def test_a_spoiled_result_is_left_out_by_name(spoil):
     good, bad, absent = (Run(SHORT, FIPO, seed) for seed in range(3))
     write_result(good, MEASURED)
@@ -146,7 +115,7 @@ def test_a_series_goes_on_where_it_stopped(capsys):
     runs = [Run(SHORT, FIPO, seed) for seed in range(3)]
     write_result(runs[0], MEASURED)
     write_result(runs[1], MEASURED)
-    spoil_number(runs[1].file)
+    SPOILS["number"](runs[1].file)
     assert run.missing(runs) == runs[1:]
     printed = capsys.readouterr().out
     assert "1 of 3 runs are done" in printed and runs[1].name in printed and runs[2].name not in printed
@@ -167,18 +136,12 @@ def test_the_middle_mean_is_scipys(seeds):
     np.testing.assert_allclose(statistics.middle_mean(values), trim_mean(values, 0.25, axis=0), rtol=1e-12)
 
 
-def test_paired_differences_use_shared_seeds_only():
+def test_comparisons_by_hand():
     ours, theirs = {0: 0.5, 1: 0.7, 2: 0.9, 7: 0.0}, {0: 0.4, 1: 0.6, 2: 0.8, 9: 1.0}
-    np.testing.assert_allclose(statistics.paired_difference(ours, theirs), (0.1, 0.1, 0.1))
-
-
-def test_probability_of_improvement_by_hand():
+    np.testing.assert_allclose(statistics.paired_difference(ours, theirs), (0.1, 0.1, 0.1))  # of shared seeds only
     ours, theirs = {0: 0.5, 1: 0.7, 2: 0.9}, {0: 0.6, 1: 0.8}
     wins = sum(a > b for a in ours.values() for b in theirs.values())  # 0.7 > 0.6, 0.9 > both
     assert statistics.probability_of_improvement(ours, theirs)[0] == pytest.approx(wins / 6) == 0.5
-
-
-def test_sign_flips_by_hand():
     ours, theirs = {0: 0.3, 1: 0.2, 2: 0.1, 7: 0.0}, {0: 0.0, 1: 0.0, 2: 0.2, 9: 1.0}
     # differences 0.3, 0.2, -0.1: of the 8 sums, ±0.6 and ±0.4 are as far from 0 as theirs
     assert statistics.sign_flip_p(ours, theirs) == pytest.approx(4 / 8)
@@ -198,13 +161,10 @@ def test_detectable_differences_are_detected_four_times_in_five():
 def test_tables_mark_what_excludes_zero_in_all_seeds(seeds, text):
     for seed in range(seeds):
         for arm, gain in ((GRPO, 0.0), (FIPO, 0.1)):
-            accuracy = [0.2, 0.3 + gain, 0.5 + gain + 0.01 * seed]
+            evaluations = {"samples": [0, 8, 16], "accuracy": [0.2, 0.3 + gain, 0.5 + gain + 0.01 * seed]}
             rollouts = {"samples": [8.0], "reward": [0.5]}
-            write_result(
-                Run(SHORT, arm, seed),
-                {"rollouts": rollouts, "evaluations": {"samples": [0, 8, 16], "accuracy": accuracy}},
-            )
-    results, _ = read_results(main_runs())
+            write_result(Run(SHORT, arm, seed), {"rollouts": rollouts, "evaluations": evaluations})
+    results, _ = read_results(SERIES["main"]())
     assert f"| short | fipo | {seeds} | 20.0 | 6" in report.accuracy_table(results)
     assert f"| short | fipo − grpo | {text}" in report.comparison_table(results)
     assert f"| short | fipo − grpo | {', '.join(['+10.0'] * seeds)} |" in report.seed_table(results)
@@ -215,14 +175,13 @@ def test_blocks_replace_what_was_there_and_need_a_place():
     assert report.fill(report.fill(document, {"x": r"\1 new"}), {"x": r"\1 new"}) == document.replace("old", r"\1 new")
     with pytest.raises(ValueError, match="'y'"):
         report.fill(document, {"y": ""})
-
-
-def test_the_document_has_a_place_for_every_table():
-    report.fill(report.DOCUMENT.read_text(), dict.fromkeys(report.blocks({}, {}, 0), ""))
+    report.fill(report.DOCUMENT.read_text(), dict.fromkeys(report.blocks({}, {}, 0), ""))  # has a place for every table
 
 
 def test_ablations_are_compared_with_the_grpo_of_their_own_scaffold():
-    found = {arm.name: baseline(arm).name for arms in ABLATIONS.values() for arm in arms if arm.control != "none"}
+    found = {
+        arm.name: protocol.baseline(arm).name for arms in ABLATIONS.values() for arm in arms if arm.control != "none"
+    }
     assert found["updates_16"] == "grpo_updates_16" and found["bf16"] == "grpo_bf16"
     assert found["uniform_rate_0.0001"] == found["fipo_rate_0.0001"] == "grpo_rate_0.0001"
     assert {found[name] for name in ("decay_4", "decay_inf", "clip_0.5", "high_only", "unguarded")} == {"grpo"}

@@ -18,11 +18,11 @@ RUNS = [Run(SETTINGS["short"], FIPO, seed) for seed in range(4)]
 SCRIPT = """
 import signal, sys
 import runner_work
-from experiments.protocol import FIPO, SETTINGS, Run
+from test_experiments_runner import RUNS
 from experiments.run import run_all
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    run_all([Run(SETTINGS["short"], FIPO, seed) for seed in range(3)], 2, runner_work.endless)
+    run_all(RUNS[:3], 2, runner_work.endless)
 """
 
 

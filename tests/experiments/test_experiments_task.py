@@ -34,30 +34,13 @@ def test_short_and_long_are_about_64_and_512_tokens():
     assert (SHORT.solution_tokens, LONG.solution_tokens) == (64, 512)
 
 
-@pytest.mark.parametrize(
-    "response",
-    [
-        "",
-        "092",  # no line
-        ":",
-        ":09",
-        ":0092",
-        ":92",
-        ":092 ",
-        ":092\n",
-        ":0920",
-        ":+092",
-        ":092:",
-        ":091",
-        ":092:091",
-        ": 092",
-        ":０９２",  # digits of another script, which int() would read
-        ":0_92",
-        ":092.0",
-        ":092\x00",
-        ":٠٩٢",
-    ],
-)
+HOSTILE = [
+    "", "092", ":", ":09", ":0092", ":92", ":092 ", ":092\n", ":0920", ":+092", ":092:", ":091", ":092:091", ": 092",
+    ":0_92", ":092.0", ":092\x00", ":٠٩٢", ":０９２",  # int() would read digits of other scripts
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("response", HOSTILE)
 def test_hostile_responses_get_nothing(response):
     assert reward(PROBLEM, response, ended=True) == 0
 

@@ -99,11 +99,9 @@ def without_time(measured):
 
 def test_a_start_is_made_once_and_gets_as_much_right_as_it_promises(tmp_path, monkeypatch):
     """With a target that an untrained model reaches at once: what counts is the cache, and the share's meaning."""
-    monkeypatch.setattr(start, "BASE_TARGET", 0.0)
-    monkeypatch.setattr(start, "WINDOW", 1)
-    monkeypatch.setattr(start, "BATCH_TOKENS", 64)
-    monkeypatch.setattr(start, "SEED_TARGET", 0.0)
-    monkeypatch.setattr(start, "ALLOWED", (0.0, 1.0))
+    reached = {"BASE_TARGET": 0.0, "SEED_TARGET": 0.0, "ALLOWED": (0.0, 1.0), "WINDOW": 1, "BATCH_TOKENS": 64}
+    for name, value in reached.items():
+        monkeypatch.setattr(start, name, value)
     first = start.supervised_start(SHORT, 0, tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["short_0.safetensors", "short_base.safetensors"]
     monkeypatch.setattr(start, "teach", None)  # would fail if it were made again
@@ -146,8 +144,9 @@ def test_angles_between_gradients(monkeypatch):
     """0 degrees where no weight leaves 1, more where weights do; and 90 between what has nothing in common."""
     monkeypatch.setattr(alignment, "SEEDS", range(1))
     monkeypatch.setattr(alignment, "ROLLOUTS", TINY.warmup_rollouts + 1)
-    found = alignment.measure(TINY)
+    found = alignment.measure(replace(TINY, prompts=6))
     assert set(found) == {"fipo", "shuffled", "uniform", alignment.HALVES}
-    assert all(0 < angle < 90 for name, angle in found.items() if name != alignment.HALVES)
+    between_halves = found.pop(alignment.HALVES)
+    assert all(0 < angle < between_halves for angle in found.values())
     assert alignment.degrees(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])) == pytest.approx(90)
     assert alignment.degrees(torch.ones(2), torch.tensor([0.0, 2.0])) == pytest.approx(45)

@@ -75,29 +75,22 @@ def third_is_even(model, prompt, ids):
 
 def test_a_continuation_counts_wherever_it_goes_on_as_a_response_does():
     """Two responses that part at their third token: what is sampled once serves both, until the wrong one parts."""
-    uncertain = torch.full((4,), -0.5)
-    asked = [
-        values.Response("prompt", [5, 6, 7, 8], uncertain, 1.0),
-        values.Response("prompt", [5, 6, 9, 9], uncertain, 0.0),
-        values.Response("other", [5, 6, 7, 8], uncertain, 1.0),
-    ]
+    right, wrong, uncertain = [5, 6, 7, 8], [5, 6, 9, 9], torch.full((4,), -0.5)
+    given = (("prompt", right, 1.0), ("prompt", wrong, 0.0), ("other", right, 1.0))
+    asked = [values.Response(prompt, ids, uncertain, reward) for prompt, ids, reward in given]
     calls = []
 
     def continued(places):
         """Every eighth leaves the first response at its last token, and is wrong; to `other` none is right."""
         calls.extend(places)
-        starts = [asked[row].ids[:t] for row, t in places]
-        goes_on = [[*start, *[5, 6, 7, 8][len(start) :]] for start in starts]
-        leaves = [[*start, *[5, 6, 7, 0][len(start) :]] for start in starts]
-        return [
-            [
-                values.Continuation(tuple(leaves[n] if k % 8 == 0 else goes_on[n]), row != 2 and bool(k % 8))
-                for k in range(values.ROUND)
+        for row, t in places:
+            start = asked[row].ids[:t]
+            leaves, goes_on = ((*start, *[5, 6, 7, last][t:]) for last in (0, 8))
+            yield [
+                values.Continuation(goes_on if k % 8 else leaves, row != 2 and bool(k % 8)) for k in range(values.ROUND)
             ]
-            for n, (row, _) in enumerate(places)
-        ]
 
-    first, second, third = values.measure_with(continued, asked, 0.1)
+    first, second, third = values.measure_with(lambda places: list(continued(places)), asked, 0.1)
     assert calls == [(0, 0), (2, 0), (1, 3)]
     assert first.drawn.tolist() == [32, 0, 0, 0, 0] and first.samples.tolist() == [32, 32, 32, 32, 0]
     assert second.drawn.tolist() == [0, 0, 0, 32, 0] and second.samples.tolist() == [32, 32, 32, 32, 0]
@@ -115,10 +108,7 @@ def test_what_is_not_sampled_is_within_the_bound():
     for t in reversed(range(200)):
         slack = 0.0 if t in anchors else slack + 1 - float(logps[t].exp())
         assert slack <= values.SHARED
-
-
-def test_certain_tokens_cost_nothing():
-    assert values.anchors_of(torch.zeros(50)) == []
+    assert values.anchors_of(torch.zeros(50)) == []  # certain tokens cost nothing
 
 
 @pytest.mark.parametrize(("error", "bias"), [(0.01, 0.004), (0.03, 0.012)])
@@ -136,19 +126,16 @@ def test_stopping_at_the_error_hardly_moves_a_share(error, bias):
         assert abs(np.mean(found) - share) < bias
 
 
-@pytest.mark.parametrize(("counted", "rounds"), [(0, 1), (5, 1), (31, 1), (64, 2)])
-def test_rounds_at_most_double_what_there_is(counted, rounds):
-    assert values.rounds_left(counted // 2, counted, 0.01) == rounds
-
-
-@pytest.mark.parametrize("share", [0.0, 0.03, 0.5, 1.0])
-def test_sampling_ends_when_the_error_is_small(share):
-    right, drawn = round(share * values.ROUND), values.ROUND
-    while left := values.rounds_left(right, drawn, 0.03):
-        drawn += left * values.ROUND
-        right = round(share * drawn)
-        assert drawn <= 320
-    assert values.standard_error(right, drawn) <= 0.03
+def test_sampling_ends_when_the_error_is_small_and_rounds_at_most_double_what_there_is():
+    for counted, rounds in {0: 1, 5: 1, 31: 1, 64: 2}.items():
+        assert values.rounds_left(counted // 2, counted, 0.01) == rounds
+    for share in (0.0, 0.03, 0.5, 1.0):
+        right, drawn = round(share * values.ROUND), values.ROUND
+        while left := values.rounds_left(right, drawn, 0.03):
+            drawn += left * values.ROUND
+            right = round(share * drawn)
+            assert drawn <= 320
+        assert values.standard_error(right, drawn) <= 0.03
 
 
 def test_the_measured_come_last_and_from_groups_with_both_rewards():
@@ -169,18 +156,10 @@ def rollout():
     prompts = torch.tensor([encode(problem.prompt) for problem in problems])
     samples = sample(model, prompts, 12, generator, torch.float32)
     rewards = torch.randint(0, 2, (32,), generator=generator).float()
-    return replay.Rollout(
-        SETTING,
-        model,
-        torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0),
-        problems,
-        prompts,
-        samples,
-        rewards,
-        group_advantages(rewards, 4),
-        7 - torch.arange(32) // 4,
-        torch.arange(32 - REPLAYED, 32),
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    advantages, groups = group_advantages(rewards, 4), 7 - torch.arange(32) // 4
+    measured = torch.arange(32 - REPLAYED, 32)
+    return replay.Rollout(SETTING, model, optimizer, problems, prompts, samples, rewards, advantages, groups, measured)
 
 
 def test_copies_of_a_prompt_that_is_read_once_are_those_of_as_many_prompts():
@@ -264,16 +243,9 @@ def test_delta_where_a_side_has_one_token_or_none(advantages):
 
 
 def view(truth, log_ratio, advantage):
-    shape = truth.shape
-    return View(
-        log_ratio,
-        torch.ones(shape, dtype=torch.bool),
-        torch.full(shape[:1], advantage),
-        torch.rand(shape, generator=torch.Generator().manual_seed(0)),
-        torch.arange(truth.numel()).view(shape),
-        truth,
-        {},
-    )
+    order = torch.rand(truth.shape, generator=torch.Generator().manual_seed(0))
+    mask, advantages = torch.ones_like(truth).bool(), torch.full(truth.shape[:1], advantage)
+    return View(log_ratio, mask, advantages, order, torch.arange(truth.numel()).view(truth.shape), truth, {})
 
 
 @pytest.mark.parametrize("right", [True, False])
@@ -392,29 +364,11 @@ def test_a_rollout_in_which_nothing_was_decided_is_named_and_left_out(tmp_path, 
     assert "| long_s0_r01 | no group of the rollout" in truth_report.facts_table({})
 
 
-@pytest.mark.parametrize(("length", "limit"), [(13, 12), (12, 1100)])
-def test_responses_beyond_a_limit_are_refused(rollout, length, limit):
-    response = values.Response(rollout.problems[0], [3] * length, torch.zeros(length), 1.0)
-    with pytest.raises(DataError, match=rf"has {length} tokens, but at most {limit} are sampled, and 1024 fit"):
-        values.measure(rollout.model, [response], 0.5, limit, torch.Generator())
-
-
-def test_continuations_of_shared_prefixes_are_the_models_own(monkeypatch):
-    """Where the likeliest token is drawn, they are those of transformers' greedy generation, whichever rows ended."""
-    monkeypatch.setattr(smollm2, "ROUND", 2)
-    monkeypatch.setattr(torch, "multinomial", lambda p, *_, **__: p.argmax(-1, keepdim=True))
-    policy = smollm2.Policy.__new__(smollm2.Policy)
-    policy.model, policy.generator = tiny.model(), None
-    prefixes = torch.randint(4, 40, (5, 7), generator=torch.Generator().manual_seed(0))
-    greedy = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    whole = policy.model.generate(prefixes, **greedy)[:, prefixes.shape[1] :]
-    policy.ends = whole[0, 3:4]
-    expected = []
-    for row in whole.tolist():
-        end = row.index(policy.ends.item()) + 1 if policy.ends.item() in row else 12
-        expected += [row[:end]] * 2
-    assert policy._sample(prefixes, 12) == expected
-    assert len({len(row) for row in expected}) > 1
+def test_responses_beyond_a_limit_are_refused(rollout):
+    for length, limit in ((13, 12), (12, 1100)):
+        response = values.Response(rollout.problems[0], [3] * length, torch.zeros(length), 1.0)
+        with pytest.raises(DataError, match=rf"has {length} tokens, but at most {limit} are sampled, and 1024 fit"):
+            values.measure(rollout.model, [response], 0.5, limit, torch.Generator())
 
 
 @pytest.fixture
@@ -431,7 +385,21 @@ def policy(monkeypatch):
     return made
 
 
-def test_continuations_of_a_policy_start_with_their_prefix_and_are_scored_by_their_own_answer(policy):
+def test_continuations_of_shared_prefixes_are_the_models_own(policy, monkeypatch):
+    """Where the likeliest token is drawn, they are those of transformers' greedy generation, whichever rows ended."""
+    monkeypatch.setattr(torch, "multinomial", lambda p, *_, **__: p.argmax(-1, keepdim=True))
+    prefixes = torch.randint(4, 40, (5, 7), generator=torch.Generator().manual_seed(0))
+    greedy = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    whole = policy.model.generate(prefixes, **greedy)[:, prefixes.shape[1] :]
+    policy.ends = whole[0, 3:4]
+    end = policy.ends.item()
+    expected = [row[: (row.index(end) + 1 if end in row else 12)] for row in whole.tolist() for _ in range(3)]
+    assert policy._sample(prefixes, 12) == expected
+    assert len({len(row) for row in expected}) > 1
+
+
+def test_a_policy_goes_on_from_a_prefix_and_reads_what_it_would_have_sampled(policy):
+    """A continuation is scored by the answer of its own prompt."""
     found = policy.continued([(1, 2), (0, 2)])
     for row, ones in zip((1, 0), found, strict=True):
         assert len(ones) == 3
@@ -439,8 +407,6 @@ def test_continuations_of_a_policy_start_with_their_prefix_and_are_scored_by_the
             assert one.ids[:2] == (7, 8) and 2 < len(one.ids) <= 8
             assert one.right is (one.ids[-1] % 2 == row)
 
-
-def test_a_policy_reads_what_it_would_have_sampled(policy):
     logps, hidden = policy.read("ab", [7, 8, 9])
     with torch.no_grad():
         logits = policy.model(torch.tensor([[*policy.prompts[0], 7, 8, 9]])).logits[0, len(policy.prompts[0]) - 1 : -1]

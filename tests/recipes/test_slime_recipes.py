@@ -64,11 +64,14 @@ def test_scripts_are_bash_without_paths_of_a_machine(script):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_arms_differ_in_launcher_and_loss_alone(size):
+def test_the_arms_differ_in_launcher_and_loss_alone_and_get_eight_updates_a_rollout(size):
     fipo, grpo = (train_command(arm, size, RUN_NAME="same") for arm in ARMS)
     assert fipo[:3] == ["-m", "fipo.engines.slime", "train.py"]
     assert grpo[0] == "/shared/my slime/train.py"
     fipo, grpo = flags(fipo[3:]), flags(grpo[1:])
+    batch = ("--rollout-batch-size", "--n-samples-per-prompt", "--global-batch-size")
+    prompts, samples, update = (int(fipo[flag][0]) for flag in batch)
+    assert prompts * samples / update == 8
     assert fipo.pop("--loss-type") == ["fipo_loss"] and grpo.pop("--loss-type") == ["policy_loss"]
     weights = {flag: fipo.pop(flag) for flag in list(fipo) if flag.startswith("--fipo-")}
     assert weights["--fipo-dual-clip-c"] == grpo.pop("--eps-clip-c")
@@ -88,16 +91,6 @@ def test_a_seed_reaches_training_and_rollouts(arm):
     assert given["--wandb-group"] == [f"Qwen3.5-0.8B-{arm}-s5"]
 
 
-@pytest.mark.parametrize("arm", ARMS)
-@pytest.mark.parametrize("size", SIZES)
-def test_eight_updates_a_rollout(arm, size):
-    given = flags(train_command(arm, size))
-    prompts, samples, batch = (
-        int(given[flag][0]) for flag in ("--rollout-batch-size", "--n-samples-per-prompt", "--global-batch-size")
-    )
-    assert prompts * samples / batch == 8
-
-
 def test_the_weights_are_those_of_pull_request_1801():
     given = flags(train_command("fipo"))
     knobs = {flag[7:].replace("-", "_"): values for flag, values in given.items() if flag.startswith("--fipo-")}
@@ -106,49 +99,35 @@ def test_the_weights_are_those_of_pull_request_1801():
     assert (params.decay_rate, params.dual_clip_c) == (32.0, 10.0)
 
 
-@pytest.mark.parametrize("arm", ARMS)
-@pytest.mark.parametrize("name", REQUIRED)
-def test_a_missing_variable_is_one_sentence(arm, name):
-    for variables in ({"DRY_RUN": "1"}, {}):
-        result = start(ARMS[arm], **(REQUIRED | {"DRY_RUN": "1"} | variables | {name: ""}))
-        assert result.returncode == 2 and result.stdout == ""
-        assert re.fullmatch(rf"qwen3.5_{arm}.sh: {name} is not set; set it to [^\n]+\.\n", result.stderr)
+DRY = {"DRY_RUN": "1"}
+CANNOT_WORK = [
+    *((arm, DRY | {name: ""}, rf"{name} is not set; set it to [^\n]+\.") for arm in ARMS for name in REQUIRED),
+    ("fipo", DRY | {"ARM": "dapo"}, "ARM is dapo, but must be fipo, grpo, shuffled or uniform."),
+    ("fipo", DRY | {"MODEL_SIZE": "9B"}, "MODEL_SIZE is 9B, but must be 0.8B, 2B or 4B."),
+    ("fipo", DRY | {"NUM_NODES": "2"}, "NUM_NODES is 2, but .* start the cluster and set RAY_DASHBOARD."),
+    ("fipo", {}, "SLIME_DIR is /shared/my slime, which does not exist here; set it to .*"),
+]
 
 
-@pytest.mark.parametrize(
-    ("variables", "sentence"),
-    [
-        ({"ARM": "dapo", "DRY_RUN": "1"}, "ARM is dapo, but must be fipo, grpo, shuffled or uniform."),
-        ({"MODEL_SIZE": "9B", "DRY_RUN": "1"}, "MODEL_SIZE is 9B, but must be 0.8B, 2B or 4B."),
-        ({"NUM_NODES": "2", "DRY_RUN": "1"}, "NUM_NODES is 2, but .* start the cluster and set RAY_DASHBOARD."),
-        ({}, "SLIME_DIR is /shared/my slime, which does not exist here; set it to .*"),
-    ],
-)
-def test_what_cannot_work_is_one_sentence(variables, sentence):
-    result = start(ARMS["fipo"], **REQUIRED | variables)
-    assert result.returncode == 2 and re.fullmatch(f"qwen3.5_fipo.sh: {sentence}\n", result.stderr)
+@pytest.mark.parametrize(("arm", "variables", "sentence"), CANNOT_WORK)
+def test_what_cannot_work_is_one_sentence(arm, variables, sentence):
+    result = start(ARMS[arm], **REQUIRED | variables)
+    assert result.returncode == 2 and result.stdout == ""
+    assert re.fullmatch(f"qwen3.5_{arm}.sh: {sentence}\n", result.stderr)
 
 
-def test_users_flags_come_last():
-    assert train_command("fipo", "0.8B", "--fipo-decay-rate", "128")[-2:] == ["--fipo-decay-rate", "128"]
-
-
-def test_wandb_can_be_off():
-    assert flags(train_command("fipo"))["--wandb-project"] == ["fipo"]
+def test_users_flags_come_last_and_wandb_can_be_off():
+    command = train_command("fipo", "0.8B", "--fipo-decay-rate", "128")
+    assert command[-2:] == ["--fipo-decay-rate", "128"] and flags(command)["--wandb-project"] == ["fipo"]
     assert not any("wandb" in word for word in train_command("fipo", WANDB_PROJECT=""))
 
 
 def test_a_running_cluster_is_used():
-    assert [words[:2] for words in dry_run(ARMS["fipo"], **REQUIRED)] == [
-        ["env", "PYTHONPATH=/shared/megatron:/shared/my slime"],
-        ["ray", "start"],
-        ["ray", "job"],
-    ]
+    convert = ["env", "PYTHONPATH=/shared/megatron:/shared/my slime"]
+    commands = [words[:2] for words in dry_run(ARMS["fipo"], **REQUIRED)]
+    assert commands == [convert, ["ray", "start"], ["ray", "job"]]
     commands = dry_run(ARMS["fipo"], **REQUIRED, RAY_DASHBOARD="http://head:8265", NUM_NODES="2")
-    assert [words[:2] for words in commands] == [
-        ["env", "PYTHONPATH=/shared/megatron:/shared/my slime"],
-        ["ray", "job"],
-    ]
+    assert [words[:2] for words in commands] == [convert, ["ray", "job"]]
     assert flags(commands[-1])["--address"] == ["http://head:8265"]
     assert flags(commands[-1])["--actor-num-nodes"] == ["2"]
 
@@ -179,23 +158,17 @@ def test_a_real_run_executes_what_the_dry_run_prints(tmp_path, converted):
 
 
 def test_2b_differs_from_the_smallest_in_widths():
-    small, middle = flags(train_command("fipo", "0.8B", RUN_NAME="a")), flags(train_command("fipo", "2B", RUN_NAME="a"))
-    assert {flag: middle[flag] for flag in middle if middle[flag] != small[flag]} == {
-        "--hidden-size": ["2048"],
-        "--ffn-hidden-size": ["6144"],
-    }
+    small, middle = (flags(train_command("fipo", size, RUN_NAME="a")) for size in ("0.8B", "2B"))
+    widths = {"--hidden-size": ["2048"], "--ffn-hidden-size": ["6144"]}
+    assert {flag: middle[flag] for flag in middle if middle[flag] != small[flag]} == widths
 
 
 @needs_slime
 @pytest.mark.parametrize("size", ["0.8B", "4B"])
 def test_model_arguments_are_slimes(size):
     source = Path(os.environ["SLIME_SRC"], f"scripts/models/qwen3.5-{size}.sh")
-    printed = subprocess.run(
-        ["bash", "-c", 'source "$0"; printf "%s\n" "${MODEL_ARGS[@]}"', source],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    script = ["bash", "-c", 'source "$0"; printf "%s\n" "${MODEL_ARGS[@]}"', source]
+    printed = subprocess.run(script, capture_output=True, text=True, check=True)
     theirs, ours = flags(printed.stdout.split()), flags(train_command("fipo", size))
     assert {flag: ours.get(flag) for flag in theirs} == theirs
     convert = flags(dry_run(ARMS["fipo"], MODEL_SIZE=size, **REQUIRED)[0])

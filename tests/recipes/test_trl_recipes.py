@@ -16,16 +16,8 @@ def test_dry_run(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     flags = ["--output_dir", str(tmp_path), "--dry_run", "true", "--use_vllm", "false"]
     if path.stem not in ("demo", "recipe"):  # the hub is out of reach: a procedural task with the same columns
-        flags += [
-            "--dataset",
-            "rg:chain_sum?size=4000",
-            "--eval_dataset",
-            "",
-            "--prompt_column",
-            "prompt",
-            "--answer_column",
-            "answer",
-        ]
+        flags += ["--dataset", "rg:chain_sum?size=4000", "--eval_dataset", ""]
+        flags += ["--prompt_column", "prompt", "--answer_column", "answer"]
     run, config, model = parse_recipe(read_settings([str(path), *flags]))
     assert train(run, config, model) == 0
     assert "nothing was run" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """The shell recipes for verl, composed with verl's own Hydra configuration and checked by verl's own code."""
 
 import asyncio
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ pytestmark = pytest.mark.verl
 SCRIPTS = {"32b": "verl/fipo_qwen2.5_32b.sh", "7b": "verl/fipo_qwen2.5_math_7b.sh"}
 ARMS = ["fipo", "dapo", "shuffled", "uniform"]
 REQUIRED = {
-    "HF_CHECKPOINT": "/shared/models/qwen",
+    "HF_CHECKPOINT": "/shared/qwen",
     "PROMPT_DATA": "/shared/train.parquet",
     "EVAL_DATA": "/shared/eval.parquet",
 }
@@ -22,13 +23,9 @@ LOSS = "actor_rollout_ref.actor.policy_loss."
 
 def overrides(model, arm="fipo", *arguments, **variables):
     (job,) = dry_run(SCRIPTS[model], *arguments, ARM=arm, **REQUIRED | variables)
-    start = job.index("--")
-    assert job[:3] == ["ray", "job", "submit"] and job[start + 1 : start + 4] == [
-        "python3",
-        "-m",
-        "verl.trainer.main_ppo",
-    ]
-    return job[start + 4 :]
+    start = job.index("--") + 1
+    assert job[:3] == ["ray", "job", "submit"] and job[start : start + 3] == ["python3", "-m", "verl.trainer.main_ppo"]
+    return job[start + 3 :]
 
 
 def compose(words):
@@ -44,24 +41,20 @@ def without_fipo(words):
     return [word for word in words if LOSS not in word]
 
 
-@pytest.fixture(params=[(model, arm) for model in SCRIPTS for arm in ARMS], ids="-".join)
-def words(request):
-    return overrides(*request.param)
-
-
-def test_every_override_arrives(words):
+@pytest.mark.parametrize(("model", "arm"), [(model, arm) for model in SCRIPTS for arm in ARMS])
+def test_every_override_arrives_and_verl_accepts_the_run(model, arm):
     from omegaconf import OmegaConf
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+    from verl.utils.config import omega_conf_to_dataclass, validate_config
 
+    words = overrides(model, arm)
     config = compose(words)
     for word in words:
         key, value = word.lstrip("+").split("=", 1)
         expected = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]
         assert OmegaConf.select(config, key) == expected, word
-
-
-def test_verl_accepts_the_run(words):
-    from verl.trainer.ppo.utils import need_critic, need_reference_policy
-    from verl.utils.config import omega_conf_to_dataclass, validate_config
+        assert not key.startswith(IGNORED), word
 
     config = compose(without_fipo(words))
     assert not need_critic(config) and not need_reference_policy(config)
@@ -74,20 +67,13 @@ def test_verl_accepts_the_run(words):
     assert rollout.prompt_length + rollout.response_length == rollout.max_model_len == actor.ppo_max_token_len_per_gpu
     # What computes π_old sees the same token budget as training: verl derives it.
     assert rollout.log_prob_use_dynamic_bsz and rollout.log_prob_max_token_len_per_gpu == rollout.max_model_len
+    assert config.trainer.use_v1
+    assert PPOTrainer._resolve_filter_groups_metric(SimpleNamespace(config=config)) == "acc"  # groups of equal accuracy
 
 
-def test_what_verl_would_ignore_is_not_used(words):
-    keys = {word.lstrip("+").split("=")[0] for word in words}
-    assert not any(key.startswith("reward_model.") for key in keys)
-    assert not any(key.startswith(("actor_rollout_ref.ref.", "critic.", "algorithm.kl_ctrl.")) for key in keys)
-    assert keys.isdisjoint(
-        {
-            "actor_rollout_ref.actor.grad_clip",
-            "actor_rollout_ref.actor.ulysses_sequence_parallel_size",
-            "algorithm.filter_groups.max_num_gen_batches",
-            "data.gen_batch_size",
-        }
-    )
+ACTOR = "actor_rollout_ref.actor."
+IGNORED = (f"{ACTOR}grad_clip", f"{ACTOR}ulysses_sequence_parallel_size", "algorithm.filter_groups.max_num_gen_batches")
+IGNORED += ("data.gen_batch_size", "reward_model.", "actor_rollout_ref.ref.", "critic.", "algorithm.kl_ctrl.")
 
 
 def test_the_traps_are_real():
@@ -102,14 +88,6 @@ def test_the_traps_are_real():
     assert "clip_grad" in engine and "grad_clip" not in engine
 
 
-def test_verl_samples_groups_by_accuracy(words):
-    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
-
-    config = compose(without_fipo(words))
-    assert config.trainer.use_v1
-    assert PPOTrainer._resolve_filter_groups_metric(SimpleNamespace(config=config)) == "acc"
-
-
 @pytest.mark.parametrize(("model", "limit", "buffer"), [("32b", 20480, 4096), ("7b", 10240, 2048)])
 def test_verls_reward_manager_penalizes_overlong_responses(model, limit, buffer):
     """Right answers lose nothing up to limit − buffer, then linearly 1 until the limit; `acc` stays for the filter."""
@@ -118,13 +96,9 @@ def test_verls_reward_manager_penalizes_overlong_responses(model, limit, buffer)
     from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
 
     config = compose(without_fipo(overrides(model)))
-    data = DataProto.from_dict(
-        tensors={
-            "responses": torch.zeros(3, limit, dtype=torch.long),
-            "attention_mask": torch.zeros(3, limit, dtype=torch.long),
-        },
-        non_tensors={"data_source": ["math_dapo"] * 3, "reward_model": [{"ground_truth": "7"}] * 3},
-    )
+    empty = {name: torch.zeros(3, limit, dtype=torch.long) for name in ("responses", "attention_mask")}
+    known = {"data_source": ["math_dapo"] * 3, "reward_model": [{"ground_truth": "7"}] * 3}
+    data = DataProto.from_dict(tensors=empty, non_tensors=known)
     for row, length in enumerate((limit - buffer, limit - buffer // 2, limit)):
         data.batch["attention_mask"][row, :length] = 1
 
@@ -172,9 +146,7 @@ def test_users_overrides_win():
     assert config.trainer.nnodes == 2 and config.actor_rollout_ref.actor.policy_loss.decay_rate == 128
 
 
-def test_a_context_of_4096_tokens_is_extended_for_training_and_for_vllm(tmp_path):
-    import json
-
+def test_a_context_of_4096_tokens_is_extended_for_training_and_for_vllm():
     from transformers import Qwen2Config
     from verl.utils.config import omega_conf_to_dataclass
     from verl.utils.model import update_model_config
@@ -188,16 +160,14 @@ def test_a_context_of_4096_tokens_is_extended_for_training_and_for_vllm(tmp_path
     assert json.dumps(rollout.engine_kwargs["vllm"]["hf_overrides"]) == '{"max_position_embeddings": 12288}'
 
 
-@pytest.mark.parametrize("name", REQUIRED)
-def test_a_missing_variable_is_one_sentence(name):
-    result = start(SCRIPTS["7b"], **REQUIRED | {"DRY_RUN": "1", name: ""})
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        *(({name: ""}, rf"{name} is not set; set it to [^\n]+\.") for name in REQUIRED),
+        ({"ARM": "ppo"}, "ARM is ppo, but must be fipo, dapo, grpo, shuffled or uniform."),
+    ],
+)
+def test_what_cannot_work_is_one_sentence(variables, sentence):
+    result = start(SCRIPTS["7b"], **REQUIRED | {"DRY_RUN": "1"} | variables)
     assert result.returncode == 2 and result.stdout == ""
-    assert re.fullmatch(rf"fipo_qwen2.5_math_7b.sh: {name} is not set; set it to [^\n]+\.\n", result.stderr)
-
-
-def test_an_unknown_arm_is_one_sentence():
-    result = start(SCRIPTS["32b"], **REQUIRED | {"DRY_RUN": "1", "ARM": "ppo"})
-    assert (result.returncode, result.stderr) == (
-        2,
-        "fipo_qwen2.5_32b.sh: ARM is ppo, but must be fipo, dapo, grpo, shuffled or uniform.\n",
-    )
+    assert re.fullmatch(rf"fipo_qwen2.5_math_7b.sh: {sentence}\n", result.stderr)

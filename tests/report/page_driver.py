@@ -24,3 +24,17 @@ def click_on_curve(page, place):
     page.mouse.move(at[0] - 1, at[1])
     page.wait_for_timeout(300)
     page.mouse.click(*at)
+
+
+def slowest_frame(page):
+    """Milliseconds, while the stage is scrolled over a second and left alone for four."""
+    return page.evaluate("""async () => {
+        const stage = document.getElementById("stage");
+        let [slowest, before] = [0, await new Promise(requestAnimationFrame)];
+        for (const end = before + 5000; before < end; ) {
+            if (before < end - 4000) stage.scrollTop += 300;
+            const now = await new Promise(requestAnimationFrame);
+            [slowest, before] = [Math.max(slowest, now - before), now];
+        }
+        return slowest;
+    }""")

@@ -37,29 +37,15 @@ def trace(sample=0, length=60, pieces=None, spread=0.06, group_size=4, **changes
         flags[7], flags[11], flags[12], flags[13] = FLAGS["outside"], 4, 8, 16
     old_logps = (-rng.exponential(size=length)).astype("float32")
     reward = float(sample % 3 == 0)
-    values = {
-        "token_ids": np.array([hash_of(piece) for piece in pieces], "int32"),
-        "token_bytes": pieces,
-        "trained": trained,
-        "run": "run",
-        "group": sample // group_size,
-        "sample": sample,
-        "prompt": "What is 17 + 25?",
-        "old_logps": old_logps,
-        "logps": old_logps + log_ratio,
-        "log_ratio": log_ratio,
-        "advantages": np.full(length, 0.75 if reward else -0.5, "float32"),
-        "entropy": rng.exponential(size=length).astype("float32"),
-        "rollout_logps": old_logps + np.random.default_rng(sample).normal(scale=0.01, size=length).astype("float32"),
-        "true_advantage": np.linspace(-0.5, 0.5, length, dtype="float32"),
-        "flags": flags,
-        "reward": reward,
-        "rewards": {"math": reward},
-        "dropped": False,
-        "truncated": False,
-        "stop_reason": "stop",
-    }
-    return Trace(**{**values, **changes})
+    values = {"token_ids": np.array([hash_of(piece) for piece in pieces], "int32"), "token_bytes": pieces}
+    values |= {"run": "run", "group": sample // group_size, "sample": sample, "prompt": "What is 17 + 25?"}
+    values |= {"trained": trained, "log_ratio": log_ratio, "old_logps": old_logps, "logps": old_logps + log_ratio}
+    values |= {"advantages": np.full(length, 0.75 if reward else -0.5, "float32"), "flags": flags}
+    values |= {"entropy": rng.exponential(size=length).astype("float32")}
+    mismatch = np.random.default_rng(sample).normal(scale=0.01, size=length).astype("float32")
+    values |= {"rollout_logps": old_logps + mismatch, "true_advantage": np.linspace(-0.5, 0.5, length, dtype="float32")}
+    values |= {"reward": reward, "rewards": {"math": reward}, "dropped": False, "truncated": False}
+    return Trace(**{**values, "stop_reason": "stop", **changes})
 
 
 def hash_of(piece):
@@ -71,15 +57,7 @@ PARAMS = FIPOParams.preset("7b", decay_rate=16.0)
 
 def write_metrics(folder, offset=0.0):
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [
-        {
-            "step": step,
-            "reward": step / 10 + offset,
-            "fipo/weight_mean": 1,
-            "fipo/weight_min": 0.8,
-            "fipo/weight_max": 1.2,
-        }
-        for step in range(8)
-    ]
+    weights = {"fipo/weight_mean": 1, "fipo/weight_min": 0.8, "fipo/weight_max": 1.2}
+    lines = [{"step": step, "reward": step / 10 + offset} | weights for step in range(8)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder

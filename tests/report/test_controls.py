@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from page_driver import facts, slide, state
+from page_driver import click_on_curve, facts, slide, state
 from playwright.sync_api import expect
 from synthetic_traces import PARAMS, trace, write_metrics
 
@@ -57,19 +57,25 @@ def test_the_list_is_ordered(html, open_page):
         assert keys == sorted(keys, reverse=True)
 
 
-def test_knobs_have_the_ranges_and_helps_of_fipo(html, open_page):
-    page = open_page(html)
-    for name, ends in {
-        "decay_rate": ["0", "91"],
-        "clip_ratio_low": ["0", "0.99"],
-        "clip_ratio_high": ["0", "3"],
-        "safety_thresh": ["1", "20"],
-    }.items():
+def test_knobs_have_the_ranges_and_helps_of_fipo_and_the_address_takes_what_fipo_params_takes(html, open_page):
+    wrong = "decay_rate=0 clip_ratio_low=1 clip_ratio_high=Infinity safety_thresh=0.5 distance=x clip_high_only=x"
+    address = "".join(f"&knob.{one}" for one in [*wrong.split(), "__proto__=1", "clip_ratio_high=inf"])
+    assert (
+        state(open_page(html, f"#at=9999&mode=x&selected=-1&filter.x=1&filter.toString=1&channel=%00{address}"))[
+            "knobs"
+        ]
+        == {}
+    )
+    right = {"clip_ratio_low": 0.5, "safety_thresh": 4, "distance": "trained", "clip_high_only": True}
+    page = open_page(html, "#" + "&".join(f"knob.{name}={str(value).lower()}" for name, value in right.items()))
+    assert state(page)["knobs"] == right
+    ranges = {"decay_rate": "0 91", "clip_ratio_low": "0 0.99", "clip_ratio_high": "0 3", "safety_thresh": "1 20"}
+    for name, ends in ranges.items():
         slider = page.locator(f"#knob-{name}")
-        assert [slider.get_attribute("min"), slider.get_attribute("max")] == ends
+        assert f"{slider.get_attribute('min')} {slider.get_attribute('max')}" == ends
     for name, knob in KNOBS.items():
         if name not in ("dual_clip_c", "max_dual_clipped"):
-            assert page.locator(f".knob:has(#knob-{name})").get_attribute("title") == knob.help
+            assert page.locator(f"label.knob:has(#knob-{name})").get_attribute("title") == knob.help
     assert page.locator("#knob-distance option").all_text_contents() == list(KNOBS["distance"].choices)
     slide(page, "decay_rate", 91)
     assert page.locator("#value-decay_rate").text_content() == "∞ tokens"
@@ -96,10 +102,7 @@ def test_filters_and_search(html, open_page):
     page.select_option("#filter-flag", "untrained")
     page.fill("#filter-length-max", "60")
     expect_count(page, 4)
-
-
-def test_filters_changed_in_one_breath(html, open_page):
-    page = open_page(html)
+    page.click("#filter-reset")
     page.evaluate("""() => {
       for (const [id, value] of [["filter-reward-min", "0.5"], ["filter-length-max", "62"]]) {
         const input = document.getElementById(id);
@@ -107,10 +110,7 @@ def test_filters_changed_in_one_breath(html, open_page):
         input.dispatchEvent(new Event("input"));
       }
     }""")
-    expect_count(page, 3)  # sample 0 at both updates, and the hostile one
-
-
-def test_a_filter_for_marks_follows_the_knobs(html, open_page):
+    expect_count(page, 3)  # both, changed in one breath: sample 0 at both updates, and the hostile one
     page = open_page(html, "#filter.flag=safety_capped")
     expect_count(page, 16)  # at exp(1.5) > 3, of those whose advantage is negative; the traces do not record it
     slide(page, "safety_thresh", 20)
@@ -131,15 +131,6 @@ def test_keys_on_the_list_and_on_buttons(html, open_page):
     assert state(page)["active"] == 0
 
 
-def test_rows_name_their_run_where_there_are_several(tmp_path, open_page):
-    for run in ("decay-16", "decay-32"):
-        write_traces([trace(0, run=run), trace(1, run=run)], tmp_path / run / "traces" / "a.parquet", PARAMS)
-    page = open_page(render_report([tmp_path / "decay-16", tmp_path / "decay-32"], tmp_path / "a.html"))
-    rows = page.locator("#sample-rows .row")
-    assert [row.split("rollout")[0] for row in rows.all_text_contents()] == ["decay-16"] * 2 + ["decay-32"] * 2
-    assert rows.nth(1).bounding_box()["y"] - rows.nth(0).bounding_box()["y"] >= 3 * 19
-
-
 def test_the_address_holds_the_view(html, open_page):
     page = open_page(html)
     page.keyboard.press("j")
@@ -150,11 +141,6 @@ def test_the_address_holds_the_view(html, open_page):
     expected = state(page)
     again = open_page(html, "#" + page.url.split("#", 1)[1])
     assert state(again) == expected
-    open_page(html, "#at=9999&mode=x&selected=-1&knob.decay_rate=-3&knob.__proto__=1&filter.x=1&channel=%00")
-    odd = (
-        "filter.toString=1&knob.clip_ratio_low=1&knob.safety_thresh=0.5&knob.clip_high_only=x&knob.clip_ratio_high=inf"
-    )
-    assert state(open_page(html, f"#{odd}"))["knobs"] == {}
 
 
 def test_export(html, open_page):
@@ -172,36 +158,23 @@ def test_export(html, open_page):
     assert png.value.path().read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_address_takes_the_knobs_that_fipo_params_takes(html, open_page):
-    wrong = (
-        "knob.decay_rate=0&knob.clip_ratio_low=1&knob.clip_ratio_high=Infinity&knob.safety_thresh=0.5&knob.distance=x"
-    )
-    assert state(open_page(html, f"#{wrong}"))["knobs"] == {}
-    right = "knob.clip_ratio_low=0.5&knob.safety_thresh=4&knob.distance=trained&knob.clip_high_only=true"
-    page = open_page(html, f"#{right}")
-    expected = {"clip_ratio_low": 0.5, "safety_thresh": 4, "distance": "trained", "clip_high_only": True}
-    assert state(page)["knobs"] == expected
-    for name in expected:
-        assert page.locator(f"label:has(#knob-{name})").get_attribute("title") == KNOBS[name].help
-
-
 def test_one_completion_in_two_runs_side_by_side(tmp_path, open_page):
     """As two runs from one seed sample the same at first; the second's weights differ."""
     for run, spread in {"fipo": 0.05, "mean": 0.2}.items():
-        write_traces(
-            [trace(sample, run=run, spread=spread) for sample in range(3)], tmp_path / f"{run}.parquet", PARAMS
-        )
-    page = open_page(render_report([tmp_path / "fipo.parquet", tmp_path / "mean.parquet"], tmp_path / "a.html"))
+        rows = [trace(sample, run=run, spread=spread) for sample in range(3)]
+        write_traces(rows, tmp_path / run / "traces" / "a.parquet", PARAMS)
+    page = open_page(render_report([tmp_path / "fipo", tmp_path / "mean"], tmp_path / "a.html"))
+    rows = page.locator("#sample-rows .row")
+    assert [row.split("rollout")[0] for row in rows.all_text_contents()] == ["fipo"] * 3 + ["mean"] * 3
+    assert rows.nth(1).bounding_box()["y"] - rows.nth(0).bounding_box()["y"] >= 3 * 19
     page.keyboard.press("u")
     heads = page.locator("#stage article header")
-    assert heads.count() == 2
     assert [head.split(" · ")[0] for head in heads.locator("h3").all_text_contents()] == ["fipo", "mean"]
-    changes = page.locator("#stage .change").all_text_contents()
-    assert len(changes) == 1 and changes[0].startswith("mean change from the first column: weight ")
+    (change,) = page.locator("#stage .change").all_text_contents()
+    assert change.startswith("mean change from the first column: weight ")
     first, second = (page.evaluate(f"fipo.columns({at}).weight") for at in (0, 3))
-    trained = trace(0).trained
-    expected = np.abs(np.array(second) - np.array(first))[trained].mean()
-    assert float(changes[0].split("weight ")[1].split(",")[0]) == pytest.approx(expected, rel=0.01)
+    expected = np.abs(np.array(second) - np.array(first))[trace(0).trained].mean()
+    assert float(change.split("weight ")[1].split(",")[0]) == pytest.approx(expected, rel=0.01)
 
 
 def test_the_summary_follows_kinds_of_tokens_over_training(tmp_path, open_page):
@@ -225,13 +198,9 @@ def test_a_point_of_a_curve_opens_the_nearest_rollout(tmp_path, open_page):
     page.wait_for_selector(".plot.drawn .scatterlayer")
     assert page.evaluate("fipo.page.tracedSteps") == [1, 5]
     assert page.locator("#curves-hint").is_visible()
-    plot = page.locator("#charts .plot").first
-    box = plot.locator(".nsewdrag").first.bounding_box()
     for place, expected in {0.15: (0, 0), 0.98: (2, 1)}.items():  # steps 1 and 7
         page.click("#tab-curves")
-        page.mouse.move(box["x"] + place * box["width"], box["y"] + box["height"] / 2)
-        page.wait_for_timeout(300)
-        page.mouse.click(box["x"] + place * box["width"], box["y"] + box["height"] / 2)
+        click_on_curve(page, place)
         page.wait_for_selector("#stage .token")
         at = page.evaluate("fipo.page.traces[fipo.state.at]")
         assert (at["rollout"], at["update"]) == expected

@@ -1,16 +1,16 @@
 """The page as a reader meets it: tokens, credit, arithmetic, groups, summary, in a real Chromium."""
 
-import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from page_driver import facts, slide, state, token
+from page_driver import facts, slide, slowest_frame, state, token
 from playwright.sync_api import expect
 from synthetic_traces import HOSTILE, PARAMS, trace, write_metrics
 
-from fipo import FIPOParams, fipo_loss, future_kl
+from fipo import fipo_loss, future_kl
 from fipo.report import render_report
 from fipo.traces import write_traces
 
@@ -26,14 +26,9 @@ def test_tokens_and_channels(html, open_page):
     assert token(page, 13).get_attribute("data-marks") == "d"
     mismatch = page.evaluate("Array.from(fipo.page.columns.mismatch.slice(0, 60))")
     assert [t for t, value in enumerate(mismatch) if value == 0] == [30, 31, 32]  # what is not trained is not counted
+    names = ["log_ratio", "future_kl", "weight", "advantage × weight", "entropy", "ratio", "true advantage"]
     colours = set()
-    for key, name in enumerate(
-        [
-            *("log_ratio", "future_kl", "weight", "advantage × weight", "entropy", "ratio"),
-            *("true advantage", "trainer − engine"),
-        ],
-        1,
-    ):
+    for key, name in enumerate([*names, "trainer − engine"], 1):
         page.keyboard.press(str(key))
         assert page.locator("#channels [aria-pressed=true]").text_content() == name
         assert page.locator("#legend").text_content().startswith(name)
@@ -41,43 +36,39 @@ def test_tokens_and_channels(html, open_page):
     assert len(colours) >= 4
 
 
-@pytest.mark.parametrize(
-    "knobs",
-    [
-        {},
-        {"decay_rate": 2.0, "clip_ratio_high": 0.5, "safety_thresh": 2.0},
-        {"decay_rate": float("inf"), "clip_high_only": True},
-        {"distance": "trained", "clip_ratio_low": 0.6},
-    ],
-)
-def test_the_page_computes_what_fipo_computes(html, open_page, knobs):
+def credit(one, knobs):
+    """fipo's own, in float64: (future_kl, weight)."""
+    params = replace(PARAMS, **knobs)
+    log_ratio, mask = torch.from_numpy(one.log_ratio.astype("float64"))[None], torch.from_numpy(one.trained)[None]
+    out = fipo_loss(log_ratio, 0 * log_ratio, torch.from_numpy(one.advantages)[None], mask, params)
+    return future_kl(log_ratio, mask, params)[0], out.weight[0]
+
+
+def test_the_page_computes_what_fipo_computes_as_knobs_are_moved(html, open_page):
+    """That its formulas are fipo's under all knobs, golden.json says."""
     page = open_page(html)
-    params = FIPOParams(**{**PARAMS_DICT, **knobs})
-    for name, value in knobs.items():
-        if name in ("clip_high_only", "distance"):
-            page.evaluate(f"fipo.change({{ knobs: {{ ...fipo.state.knobs, {name}: {json.dumps(value)} }} }})")
-        else:
-            place = value if name != "decay_rate" else 91 if value == float("inf") else 10 * np.log2(value)
-            slide(page, name, place)
-    for index, (sample, update) in {0: (0, 0), 3: (1, 1)}.items():
-        one = trace(sample, length=60 + sample, update=update)
-        log_ratio = torch.from_numpy(one.log_ratio.astype("float64"))[None]
-        mask = torch.from_numpy(one.trained)[None]
-        found = page.evaluate(f"fipo.columns({index})")
-        out = fipo_loss(log_ratio, 0 * log_ratio, torch.from_numpy(one.advantages)[None], mask, params)
-        np.testing.assert_allclose(found["futureKl"], future_kl(log_ratio, mask, params)[0], atol=1e-6)
-        np.testing.assert_allclose(found["weight"], out.weight[0], atol=1e-6)
-
-
-PARAMS_DICT = {name: getattr(PARAMS, name) for name in PARAMS.__dataclass_fields__}
+    moved = {"decay_rate": 2.0, "clip_ratio_high": 0.5, "clip_ratio_low": 0.6, "safety_thresh": 2.0}
+    for knobs in ({}, moved, {"decay_rate": float("inf"), "clip_high_only": True, "distance": "trained"}):
+        page.evaluate("fipo.change({ knobs: {} })")
+        for name, value in knobs.items():
+            if name == "clip_high_only":
+                page.check(f"#knob-{name}")
+            elif name == "distance":
+                page.select_option(f"#knob-{name}", value)
+            else:
+                slide(page, name, value if name != "decay_rate" else {2.0: 10}.get(value, 91))
+        for index, (sample, update) in {0: (0, 0), 3: (1, 1)}.items():
+            found = page.evaluate(f"fipo.columns({index})")
+            expected_kl, expected_weight = credit(trace(sample, length=60 + sample, update=update), knobs)
+            np.testing.assert_allclose(found["futureKl"], expected_kl, atol=1e-6)
+            np.testing.assert_allclose(found["weight"], expected_weight, atol=1e-6)
 
 
 def test_hover_tells_the_arithmetic(html, open_page):
     page = open_page(html)
     token(page, 3).hover()
     one = trace(0, length=60)
-    log_ratio, mask = torch.from_numpy(one.log_ratio)[None], torch.from_numpy(one.trained)[None]
-    total = future_kl(log_ratio.double(), mask, PARAMS)[0, 3].item()
+    total = float(credit(one, {})[0][3])
     assert last_number(facts(page, "log π_θ − log π_old")) == pytest.approx(one.log_ratio[3], rel=1e-4)
     assert last_number(facts(page, "exp(future_kl)")) == pytest.approx(np.exp(total), rel=1e-5)
     said = re.search(r"later tokens\) = (−?[\d.e−]+)", facts(page, "future_kl"))[1].replace("−", "-")
@@ -94,19 +85,20 @@ def last_number(text):
     return float(re.findall(r"−?\d[\d.]*(?:e−?\d+)?", text)[-1].replace("−", "-"))
 
 
-def test_a_control_shows_the_weights_of_the_loss_until_a_knob_moves(tmp_path, open_page):
+@pytest.mark.parametrize("control", ["shuffle", "python:mine:weights, uniform"])
+def test_other_weights_than_fipos_are_shown_until_a_knob_moves(control, tmp_path, open_page):
     used = np.linspace(0.9, 1.1, 60).astype("float32")
-    write_traces([trace(0, weight=used)], tmp_path / "a.parquet", PARAMS, control="shuffle")
+    write_traces([trace(0, weight=used)], tmp_path / "a.parquet", PARAMS, control=control)
     page = open_page(render_report(tmp_path / "a.parquet", tmp_path / "a.html"))
     np.testing.assert_array_equal(page.evaluate("fipo.columns(0).weight"), used)
     token(page, 3).hover()
-    assert facts(page, "weight in the loss") == f"{used[3]:.6f} (fipo_control shuffle)"
+    assert facts(page, "weight in the loss") == f"{used[3]:.6f} (of {control})"
+    said = f"Moving one recomputes FIPO's own weights, not the recorded ones of {control}."
+    assert page.locator("#knobs-note").text_content() == f"As the run had them. {said}"
     slide(page, "decay_rate", 91)
-    one = trace(0)
-    log_ratio, mask = torch.from_numpy(one.log_ratio).double()[None], torch.from_numpy(one.trained)[None]
-    params = FIPOParams(**{**PARAMS_DICT, "decay_rate": float("inf")})
-    out = fipo_loss(log_ratio, 0 * log_ratio, torch.from_numpy(one.advantages)[None], mask, params)
-    np.testing.assert_allclose(page.evaluate("fipo.columns(0).weight"), out.weight[0], atol=1e-6)
+    assert page.locator("#knobs-note").text_content() == f"Not what the run used: decay_rate. {said}"
+    expected = credit(trace(0), {"decay_rate": float("inf")})[1]
+    np.testing.assert_allclose(page.evaluate("fipo.columns(0).weight"), expected, atol=1e-6)
 
 
 def test_a_click_shades_what_is_summed(html, open_page):
@@ -120,23 +112,22 @@ def test_a_click_shades_what_is_summed(html, open_page):
     assert state(page)["selected"] is None
 
 
-def test_groups_and_updates(html, open_page):
+def heads(page, word):
+    """The number behind `word` in the heading of every column."""
+    return [re.search(rf"{word} (\d+)", head)[1] for head in page.locator("#stage h3").all_text_contents()]
+
+
+def test_groups_and_updates(html, tmp_path, open_page):
     page = open_page(html)
     page.keyboard.press("g")
-    heads = page.locator("#stage h3").all_text_contents()
-    assert [re.search(r"sample (\d+)", head)[1] for head in heads] == ["0", "3", "1", "2"]  # by reward
+    assert heads(page, "sample") == ["0", "3", "1", "2"]  # by reward
     page.keyboard.press("u")
-    assert [re.search(r"update (\d+)", head)[1] for head in page.locator("#stage h3").all_text_contents()] == ["0", "1"]
-
-
-def test_a_group_spread_over_updates(tmp_path, open_page):
-    """As a rollout's updates share its completions out."""
-    rows = [trace(sample, update=sample % 3) for sample in range(8)]
+    assert heads(page, "update") == ["0", "1"]
+    rows = [trace(sample, update=sample % 3) for sample in range(8)]  # a group spread over a rollout's updates
     write_traces(rows, tmp_path / "a.parquet", PARAMS)
     page = open_page(render_report(tmp_path / "a.parquet", tmp_path / "a.html"))
     page.keyboard.press("g")
-    heads = page.locator("#stage h3").all_text_contents()
-    assert sorted(re.search(r"sample (\d+)", head)[1] for head in heads) == ["0", "1", "2", "3"]
+    assert sorted(heads(page, "sample")) == ["0", "1", "2", "3"]
 
 
 def test_hostile_text_is_only_text(html, open_page):
@@ -176,17 +167,12 @@ def test_contrast(html, open_page, scheme):
     page = open_page(html, color_scheme=scheme)
     names = ["--surface", "--raised", "--ink", "--faint", "--low", "--high", "--seq", "--warn", "--accent"]
     read = "names => names.map(n => getComputedStyle(document.documentElement).getPropertyValue(n).trim())"
-    colour = dict(zip(names, page.evaluate(read, names), strict=True))
-    for back in ("--surface", "--raised", "--low", "--high", "--seq", "--warn"):
-        assert contrast(colour["--ink"], colour[back]) >= 4.5, back
-    for back in ("--surface", "--raised", "--warn"):
-        assert contrast(colour["--faint"], colour[back]) >= 4.5, back
-    assert contrast(colour["--accent"], colour["--surface"]) >= 4.5
-
-
-def contrast(a, b):
-    lighter, darker = sorted((luminance(a), luminance(b)), reverse=True)
-    return (lighter + 0.05) / (darker + 0.05)
+    light = dict(zip(names, map(luminance, page.evaluate(read, names)), strict=True))
+    on = {"--ink": ["--surface", "--raised", "--low", "--high", "--seq", "--warn"], "--accent": ["--surface"]}
+    on |= {"--faint": ["--surface", "--raised", "--warn"]}
+    for front, back in ((front, back) for front, backs in on.items() for back in backs):
+        darker, lighter = sorted((light[front], light[back]))
+        assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (front, back)
 
 
 def luminance(colour):
@@ -195,22 +181,14 @@ def luminance(colour):
     return float(np.dot([0.2126, 0.7152, 0.0722], linear))
 
 
-def test_a_narrow_screen(html, open_page):
-    page = open_page(html, viewport={"width": 360, "height": 700})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    token(page, 3).click()
-    assert facts(page, "token").startswith("position 3")
-
-
-@pytest.mark.parametrize("width", [1440, 1024])
-def test_no_table_is_cut_off(html, open_page, width):
-    page = open_page(html, "#tab=summary", viewport={"width": width, "height": 900})
-    assert page.evaluate(CUT_OFF, [".card", "#summary th, #summary td"]) == []
-
-
 @pytest.mark.parametrize("width", [1440, 1024, 390])
-def test_no_column_of_a_group_is_cut_off(html, open_page, width):
-    page = open_page(html, "#tab=credit&mode=group", viewport={"width": width, "height": 900})
+def test_nothing_is_cut_off(html, open_page, width):
+    viewport = {"width": width, "height": 900}
+    if width > 390:
+        page = open_page(html, "#tab=summary", viewport=viewport)
+        assert page.evaluate(CUT_OFF, [".card", "#summary th, #summary td"]) == []
+    page = open_page(html, "#tab=credit&mode=group", viewport=viewport)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator("#stage article").count() == 4
     assert page.evaluate(CUT_OFF, ["#stage", "#stage article, #stage .token"]) == []
     page.keyboard.press("j")
@@ -238,24 +216,10 @@ def test_scale(samples, length, tmp_path, open_page):
     page.wait_for_selector(".plot.drawn .scatterlayer")
     curves = page.evaluate("performance.now()")
     page.click("#tab-credit")
-    frames = page.evaluate(SCROLL)
     size = path.stat().st_size / (samples * length)
-    told = (
-        f"{samples} × {length}: open after {ready:.0f} ms, curves after {curves:.0f} ms, {size:.2f} MB/million "
-        f"tokens, slowest frame {frames:.0f} ms"
+    print(
+        f"{samples} × {length}: open after {ready:.0f} ms, curves after {curves:.0f} ms, {size:.2f} MB/million tokens"
     )
-    print(told)
+    print(f"slowest frame {slowest_frame(page):.0f} ms")
     assert ready < 3000
     assert page.locator("#stage .token").count() < 4000
-
-
-SCROLL = """async () => {
-  const stage = document.getElementById("stage");
-  let [slowest, before] = [0, await new Promise(requestAnimationFrame)];
-  for (let i = 0; i < 60; i++) {
-    stage.scrollTop += 300;
-    const now = await new Promise(requestAnimationFrame);
-    [slowest, before] = [Math.max(slowest, now - before), now];
-  }
-  return slowest;
-}"""

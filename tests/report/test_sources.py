@@ -5,7 +5,6 @@ import json
 import pytest
 from synthetic_traces import write_metrics
 
-from fipo import DataError
 from fipo.cli import main
 from fipo.report import render_report
 from fipo.report.curves import draw_curves, read_metrics
@@ -25,25 +24,15 @@ def test_curves_of_two_seeds(run, tmp_path, open_page):
     assert page.locator("#stage .token").count() == 60
 
 
-def test_a_trailing_number_is_no_seed(tmp_path, open_page):
-    runs = [write_metrics(tmp_path / name) for name in ("decay-16", "decay-32")]
-    page = open_page(render_report(runs, tmp_path / "report.html"))
-    assert page.evaluate("fipo.page.charts[0].figure.data.map((line) => line.name)") == ["decay-16", "decay-32"]
-
-
 def test_a_run_without_a_seed_is_no_seed_of_another(tmp_path):
-    names = ("demo", "demo_s1", "x_s0", "demo-s2", "x_s1")
-    runs = [read_metrics(write_metrics(tmp_path / name) / "metrics.jsonl", name) for name in names]
-    shown = [line["name"] for line in draw_curves(runs)[0]["figure"]["data"] if "name" in line]
-    assert shown == ["demo", "demo, 2 seeds", "x, 2 seeds"]
-    alone = [line["name"] for line in draw_curves(runs[:2])[0]["figure"]["data"]]
-    assert alone == ["demo", "demo_s1"]
+    def names(*folders):
+        runs = [read_metrics(write_metrics(tmp_path / name) / "metrics.jsonl", name) for name in folders]
+        return [line["name"] for line in draw_curves(runs)[0]["figure"]["data"] if "name" in line]
 
-
-def test_a_lone_band_has_a_legend(tmp_path):
-    runs = [read_metrics(write_metrics(tmp_path / name) / "metrics.jsonl", name) for name in ("x_s0", "x_s1")]
-    reward = draw_curves(runs)[0]["figure"]
-    assert reward["layout"]["showlegend"] and reward["data"][1]["name"] == "reward, 2 seeds"
+    assert names("demo", "demo_s1", "x_s0", "demo-s2", "x_s1") == ["demo", "demo, 2 seeds", "x, 2 seeds"]
+    assert names("demo", "demo_s1") == ["demo", "demo_s1"]
+    assert names("decay-16", "decay-32") == ["decay-16", "decay-32"]  # a trailing number is no seed
+    assert names("x_s0", "x_s1") == ["reward, 2 seeds"]  # a lone band has a legend
 
 
 def test_metrics_that_nothing_can_draw(tmp_path):
@@ -59,19 +48,8 @@ def test_metrics_that_nothing_can_draw(tmp_path):
     assert "none of its metrics (loss) is one that is drawn" in read_metrics(file, "run").problems[0]
 
 
-def test_metrics_alone(tmp_path, open_page):
-    page = open_page(render_report(write_metrics(tmp_path / "only"), tmp_path / "report.html"))
-    assert page.locator("#tab-credit").is_hidden()
-    assert page.locator("#charts h3").count() == 2
-
-
 def test_nothing_to_show(tmp_path):
-    with pytest.raises(
-        DataError, match=r"holds neither metrics.jsonl nor traces/\*.parquet, but .* name the output_dir"
-    ):
-        render_report(tmp_path, tmp_path / "report.html")
-    with pytest.raises(DataError, match="nowhere does not exist"):
-        render_report(tmp_path / "nowhere", tmp_path / "report.html")
+    assert main(["report", str(tmp_path)]) == 2
     assert list(tmp_path.iterdir()) == []
 
 
@@ -86,7 +64,10 @@ def test_the_command_names_page_and_problems(run, tmp_path, capsys, open_page):
     said = capsys.readouterr()
     assert said.out.strip() == str(output)
     assert "line 9 is no JSON object" in said.err and "bad.parquet was left out" in said.err
-    assert open_page(output).locator("#problems li").count() == 2
+    page = open_page(output)
+    assert page.locator("#problems li").count() == 2
+    assert page.locator("#tab-credit").is_hidden()  # there are metrics alone
+    assert page.locator("#charts h3").count() == 2
 
 
 def test_names_with_other_digits_are_drawn(tmp_path):

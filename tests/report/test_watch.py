@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
-from page_driver import click_on_curve
+from page_driver import click_on_curve, slowest_frame
 from synthetic_traces import HOSTILE, PARAMS, trace
 
 from fipo.report.follow import FollowedRun, follow
@@ -399,7 +399,7 @@ def test_a_long_run_stays_fluid(browser, tmp_path):
         page.click("#tab-curves")
         page.locator("#charts .plot.drawn .scatterlayer").first.wait_for()
         times["curves drawn"] = time.monotonic() - start
-        frames = page.evaluate(SLOWEST_FRAME)
+        frames = slowest_frame(page)
         heap = page.evaluate("performance.memory.usedJSHeapSize / 1e6")
         page.context.close()
     print({name: f"{value:.2f} s" for name, value in times.items()}, sizes)
@@ -410,15 +410,6 @@ def test_a_long_run_stays_fluid(browser, tmp_path):
 
 
 PATHS = {"state": "/state", "state, again": "/state", "charts": "/charts", "traces": "/traces?run=0&rollout=199"}
-SLOWEST_FRAME = """async () => {
-    let [slowest, last] = [0, performance.now()];
-    for (const end = last + 5000; last < end; ) {
-        const now = await new Promise(requestAnimationFrame);
-        slowest = Math.max(slowest, now - last);
-        last = now;
-    }
-    return slowest;
-}"""
 
 
 def seconds(call, *arguments):

@@ -40,16 +40,13 @@ def test_a_recipe_runs_as_it_is(folder, dataset, capsys):
     assert "nothing was run" in capsys.readouterr().out
 
 
-def test_answers_that_no_reward_fits(folder, capsys):
-    (folder / "long.jsonl").write_text(json.dumps({"prompt": "Why?", "answer": "Because " * 20}) + "\n")
-    assert written("long.jsonl")["rewards"] == ["python:my_reward:score"]
-    assert "Write my_reward.py first, with `def score(completions, **columns)`" in capsys.readouterr().out
-
-
-def test_a_column_of_answers_by_another_name(folder, capsys):
-    (folder / "gold.jsonl").write_text(json.dumps({"question": "1 + 1 =", "gold": "2"}) + "\n")
-    written("gold.jsonl")
+def test_answers_that_no_reward_fits_and_a_column_of_answers_by_another_name(folder, capsys):
+    (folder / "long.jsonl").write_text(json.dumps({"prompt": "Why?", "gold": "Because " * 20}) + "\n")
+    written("long.jsonl")
     assert "None of its columns gold is called answer; name one with --answer-column." in capsys.readouterr().out
+    (folder / "mine.yaml").unlink()
+    assert written("long.jsonl", "--answer-column", "gold")["rewards"] == ["python:my_reward:score"]
+    assert "Write my_reward.py first, with `def score(completions, **columns)`" in capsys.readouterr().out
 
 
 def test_on_a_gpu(folder, monkeypatch):

@@ -36,20 +36,17 @@ def score(spec, completion, answer="83", length=10, **columns):
         (r"regex?pattern=answer: (?P<answer>\w%2B)", "the answer: 84", "83", 0),
         ("math", r"so it is \boxed{\frac{1}{2}}", "0.5", 1),
         ("math", r"so it is \boxed{2}", "0.5", 0),
+        ("last_number", [{"role": "assistant", "content": "83"}], "83", 1),
     ],
 )
 def test_scores(spec, completion, answer, expected):
     assert score(spec, completion, answer) == expected
 
 
-@pytest.mark.parametrize(("length", "expected"), [(80, 0.0), (90, -0.5), (100, -1.0), (10, 0.0)])
-def test_overlong_is_dapos_soft_penalty(length, expected):
-    assert score("overlong", "", length=length) == expected
-    assert score("overlong?buffer=20&limit=100&weight=0.5", "", length=length) == expected
-
-
-def test_conversational_completions():
-    assert score("last_number", [{"role": "assistant", "content": "83"}]) == 1
+def test_overlong_is_dapos_soft_penalty():
+    for length, expected in {80: 0.0, 90: -0.5, 100: -1.0, 10: 0.0}.items():
+        assert score("overlong", "", length=length) == expected
+        assert score("overlong?buffer=20&limit=100&weight=0.5", "", length=length) == expected
 
 
 def test_reasoning_gym_scores_its_own_answers():
@@ -74,18 +71,43 @@ def own(tmp_path, monkeypatch):
     return load
 
 
-def test_a_python_function(own):
-    code = "def f(completions, answer, scale=1, **_): return [scale * len(c) for c in completions]\n"
-    reward = own(code, "?scale=2&weight=0.1")
-    assert (reward.__name__, reward.weight, reward(["abc"], [[1]], answer=["83"])) == ("f", 0.1, [6])
+JUDGE = """
+class Judge:
+    def __call__(self, completions, scale: int, **_):
+        scores = [scale * len(c) for c in completions]
+        completions.clear()
+        return scores
+f = Judge()
+"""
+WRAPPED = """
+import functools
+def adapt(function):
+    @functools.wraps(function)
+    def wrapper(completions, **columns): return function(completions, columns["answer"])
+    return wrapper
+@adapt
+def f(completions, gold): return [float(one == right) for one, right in zip(completions, gold)]
+"""
 
 
-def test_only_the_sample_that_raises_fails(own):
-    reward = own("def f(completions, **_): return [1 / len(c) for c in completions]\n")
+@pytest.mark.parametrize(
+    ("code", "scale", "expected", "failed"),
+    [
+        ("def f(completions, answer, scale=1, **_): return [scale * len(c) for c in completions]", "2", [4, 0, 2], 0),
+        ("def f(completions, **_): return [1 / len(c) for c in completions]", "", [0.5, None, 1.0], 1),
+        ("def f(completions, **_): return [None, 1.0, 2.0]", "", [None, 1.0, 2.0], 0),  # None: it does not apply
+        (JUDGE, "2", [4, 0, 2], 0),  # an object, which changes its arguments
+        (WRAPPED, "", [1, 0, 0], 0),  # a wrapper that takes every column needs none of what it wraps
+    ],
+)
+def test_a_function_of_ones_own(code, scale, expected, failed, own):
+    """Where it raises, only the sample fails that it raises for."""
+    reward = own(code, f"?scale={scale}&weight=0.1" if scale else "?weight=0.1")
+    assert (reward.__name__, reward.weight) == ("f", 0.1)
     for _ in range(2):
-        assert reward(completions=["ab", "", "a"], completion_ids=[[1]] * 3) == [0.5, None, 1.0]
-        assert reward.failed == [False, True, False]
-    assert reward.failures == 2
+        assert reward(["ab", "", "a"], [[1]] * 3, answer=["ab", "x", "x"]) == expected
+        assert reward.failed == [bool(failed) and score is None for score in expected]
+    assert reward.failures == 2 * failed
 
 
 def test_a_dead_verifier_is_not_asked_for_every_sample(own):
@@ -124,20 +146,9 @@ def test_what_a_model_writes_is_not_run_as_code(task):
     assert score("reasoning_gym?allow_eval=true", row["answer"], **columns) == 1
 
 
-def test_none_means_that_a_reward_does_not_apply(own):
-    reward = own("def f(completions, **_): return [None, 1.0]\n")
-    assert reward(completions=["a", "b"], completion_ids=[[1]] * 2) == [None, 1.0]
-    assert reward.failed == [False, False]
-
-
 def test_rewards_of_one_name_are_told_apart():
     rewards = load_rewards(["regex?pattern=a", "exact", "regex?pattern=b"], max_completion_length=1)
     assert [reward.__name__ for reward in rewards] == ["regex", "exact", "regex_2"]
-
-
-def test_nan_is_a_failure():
-    (reward,) = load_rewards(["last_number"], max_completion_length=1)
-    assert reward(completions=["1"], completion_ids=[[1]], answer=["nothing"]) == [None]
 
 
 @pytest.mark.parametrize(
@@ -146,14 +157,12 @@ def test_nan_is_a_failure():
         ([], "rewards is empty"),
         (["nope"], "The reward 'nope' is unknown; use one of math"),
         (["python:nowhere:f"], "The reward 'python:nowhere:f' cannot be imported"),
-        (["python:json:nothing"], "cannot be imported"),
         (["exact?pattern=1"], "the reward 'exact' has no option 'pattern'; it takes none"),
         (["overlong?bufer=1"], "the reward 'overlong' has no option 'bufer'; did you mean buffer?"),
         (["overlong?buffer=1.5"], "buffer of the reward 'overlong' is '1.5', but must be a whole number"),
         (["overlong?buffer=1&buffer=2"], "has the option buffer twice"),
         (["exact?weight=abc"], "weight of the reward 'exact' is 'abc', but must be a finite number"),
         (["exact?weight=nan"], "is 'nan', but must be a finite number"),
-        (["exact?weight=1e999"], "must be a finite number"),
         (["exact?weight="], "is '', but must be a finite number"),
         (["regex"], "The reward 'regex' needs a pattern"),
         (["python:broken_syntax:f"], "cannot be imported: SyntaxError"),
@@ -161,8 +170,6 @@ def test_nan_is_a_failure():
         (["python:waits:f"], "is a coroutine, but must be a plain function"),
         (["python:math:pi"], "is a float, but must be a function"),
         (["python:builtins:int?x=1"], "The parameters of the reward 'python:builtins:int' cannot be read"),
-        (["python:.x:f"], "'python:.x:f' cannot be imported"),
-        ([""], "The reward '' is unknown"),
         (["reasoning_gym?allow_eval=maybe"], "allow_eval of the reward 'reasoning_gym' is 'maybe', but must be true"),
         (["regex?pattern=("], r"pattern is '\(', which is no regular expression"),
         (["overlong?buffer=0"], "overlong has buffer 0"),
@@ -224,6 +231,7 @@ def test_what_a_reward_did_is_said(body, words, own, monkeypatch):
 
 
 def test_hostile_text_is_only_text():
+    assert score("last_number", "1", answer="nothing") is None  # NaN is a failure
     hostile = "\x00\u202e" + "9" * 5000 + "</script>{{7*7}}"
     for name in ("last_number", "exact", "math"):
         assert score(name, hostile) in (0, 0.0, None)
@@ -234,32 +242,6 @@ def test_a_wrong_number_of_scores_is_the_functions_fault_and_ends_the_run(scores
     reward = own(f"def f(completions, **_): return {scores}\n")
     with pytest.raises(InvalidParameterError, match=r"returned \d scores for 2 completions, but must return one for"):
         reward(["a", "b"], [[1]] * 2)
-
-
-def test_a_reward_may_be_an_object_and_change_its_arguments(own):
-    reward = own(
-        "class Judge:\n"
-        "    def __call__(self, completions, scale: int, **_):\n"
-        "        scores = [scale * len(c) for c in completions]\n"
-        "        completions.clear()\n"
-        "        return scores\n"
-        "f = Judge()\n",
-        "?scale=2",
-    )
-    assert reward(["a", "bb"], [[1]] * 2) == [2, 4]
-
-
-def test_a_wrapper_that_takes_every_column_needs_none_of_what_it_wraps(own):
-    reward = own(
-        "import functools\n"
-        "def adapt(function):\n"
-        "    @functools.wraps(function)\n"
-        "    def wrapper(completions, **columns): return function(completions, columns['answer'])\n"
-        "    return wrapper\n"
-        "@adapt\n"
-        "def f(completions, gold): return [float(one == right) for one, right in zip(completions, gold)]\n"
-    )
-    assert reward(["2", "3"], [[1], [1]], answer=["2", "2"]) == [1, 0]
 
 
 @pytest.mark.parametrize("name", ["exact", "last_number", "math", "regex?pattern=(?P<answer>.)"])

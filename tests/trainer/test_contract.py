@@ -1,4 +1,4 @@
-"""What FIPOTrainer takes for granted about TRL. A failure says what changed; nothing falls back to another loss."""
+"""What FIPOTrainer takes for granted about TRL: the one place to look when TRL moves. A failure says what changed."""
 
 import ast
 import inspect
@@ -11,35 +11,63 @@ from trl.trainer import utils
 from trl.trainer.utils import RepeatSampler
 
 import fipo
-from fipo.trainer import contract
+from fipo.trainer.fresh_groups import MERGED
+
+READ_AT = "1.16"
+
+METHODS = {  # overridden or called, with their parameters
+    "__init__": "self model reward_funcs",
+    "_calculate_rewards": "self inputs prompts completions completion_ids_list",
+    "_compute_loss": "self model inputs",
+    "_generate_and_score_completions": "self inputs",
+    "_generate_single_turn": "self prompt_ids images multimodal_fields num_generations has_tool_images",
+    "_get_output_dir": "self trial",
+    "_get_per_token_logps_and_entropies": "self model input_ids attention_mask logits_to_keep",
+    "_get_train_sampler": "self dataset",
+    "_load_optimizer_and_scheduler": "self checkpoint",
+    "_load_rng_state": "self checkpoint",
+    "_push_from_checkpoint": "self checkpoint_folder",
+    "_run_epoch": "self",
+    "_save_checkpoint": "self model trial",
+    "_tokenize_prompts": "self prompts",
+    "log": "self logs start_time",
+    "train": "self resume_from_checkpoint",
+}
+KERNEL = (  # parameters of trl.trainer.utils._ChunkedLogProbFunction.forward, in whose place fipo's head stands
+    "ctx hidden weight bias targets temperature chunk_size final_logit_softcapping logit_scale outputs"
+)
+PHRASES = {  # method → what its source must hold
+    "_prepare_inputs": ("self._step % generate_every == 0", "self._buffered_inputs is None"),  # for WholeCheckpoints
+    "_compute_loss": ('advantages = inputs["advantages"]', 'inputs.get("old_per_token_logps")'),  # after scoring
+}
 
 SOURCES = Path(fipo.__file__).parent
 OF_FIPO = ("reward_total", "rewards_by_name")
-LOST = f"TRL {trl.__version__} changed {{}}, which fipo read at {contract.READ_AT}; adapt fipo.trainer."
+LOST = f"TRL {trl.__version__} changed {{}}, which fipo read at {READ_AT}; adapt fipo.trainer."
 
 
-@pytest.mark.parametrize("name", contract.METHODS)
+@pytest.mark.parametrize("name", METHODS)
 def test_methods(name):
     found = list(inspect.signature(getattr(GRPOTrainer, name)).parameters)
-    expected = contract.METHODS[name].split()
+    expected = METHODS[name].split()
     assert found[: len(expected)] == expected, LOST.format(f"GRPOTrainer.{name}")
 
 
 def test_the_kernel_in_whose_place_fipos_head_stands():
     found = list(inspect.signature(utils._ChunkedLogProbFunction.forward).parameters)
-    assert found == contract.KERNEL.split(), LOST.format("ChunkedLogProbFunction")
+    assert found == KERNEL.split(), LOST.format("ChunkedLogProbFunction")
     assert callable(utils._use_triton) and callable(utils.maybe_gather_lm_head_ctx)
 
 
 def test_keys_of_a_rollout():
     source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
-    for name in [*contract.MERGED, "num_items_in_batch"]:
+    for name in [*MERGED, "num_items_in_batch"]:
         assert name in OF_FIPO or f'"{name}"' in source, LOST.format(f"the rollout's {name}")
 
 
-@pytest.mark.parametrize("name", contract.PHRASES)
+@pytest.mark.parametrize("name", PHRASES)
 def test_phrases(name):
-    for phrase in contract.PHRASES[name]:
+    for phrase in PHRASES[name]:
         assert phrase in inspect.getsource(getattr(GRPOTrainer, name)), LOST.format(name)
 
 
@@ -61,11 +89,11 @@ def test_whatever_else_is_used_of_trl_is_there():
     used = attributes_of(whole, "self") | attributes_of(whole, "super()")
     used |= set().union(*(attributes_of(tree, "trainer") for tree in trees))
     stored = {n.attr for n in ast.walk(whole) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)}
-    own = stored | {n.name for n in whole.body if isinstance(n, ast.FunctionDef)} - contract.METHODS.keys()
+    own = stored | {n.name for n in whole.body if isinstance(n, ast.FunctionDef)} - METHODS.keys()
     source = "".join(inspect.getsource(base) for base in GRPOTrainer.__mro__[:-1])
     for name in used - own:
         there = any(f"self.{name}{sign}" in source for sign in (" =", ":", ", self.", " +="))
         assert there or hasattr(GRPOTrainer, name), LOST.format(name)
     assert len(used - own) > 20 and {"_step", "_metrics", "_compute_loss"} <= used - own
     private = {name for name in used - own if name.startswith("_") and callable(getattr(GRPOTrainer, name, None))}
-    assert private <= contract.METHODS.keys(), "private methods of TRL that fipo.trainer.contract does not list"
+    assert private <= METHODS.keys(), "private methods of TRL that this file does not list"

@@ -5,6 +5,7 @@ import torch
 from accelerate import Accelerator
 
 from fipo import FIPOParams, token_credit
+from fipo.trainer import Credit
 from fipo.trainer.metrics import CreditMetrics
 
 
@@ -18,14 +19,14 @@ def batch(rows=6, length=20):
 
 
 def add(metrics, new, old, advantages, mask, update):
-    out = token_credit(new, old, advantages, mask, FIPOParams(safety_thresh=1.0, dual_clip_c=1.5))
-    metrics.add(out, mask, update, advantage=advantages[:, None].expand(mask.shape))
-    return out
+    tokens = token_credit(new, old, advantages, mask, FIPOParams(safety_thresh=1.0, dual_clip_c=1.5))
+    metrics.add(Credit(tokens, new, new, {"advantages": advantages}, mask, True, 0, 0, update))
+    return tokens
 
 
 def test_equal_to_direct_means_for_any_split():
     tensors = batch()
-    whole, parts = CreditMetrics(2, ("advantage",)), CreditMetrics(2, ("advantage",))
+    whole, parts = CreditMetrics(2), CreditMetrics(2)
     out = add(whole, *tensors, update=1)
     for row in range(6):
         add(parts, *(tensor[row : row + 1] for tensor in tensors), update=1)
@@ -42,12 +43,14 @@ def test_equal_to_direct_means_for_any_split():
     assert whole["fipo/participation"] == pytest.approx(out.participates[mask].double().mean().item())
     assert whole["fipo/dropped_sequences"] == pytest.approx(out.dropped.sum().item() / 5)  # one row has no token
     lengths = mask.sum(-1)
-    assert whole["advantage"] == pytest.approx((tensors[2] * lengths).sum().item() / lengths.sum().item(), rel=1e-5)
+    assert whole["fipo/length_weighted_advantage"] == pytest.approx(
+        (tensors[2] * lengths).sum().item() / lengths.sum().item(), rel=1e-5
+    )
 
 
 def test_updates_are_kept_apart_and_noise_is_measured_at_the_first():
     new, old, advantages, mask = batch()
-    metrics = CreditMetrics(4, ("advantage",))
+    metrics = CreditMetrics(4)
     add(metrics, new, new + 0.001, advantages, mask, update=0)
     add(metrics, new, old, advantages, mask, update=3)
     reduced = metrics.reduce(Accelerator(cpu=True))

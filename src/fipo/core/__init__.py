@@ -2,8 +2,7 @@
 
 from fipo.core.credit import TokenCredit, future_kl, influence_weights, token_credit
 from fipo.core.head import head_logps
-from fipo.core.loss import FIPOOutput, fipo_loss
-from fipo.core.reduce import token_mean
+from fipo.core.loss import FIPOOutput, fipo_loss, token_mean
 
 __all__ = [
     "FIPOOutput",

@@ -52,11 +52,8 @@ def context_parallel_token_credit(
         sharded: Where the chunks lie. Ranks must agree on `extents` and together hold every chunk once.
         group: The ranks that share the sequences; None: this process holds all chunks.
 
-    Returns:
-        A TokenCredit of (N,) tensors; `dropped` is (K,), one value a chunk.
-
-    Raises:
-        InvalidInputError: Shapes, dtypes or devices do not fit.
+    Returns, Raises:
+        As `token_credit`, of (N,) tensors; `dropped` is (K,), one value a chunk.
     """
     of_chunks = partial(
         token_credit, logps, old_logps, advantages, loss_mask, params, cu_seqlens=sharded.cu_seqlens, rejected=rejected

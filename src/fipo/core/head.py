@@ -4,8 +4,8 @@
 
 Logits are float32 (float64 for float64 inputs) whatever the inputs: bfloat16 and float16 inputs are multiplied with
 float32 accumulation and nothing is rounded in between. A chunk's logits are kept for the backward as long as a memory
-budget lasts, which makes three matrix products, as plain logits need; beyond it they are computed again, a fourth. Where
-weight and bias are frozen (LoRA), the forward forms d log p / d hidden while it has the logits: two products.
+budget lasts: three matrix products, as plain logits need. Beyond it they are computed again, a fourth. Where weight and
+bias are frozen (LoRA), the forward forms d log p / d hidden while it has the logits: two products.
 """
 
 from collections.abc import Callable, Iterator
@@ -47,7 +47,7 @@ def head_logps(
     memory_budget: int | None = None,
     weight_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs of the targets and entropies of the policy; see the module's docstring. Trained tokens alone are scored.
+    """Log-probs of the targets and entropies of the policy, by the module's formula. Trained tokens alone are scored.
 
     Args:
         hidden: (B, T, H) last hidden states, of which `hidden[:, t]` predicts `targets[:, t]`; or (N, H). float16,
@@ -56,14 +56,11 @@ def head_logps(
         targets: (B, T) or (N,) integer ids of the sampled tokens; anything outside the loss mask.
         loss_mask: Like `targets`, boolean or 0/1; true = scored.
         bias: (V,) of the head. Differentiable.
-        temperature: Divides the logits.
-        softcap: The c of the formula; None: there is none.
-        scale: Multiplies what the head gives, before the softcap.
-        memory_budget: Bytes of logits to keep for the backward; 0: none. By default 512 MiB on a CPU, elsewhere a
-            sixteenth of the device's memory. Peak memory is this, one chunk's logits and the gradients, whatever B, T
-            and V.
-        weight_context: Called around every use of weight and bias, in the backward too: where they are sharded
-            (DeepSpeed ZeRO-3), it gives a context in which they are whole.
+        temperature, softcap, scale: Of the formula. Not differentiable; softcap None: there is none.
+        memory_budget: Bytes of logits to keep for the backward. By default 512 MiB on a CPU, elsewhere a sixteenth of
+            the device's memory. Peak memory is this, one chunk's logits and the gradients, whatever B, T and V.
+        weight_context: Makes a context in which weight and bias are whole, where they are sharded (DeepSpeed ZeRO-3);
+            entered around every use of them, in the backward too.
 
     Returns:
         Log-probs and entropies in nats, like `targets`, in float32, or float64 where an input is; 0 outside the mask.
@@ -217,8 +214,7 @@ class _Head:
         return (torch.cat(parts) for parts in zip(*self._by_rows(_statistics, logits, targets), strict=True))
 
     def differentiate(self, logits: Tensor, *columns: Tensor | None) -> None:
-        """Overwrites logits with the loss's gradient with respect to the products; `columns` as `_differentiate` takes
-        them, (C,)."""
+        """`_differentiate` of all rows, with its `columns` (C,)."""
         self._by_rows(_differentiate, logits, *columns)
 
     def gradients(

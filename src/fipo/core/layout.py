@@ -70,7 +70,7 @@ def check_layout(tensors: dict[str, Tensor], cu_seqlens: Tensor | None, carry: T
     for other, tensor in tensors.items():
         if tensor.shape != first.shape:
             raise InvalidInputError(
-                f"{other} has shape {tuple(tensor.shape)}, but {name} has {tuple(first.shape)}; give both the same shape."
+                f"{other} has shape {tuple(tensor.shape)}, but {name} has {tuple(first.shape)}; give both one shape."
             )
         if other not in MASKS and not tensor.is_floating_point():
             raise InvalidInputError(

@@ -1,4 +1,4 @@
-"""FIPO's policy loss, for people with a loop of their own: dual-clipped PPO of the advantages that credit has weighed."""
+"""FIPO's policy loss, for people with a loop of their own: dual-clipped PPO of the weighed advantages."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fipo.core.credit import CREDIT_FIELDS, TokenCredit, clamped_log_ratio, token_credit
 from fipo.core.layout import per_token
-from fipo.errors import InvalidParameterError
+from fipo.errors import InvalidInputError, InvalidParameterError
 from fipo.params import FIPOParams
 
 
@@ -36,7 +36,7 @@ def fipo_loss(
 ) -> FIPOOutput:
     """Per-token FIPO policy loss.
 
-        loss_t = max(−A·w·ratio, −A·w·clamp(ratio, 1 − epsilon_low, 1 + epsilon_high)), at most −A·w·dual_clip_c if A < 0
+        loss_t = max(−A·w·ratio, −A·w·clamp(ratio, 1 − epsilon_low, 1 + epsilon_high)); if A < 0, ≤ −A·w·dual_clip_c
 
     Args:
         logps, old_logps, advantages, loss_mask, params: As for `token_credit`. Differentiable in `logps`.
@@ -69,3 +69,27 @@ def fipo_loss(
     clipped = (clipped_surrogate > surrogate).detach()
     known = {name: getattr(credit, name) for name in CREDIT_FIELDS}
     return FIPOOutput(loss=loss, clipped_low=clipped & negative, clipped_high=clipped & ~negative, **known)
+
+
+def token_mean(values: Tensor, mask: Tensor, *, denominator: float | Tensor | None = None) -> Tensor:
+    """Σ values over `mask`, divided by `denominator`.
+
+    Args:
+        values: Per-token values of any shape. Differentiable; what lies outside the mask, NaN included, has no effect.
+        mask: Boolean or 0/1, of the same shape: `out.kept` for the paper's mean.
+        denominator: What to divide by, for instance the step's token count over all ranks and micro-batches. By
+            default the number of tokens in the mask, at least 1, so an empty batch gives 0.
+
+    Returns:
+        A scalar in the dtype of `values`, at least float32.
+
+    Raises:
+        InvalidInputError: The shapes differ.
+    """
+    if values.shape != mask.shape:
+        raise InvalidInputError(
+            f"mask has shape {tuple(mask.shape)}, but values have {tuple(values.shape)}; pass one mask entry a value."
+        )
+    mask = mask.bool()
+    total = torch.where(mask, values, 0).sum(dtype=torch.promote_types(values.dtype, torch.float32))
+    return total / (mask.sum().clamp(min=1) if denominator is None else denominator)

@@ -5,8 +5,8 @@ packed one after the other: per token (N,) without gradient
 
     logps, old_logps, advantages, loss_mask (bool), entropy (nats; None where the engine does not compute it)
 
-and `cu_seqlens` (S + 1,), and returns a weight a token, finite and at least 0 where `loss_mask` is true. A response ends
-with its last trained token. Dropped sequences keep the factor 0, whoever made the weights.
+and `cu_seqlens` (S + 1,), and returns a weight a token, finite and at least 0 where `loss_mask` is true. A response
+ends with its last trained token. Dropped sequences keep the factor 0, whoever made the weights.
 """
 
 import importlib
@@ -105,39 +105,37 @@ class Weighting:
         whole = [len(response["logps"]) for response in responses]
         trained = [response["loss_mask"].nonzero()[:, 0].tolist() for response in responses]
         lengths = [positions[-1] + 1 if positions else 0 for positions in trained]  # to the last trained token
-        known = {
-            name: torch.cat([response[name][:length] for response, length in zip(responses, lengths, strict=True)])
-            for name in TOKENS
-            if all(name in response for response in responses)
-        }
-        known = {name: column.detach() for name, column in known.items()}
+        names = [name for name in TOKENS if all(name in response for response in responses)]
+        rows = list(zip(responses, lengths, strict=True))
+        known: dict[str, Any] = {n: torch.cat([row[n][:length] for row, length in rows]).detach() for n in names}
         known["loss_mask"] = known["loss_mask"].bool()
         finite = known["old_logps"].isfinite()  # such a token is left out, whatever its weight
         known["old_logps"] = torch.where(finite, known["old_logps"], known["logps"])
-        boundaries = torch.tensor([0, *lengths], device=known["logps"].device).cumsum(0)
+        boundaries = torch.tensor([0, *lengths], device=finite.device).cumsum(0)
         try:
             found = self.rule(**{"entropy": None} | known, cu_seqlens=boundaries)  # type: ignore[misc]
         except Exception as error:
+            said = " ".join(str(error).split())
             raise InvalidParameterError(
-                f"The rule {self.rule_name} raised {type(error).__name__}: {' '.join(str(error).split())}; repair it."
+                f"The rule {self.rule_name} raised {type(error).__name__}: {said}; repair it."
             ) from error
-        problem = self._problem_of(found, known["loss_mask"])
+        problem = _problem_of(found, known["loss_mask"])
         if problem is not None:
             raise InvalidParameterError(
                 f"The rule {self.rule_name} returned {problem}, but must return a tensor with one finite weight of at "
                 "least 0 a token, shaped like logps; repair it."
             )
-        found = found.to(known["logps"].device).split(lengths)
-        return [torch.nn.functional.pad(part, (0, n - len(part))) for part, n in zip(found, whole, strict=True)]
+        parts = zip(found.to(finite.device).split(lengths), whole, strict=True)
+        return [torch.nn.functional.pad(part, (0, length - len(part))) for part, length in parts]
 
-    @staticmethod
-    def _problem_of(found: Any, trained: Tensor) -> str | None:
-        if not isinstance(found, Tensor):
-            return f"a {type(found).__name__}"
-        if found.shape != trained.shape:
-            return f"shape {tuple(found.shape)} for {len(trained)} tokens"
-        wrong = trained & ~(found.isfinite() & (found >= 0)).to(trained.device)
-        return f"the weight {found[wrong.to(found.device)][0].item()}" if wrong.any() else None
+
+def _problem_of(found: Any, trained: Tensor) -> str | None:
+    if not isinstance(found, Tensor):
+        return f"a {type(found).__name__}"
+    if found.shape != trained.shape:
+        return f"shape {tuple(found.shape)} for {len(trained)} tokens"
+    wrong = found[trained.to(found.device) & ~(found.isfinite() & (found >= 0))]
+    return f"the weight {wrong[0].item()}" if len(wrong) else None
 
 
 def _load(name: str, setting: str) -> Callable[..., Tensor]:

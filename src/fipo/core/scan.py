@@ -7,13 +7,9 @@ over the blocks' heads. There is no loop over tokens and no γ^(−t), which wou
 what lies to its right only through one number, the carry, so packed sequences, streams and split contexts are exact.
 """
 
-from collections.abc import Callable
-from functools import lru_cache, wraps
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from fipo.core.layout import read_for_free, sequence_of
 from fipo.core.precision import exact_products, widest_float
@@ -99,21 +95,6 @@ def _scan_blocks(x: Tensor, half_life: float, carry: Tensor | None, product_dtyp
     return y if carry is None else y.addcmul_(carry[:, None], _powers_to_end(width, half_life, x.dtype, x.device))
 
 
-def _kept(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Keeps what `make` returns, unless it is traced: a fake tensor must not outlive its mode."""
-    cached = lru_cache(maxsize=64)(make)
-
-    @wraps(make)
-    def find(*arguments: object) -> Tensor:
-        if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
-            return make(*arguments)
-        with torch.inference_mode(False):  # what is kept must be usable under autograd later
-            return cached(*arguments)
-
-    return find
-
-
-@_kept
 def _triangle(width: int, half_life: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """γ^(k − t) for k ≥ t, else 0: from column t (the result) to row k (the summand). Shape (width, width)."""
     position = torch.arange(width, device=device, dtype=widest_float(device))
@@ -121,7 +102,6 @@ def _triangle(width: int, half_life: float, dtype: torch.dtype, device: torch.de
     return torch.where(distance >= 0, torch.exp2(-distance / half_life), 0).to(dtype)
 
 
-@_kept
 def _powers_to_end(width: int, half_life: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """γ^(width − t) for t < width: what the value right of a block is worth at each of its tokens. Shape (width,)."""
     distance = torch.arange(width, 0, -1, device=device, dtype=widest_float(device))

@@ -108,7 +108,7 @@ def _device() -> torch.device:
 
 
 def _gradients() -> Check:
-    """Through `head_logps` and through logits, on this device: a build that loses a gradient trains on without a word."""
+    """Through `head_logps` and through logits, here: a build that loses a gradient trains on without a word."""
     device = _device()
     pairs = zip(*_gradients_of_both_heads(device), strict=True)
     error = max(float((ours - plain).norm() / plain.norm()) for ours, plain in pairs)

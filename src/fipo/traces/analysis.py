@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from fipo.core import future_kl, influence_weights
-from fipo.core.logged import NOISE_LIMIT, noise_warning
 from fipo.core.credit import LOG_RATIO_LIMIT
+from fipo.core.logged import NOISE_LIMIT, noise_warning
 from fipo.errors import DataError
 from fipo.params import FIPOParams
 from fipo.traces.schema import FLAGS, Trace

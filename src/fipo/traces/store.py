@@ -31,7 +31,7 @@ UNREADABLE = (pa.ArrowException, OSError, DataError, ValueError, TypeError)  # w
 class TraceSet(Sequence[Trace]):
     """Traces, their hyper-parameters where known, and a sentence for every file that could not be read.
 
-    `control` is the fipo_control or fipo_rule whose weights the loss used in place of FIPO's: `weight` then holds these.
+    `control` is the fipo_control or fipo_rule whose weights the loss used in place of FIPO's: `weight` holds these.
     With `updates_per_rollout`, a trace belongs to step rollout · updates_per_rollout + update + 1 of the run's metrics;
     with 0, as in verl, whose metrics have one step a rollout, to step rollout.
     """

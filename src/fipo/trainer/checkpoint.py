@@ -33,10 +33,8 @@ class WholeCheckpoints:
         self.staging = False  # while transformers writes one
 
     def require_a_shared_folder(self) -> None:
-        """A checkpoint holds the rollout of every process, and all of them need it to resume.
-
-        Raises:
-            InvalidParameterError: Machines would each write a part of every checkpoint.
+        """Raises an InvalidParameterError where machines would each write a part of every checkpoint, for it holds the
+        rollout of every process, and all of them need it to resume.
         """
         accelerator, args = self.trainer.accelerator, self.trainer.args
         if accelerator.num_processes == 1 or args.save_strategy == SaveStrategy.NO:
@@ -57,10 +55,6 @@ class WholeCheckpoints:
                 "save_strategy to 'no'."
             )
 
-    def folder(self, run: str) -> str:
-        """Where transformers is to write: the run's folder, or beside it while a checkpoint is not complete."""
-        return os.path.join(run, STAGING) if self.staging else run
-
     def save(self, run: Path, write: Callable[[], None]) -> None:
         """Lets transformers `write` a checkpoint of the `run`, completes it and puts it in its place."""
         trainer, wait = self.trainer, self.trainer.accelerator.wait_for_everyone
@@ -73,7 +67,9 @@ class WholeCheckpoints:
         try:
             write()
             staged.mkdir(parents=True, exist_ok=True)  # transformers' other ranks may not have made it yet
-            torch.save(self._state(), self._rollout_file(staged))
+            fresh = None if trainer.fresh_groups is None else trainer.fresh_groups.drawn
+            state = {"step": trainer._step, "rollout": trainer._buffered_inputs, "fresh_prompts": fresh}
+            torch.save(state | {"shape": self._rollout_shape()}, self._rollout_file(staged))  # plain values and tensors
         finally:
             self.staging = False
         wait()
@@ -98,13 +94,6 @@ class WholeCheckpoints:
             use_mtime=True,
         )
 
-    def _state(self) -> dict[str, Any]:
-        """What one rank needs to resume exactly. Tensors and plain values alone."""
-        trainer = self.trainer
-        fresh = None if trainer.fresh_groups is None else trainer.fresh_groups.drawn
-        rollout = {"step": trainer._step, "rollout": trainer._buffered_inputs, "fresh_prompts": fresh}
-        return rollout | {"shape": self._rollout_shape()}
-
     def _rollout_file(self, checkpoint: Path) -> Path:
         return checkpoint / f"rollout_{self.trainer.accelerator.process_index}.pt"
 
@@ -115,22 +104,17 @@ class WholeCheckpoints:
         return {"processes": self.trainer.accelerator.num_processes, **shape}
 
     def require_whole(self, checkpoint: Path) -> None:
-        """transformers goes on without what is missing, and so with a fresh optimizer or other random numbers.
-
-        Raises:
-            DataError: A file is missing.
-        """
+        """Raises a DataError if a file is missing: transformers would go on with a fresh optimizer or random state."""
         trainer = self.trainer
         rank = f"_{trainer.accelerator.process_index}" if trainer.accelerator.num_processes > 1 else ""
         sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled  # their optimizers lie in folders
         needed = [self._rollout_file(checkpoint).name, f"rng_state{rank}.pth"]
-        needed += [] if sharded else [OPTIMIZER_NAME, SCHEDULER_NAME]
-        missing = next((name for name in needed if not (checkpoint / name).exists()), None)
-        if missing:
-            raise DataError(
-                f"{checkpoint / missing} is missing, but resuming needs it; resume with as many processes as saved the "
-                "checkpoint, or from another one that FIPOTrainer wrote."
-            )
+        for name in needed + ([] if sharded else [OPTIMIZER_NAME, SCHEDULER_NAME]):
+            if not (checkpoint / name).exists():
+                raise DataError(
+                    f"{checkpoint / name} is missing, but resuming needs it; resume with as many processes as saved "
+                    "the checkpoint, or from another one that FIPOTrainer wrote."
+                )
         trainer._load_rng_state(str(checkpoint))  # to fail here, if it does: the training loads it again
 
     def resume(self, checkpoint: Path) -> None:
@@ -139,13 +123,11 @@ class WholeCheckpoints:
         device = trainer.accelerator.device
         place = "cpu" if device.type == "cpu" else device  # gloo calls it "cpu:0", which torch.load does not know
         state = torch.load(self._rollout_file(checkpoint), map_location=place, weights_only=True)
-        now = self._rollout_shape()
-        if state["shape"] != now:
-            changed = [
-                f"{name} {state['shape'].get(name)}, now {value}"
-                for name, value in now.items()
-                if state["shape"].get(name) != value
-            ]
+        shape, now = state["shape"], self._rollout_shape()
+        if shape != now:
+            changed = (
+                f"{name} {shape.get(name)}, now {value}" for name, value in now.items() if shape.get(name) != value
+            )
             raise DataError(
                 f"{checkpoint} was saved with {'; '.join(changed)}, but a rollout in use cannot change its shape; "
                 "resume with what it was saved with, or start a new run from its model."

@@ -152,8 +152,8 @@ class FIPOConfig(GRPOConfig):
 
 
 def refuse_another_engine(engine: str, state: Any, *, replaced: bool) -> None:
-    """Without GPUs accelerate takes plain data parallelism, or one process, in place of the FSDP or DEEPSPEED that it was
-    asked for. Raises an InvalidParameterError then; `state` is accelerate's, `replaced` says that `engine` does not run.
+    """Raises an InvalidParameterError where FSDP or DEEPSPEED was asked for and is `replaced`: without GPUs accelerate,
+    of which `state` is, takes plain data parallelism or one process in its place.
     """
     asked = os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() in ("true", "1", "yes")
     if asked and replaced:

@@ -7,10 +7,15 @@ from typing import Any
 import torch
 from datasets import IterableDataset
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fipo.errors import InvalidParameterError
-from fipo.trainer.contract import MERGED
 
+MERGED = (  # the (B, …) tensors of a rollout that dynamic sampling merges
+    *("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_mask", "old_per_token_logps"),
+    *("ref_per_token_logps", "sampling_per_token_logps", "importance_sampling_ratio", "advantages"),
+    *("reward_total", "rewards_by_name"),  # fipo's own
+)
 PAD_LEFT = ("prompt_ids", "prompt_mask")
 IDS = ("prompt_ids", "completion_ids")
 
@@ -66,9 +71,8 @@ class FreshGroups:
             rounds += 1
         rollout["num_items_in_batch"] = trainer.scores.count_items(rollout)
         counts = torch.tensor([[replaced, len(dead)]], device=accelerator.device)
-        replaced, unfilled = accelerator.gather(counts).sum(0).tolist()
-        found = {"rounds": rounds, "replaced_groups": replaced, "unfilled_groups": unfilled}
-        for name, value in found.items():
+        found = zip(("replaced_groups", "unfilled_groups"), accelerator.gather(counts).sum(0).tolist(), strict=True)
+        for name, value in (("rounds", rounds), *found):
             trainer._metrics["train"][f"fipo/dynamic_sampling/{name}"].append(value)
 
     @contextmanager
@@ -106,14 +110,8 @@ def dead_groups(rewards: Tensor, size: int) -> list[int]:
 def merge_groups(
     rollout: dict[str, Any], fresh: dict[str, Any], pairs: list[tuple[int, int]], size: int, pad_token_id: int
 ) -> None:
-    """Copies group `source` of `fresh` over group `target` of `rollout`, widening the padding where needed.
-
-    Args:
-        rollout: Changed in place, with new tensors.
-        fresh: Another rollout.
-        pairs: (target, source), numbers of groups.
-        size: Completions of a group.
-        pad_token_id: What ids are widened with; everything else is widened with zeros.
+    """Copies groups of `size` completions of `fresh` over some of `rollout`, which gets new tensors; `pairs` are the
+    numbers of (target, source). Padding is widened where needed: ids with `pad_token_id`, all else with zeros.
     """
     if "tool_mask" in fresh or "tool_mask" in rollout:
         for each in (rollout, fresh):
@@ -121,14 +119,11 @@ def merge_groups(
     for name in {*MERGED} & rollout.keys():
         old, new = rollout[name], fresh[name]
         if old.dim() == 2:
-            width = max(old.shape[1], new.shape[1])
-            old, new = (_widen(x, width, name in PAD_LEFT, pad_token_id if name in IDS else 0) for x in (old, new))
+            missing = (max(0, new.shape[1] - old.shape[1]), max(0, old.shape[1] - new.shape[1]))
+            sides = [(n, 0) if name in PAD_LEFT else (0, n) for n in missing]
+            value = pad_token_id if name in IDS else 0
+            old, new = (pad(x, side, value=value) for x, side in zip((old, new), sides, strict=True))
         old = old.clone()
         for target, source in pairs:
             old[target * size : (target + 1) * size] = new[source * size : (source + 1) * size]
         rollout[name] = old
-
-
-def _widen(tensor: Tensor, width: int, left: bool, value: int) -> Tensor:
-    missing = width - tensor.shape[1]
-    return torch.nn.functional.pad(tensor, (missing, 0) if left else (0, missing), value=value)

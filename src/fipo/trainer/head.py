@@ -1,8 +1,8 @@
 """fipo's head inside a transformers model's own `forward`, so that DDP, FSDP and DeepSpeed see an ordinary call.
 
-TRL gives the model a `forward(labels=…, fused_lm_head=True)` that knows softcaps, scales, mixtures of experts and sharded
-heads, and scores with a kernel of its own. `add_head` lets it score with `head_logps` instead: while that forward runs,
-the kernel's name in TRL's module stands for fipo's head.
+TRL gives the model a `forward(labels=…, fused_lm_head=True)` that knows softcaps, scales, mixtures of experts and
+sharded heads, and scores with a kernel of its own. `add_head` lets it score with `head_logps` instead: while that
+forward runs, the kernel's name in TRL's module stands for fipo's head.
 """
 
 import functools

@@ -4,7 +4,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from fipo.core.credit import TokenCredit
 from fipo.core.logged import (
     DROPPED_SEQUENCES,
     FIRST_UPDATE_MEANS,
@@ -14,15 +13,16 @@ from fipo.core.logged import (
     least_and_greatest,
 )
 from fipo.core.precision import widest_float
+from fipo.trainer.credit import Credit
 
 
 class CreditMetrics:
     """Sums of one logging interval, a row for every update within the rollout."""
 
-    def __init__(self, updates: int, extra: tuple[str, ...] = ()) -> None:
-        """`extra`: further token means, given to `add` by name."""
+    names = (*TOKEN_MEANS, "fipo/length_weighted_advantage", "weight_squared", *FIRST_UPDATE_MEANS)
+
+    def __init__(self, updates: int) -> None:
         self.updates = updates
-        self.names = (*TOKEN_MEANS, *extra, "weight_squared", *FIRST_UPDATE_MEANS)
         self.reset()
 
     def reset(self) -> None:
@@ -30,19 +30,18 @@ class CreditMetrics:
         # Trained tokens, sequences, dropped ones, and the sums of their least and greatest weights.
         self._counts = torch.zeros(self.updates, 5, dtype=torch.float64)
 
-    def add(self, credit: TokenCredit, mask: Tensor, update: int, **extra: Tensor) -> None:
-        """Adds one micro-batch (B, T); `extra` holds the values of the names given on creation."""
-        mask = mask.bool()
-        values = {name: of(credit) for name, of in (TOKEN_MEANS | FIRST_UPDATE_MEANS).items()} | extra
-        values["weight_squared"] = credit.weight.square()
-        wide = widest_float(mask.device)
+    def add(self, credit: Credit) -> None:
+        """Adds one micro-batch."""
+        tokens, mask, wide = credit.tokens, credit.mask, widest_float(credit.mask.device)
+        values = {name: of(tokens) for name, of in (TOKEN_MEANS | FIRST_UPDATE_MEANS).items()}
+        values |= {"fipo/length_weighted_advantage": credit.advantages, "weight_squared": tokens.weight.square()}
         sums = [torch.where(mask, values[name].to(wide), 0).sum() for name in self.names]
         sequences = mask.any(-1)
-        extremes = [torch.where(sequences, x.to(wide), 0).sum() for x in least_and_greatest(credit.weight, mask)]
-        counts = [mask.sum(), sequences.sum(), (credit.dropped & sequences).sum()]
+        extremes = [torch.where(sequences, x.to(wide), 0).sum() for x in least_and_greatest(tokens.weight, mask)]
+        counts = [mask.sum(), sequences.sum(), (tokens.dropped & sequences).sum()]
         found = torch.stack([*sums, *(count.to(wide) for count in counts), *extremes]).cpu()
-        self._sums[update] += found[: len(sums)]
-        self._counts[update] += found[len(sums) :]
+        self._sums[credit.update] += found[: len(sums)]
+        self._counts[credit.update] += found[len(sums) :]
 
     def reduce(self, accelerator: Accelerator) -> dict[str, float]:
         """The interval's metrics over all ranks (a collective), empty if nothing was added; starts a new interval."""

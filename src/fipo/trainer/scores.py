@@ -35,13 +35,11 @@ class Scores:
 
     def _require(self, at_most: int) -> None:
         if self._scoreless == at_most:
-            cause = (
-                "Scoring raised for every sample" if self._raised_for_all else "No reward gave a score to any sample"
-            )
+            raised, no_score = "Scoring raised for every sample", "No reward gave a score to any sample"
             rollouts = "the last rollout" if at_most == 1 else f"{at_most} rollouts in a row"
             raise DataError(
-                f"{cause} of {rollouts}, so there is nothing to learn from; the first traceback or warning is above: "
-                "repair the reward, or bring back what it calls."
+                f"{raised if self._raised_for_all else no_score} of {rollouts}, so there is nothing to learn from; the "
+                "first traceback or warning is above: repair the reward, or bring back what it calls."
             )
 
     def see(self, rewards: Tensor, completion_ids: list[list[int]]) -> Tensor:
@@ -65,7 +63,7 @@ class Scores:
         return rewards
 
     def put_into(self, rollout: dict[str, Any], samples: int) -> dict[str, Any]:
-        """`rollout` of this rank's `samples`, just scored, without failed ones in the loss, and with what traces show."""
+        """`rollout` of this rank's samples, just scored, without failed ones in the loss; with what traces show."""
         start = self.trainer.accelerator.process_index * samples
         rewards = self._rewards[start : start + samples]
         failed = rewards.isnan().all(-1)

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.utils import logging
 
 from fipo.errors import DataError
@@ -27,26 +28,19 @@ class TracedRollouts(TrainerCallback):
 
     last_rollout: int | None = None  # known once the training begins
 
-    def __init__(
-        self,
-        config: FIPOConfig,
-        tokenizer: PreTrainedTokenizerBase,
-        reward_names: list[str],
-        rank: int,
-        eos_token_ids: set[int],
-    ) -> None:
-        self.config, self.run, self.pad_token_id = config, Path(config.output_dir), tokenizer.pad_token_id
-        self.reward_names, self.eos_token_ids = reward_names, eos_token_ids
-        if not config.fipo_trace_every:
+    def __init__(self, trainer: Any) -> None:
+        self.config, self.trainer = trainer.args, trainer
+        self.run = Path(self.config.output_dir)
+        if not self.config.fipo_trace_every:
             return
-        byte_decoder(tokenizer)  # which refuses what has no bytes, before the run
+        byte_decoder(trainer._tokenizer)  # which refuses what has no bytes, before the run
         self.writer = TraceWriter(
-            options=TraceOptions(self.run / TRACES_FOLDER, every=config.fipo_trace_every),
-            tokenizer=tokenizer,
-            params=config.fipo_params,
-            rank=rank,
-            updates_per_rollout=config.updates_per_rollout,
-            weighting=config.weighting,
+            options=TraceOptions(self.run / TRACES_FOLDER, every=self.config.fipo_trace_every),
+            tokenizer=trainer._tokenizer,
+            params=trainer.params,
+            rank=trainer.accelerator.process_index,
+            updates_per_rollout=self.config.updates_per_rollout,
+            weighting=self.config.weighting,
             takes_folder=False,  # whoever starts the run looks after its folder
         )
 
@@ -70,8 +64,10 @@ class TracedRollouts(TrainerCallback):
         for row, sample in enumerate(inputs["sample_index"].tolist()):
             if sample >= self.config.fipo_trace_samples:
                 continue
-            length = int(inputs["completion_mask"][row].sum()) or int(ids[row].ne(self.pad_token_id).sum())
-            ended = length > 0 and int(ids[row, length - 1]) in self.eos_token_ids
+            length = int(inputs["completion_mask"][row].sum()) or int(
+                ids[row].ne(self.trainer._tokenizer.pad_token_id).sum()
+            )
+            ended = length > 0 and int(ids[row, length - 1]) in self.trainer.eos_token_ids
             yield Completion(
                 place=(credit.rollout, credit.update, sample // self.config.num_generations, sample),
                 prompt=inputs["prompt_ids"][row][inputs["prompt_mask"][row].bool()],
@@ -79,7 +75,7 @@ class TracedRollouts(TrainerCallback):
                 columns={name: column[row, :length] for name, column in columns.items()},
                 dropped=bool(credit.tokens.dropped[row]),
                 reward=float(inputs["reward_total"][row]),
-                rewards=dict(zip(self.reward_names, inputs["rewards_by_name"][row].tolist(), strict=True)),
+                rewards=dict(zip(self.trainer.reward_func_names, inputs["rewards_by_name"][row].tolist(), strict=True)),
                 truncated=not ended,
             )
 

@@ -1,5 +1,6 @@
 """FIPOTrainer: TRL's GRPOTrainer, with the advantages of every token multiplied by FIPO's factor."""
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from fipo.core import token_credit
 from fipo.core.credit import engine_inputs
 from fipo.core.layout import per_token
 from fipo.core.logged import NOISE_LIMIT, noise_warning, warn_of_non_finite
-from fipo.trainer.checkpoint import EpochRepeatSampler, WholeCheckpoints
+from fipo.trainer.checkpoint import STAGING, EpochRepeatSampler, WholeCheckpoints
 from fipo.trainer.config import FIPOConfig, refuse_another_engine
 from fipo.trainer.credit import Credit, Observer
 from fipo.trainer.fresh_groups import FreshGroups
@@ -66,18 +67,11 @@ class FIPOTrainer(GRPOTrainer):
         self.params = args.fipo_params
         self.scores, self.checkpoints = Scores(self), WholeCheckpoints(self)
         self.fresh_groups = FreshGroups(self, self._scored_rollout) if args.fipo_dynamic_sampling_rounds else None
-        self.credit_metrics = {
-            mode: CreditMetrics(args.updates_per_rollout, ("fipo/length_weighted_advantage",))
-            for mode in ("train", "eval")
-        }
+        self.credit_metrics = {mode: CreditMetrics(args.updates_per_rollout) for mode in ("train", "eval")}
         self._warned_of_noise = False
-        rank, eos = self.accelerator.process_index, set(self.eos_token_ids)
-        traces = TracedRollouts(args, self._tokenizer, self.reward_func_names, rank, eos)
-        self.observers: list[Observer] = [self._count, traces]
+        traces = TracedRollouts(self)
+        self.observers: list[Observer] = [lambda credit: self.credit_metrics[self.mode].add(credit), traces]
         self.add_callback(traces)
-        self._add_heads()
-
-    def _add_heads(self) -> None:
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         for model in filter(None, (self.model, self.ref_model)):
             unwrapped = self.accelerator.unwrap_model(model)
@@ -136,11 +130,6 @@ class FIPOTrainer(GRPOTrainer):
         """As TRL calls it: train or eval."""
         return "train" if self.model.training else "eval"
 
-    def _count(self, credit: Credit) -> None:
-        """The observer behind the metrics."""
-        weighted = {"fipo/length_weighted_advantage": credit.advantages}
-        self.credit_metrics[self.mode].add(credit.tokens, credit.mask, credit.update, **weighted)
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         metrics = self._metrics[self.mode]
         metrics.update(
@@ -182,7 +171,8 @@ class FIPOTrainer(GRPOTrainer):
         return super().train(*args, **kwargs)
 
     def _get_output_dir(self, trial: Any) -> str:
-        return self.checkpoints.folder(super()._get_output_dir(trial=trial))
+        run = super()._get_output_dir(trial=trial)
+        return os.path.join(run, STAGING) if self.checkpoints.staging else run  # beside it while it is not complete
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.checkpoints.save(Path(self._get_output_dir(trial)), partial(super()._save_checkpoint, model, trial))

@@ -11,8 +11,8 @@ import torch
 
 from fipo import checks
 from fipo.cli import main
-from fipo.engines import diagnose
 from fipo.engines.slime import contract
+from fipo.run import engines_doctor as diagnose
 
 SOURCE = Path(__file__).parents[3] / "src"
 ARGUMENTS = "slime/utils/arguments.py"

@@ -11,7 +11,7 @@ import torch
 from fipo import FIPOParams, InvalidInputError, InvalidParameterError, token_credit
 from fipo.engines.slime import arguments, before_train_step, fipo_loss_function
 from fipo.engines.slime.arguments import SETTINGS, add_arguments, check_arguments, params_of
-from fipo.engines.slime.hooks import HOOK_PATH, Warnings, install_hook, may_be_first_update
+from fipo.engines.slime.hooks import UPDATE_HOOK, Warnings, install_hooks, may_be_first_update
 from fipo.engines.slime.layout import response_edges, sharded_sequences
 
 
@@ -139,8 +139,8 @@ def test_another_layout_than_zigzag_is_refused():
 
 
 def test_the_hook_named_in_yaml_does_not_call_itself():
-    args = Namespace(custom_megatron_before_train_step_hook_path=HOOK_PATH, fipo_decay_rate=32.0)
-    install_hook(args)
+    args = Namespace(custom_megatron_before_train_step_hook_path=UPDATE_HOOK, fipo_decay_rate=32.0)
+    install_hooks(args)
     before_train_step(args, 0, 3)
     assert args.fipo_update_index == 3
 
@@ -158,7 +158,7 @@ def test_the_hook_tells_the_update_and_calls_the_users_own(monkeypatch):
     monkeypatch.setattr("fipo.engines.slime.hooks.slime_function", {"load_function": load_function}.__getitem__)
     args = Namespace(custom_megatron_before_train_step_hook_path="mine.hook", fipo_decay_rate=32.0)
     assert may_be_first_update(args)
-    install_hook(args)
+    install_hooks(args)
     for step in (0, 1):
         before_train_step(args, 7, step, "model", "optimizer", "scheduler")
         assert may_be_first_update(args) is (step == 0)

@@ -56,7 +56,7 @@ def test_a_loss_that_ppo_loss_does_not_call_is_refused(tmp_path):
 def test_a_batch_without_its_step_is_refused(tmp_path):
     batch = rollout()
     config = counted(actor(FIPOPolicyLossConfig(trace_dir=str(tmp_path))), batch["response_mask"])
-    traced_rows._micro_batch.see({"prompts": torch.zeros(1)}, batch["log_prob"])
+    traced_rows._seen[:] = [({"prompts": torch.zeros(1)}, batch["log_prob"])]
     with pytest.raises(FIPOError, match="batches do not tell the step; drop"):
         fipo_policy_loss(**batch, config=config)
 

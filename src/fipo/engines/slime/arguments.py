@@ -70,12 +70,10 @@ def params_of(args: argparse.Namespace) -> FIPOParams:
 
 
 def trace_options(args: argparse.Namespace) -> TraceOptions | None:
-    """Where traces go; None where none are asked for."""
     return TraceOptions.of({name: getattr(args, f"fipo_{name}", None) for name in TRACE_SETTINGS})
 
 
 def weighting_of(args: argparse.Namespace) -> Weighting | None:
-    """The rule or control that replaces FIPO's weights; None where none is asked for."""
     return Weighting.of(getattr(args, "fipo_rule", None), getattr(args, "fipo_control", None))
 
 

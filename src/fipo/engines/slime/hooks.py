@@ -1,7 +1,7 @@
-"""Which update of a rollout it is, and what can be wrong with it.
+"""What slime calls beside the loss: which update of a rollout it is, what its samples are; and what can be wrong.
 
-slime's custom loss function does not see which update it computes, so a hook before every update notes it in the
-namespace.
+slime's custom loss function does not see these, so a hook before every update and one on the rollout's data note them.
+The user's own hooks are called too.
 """
 
 import logging
@@ -12,12 +12,13 @@ from torch import Tensor
 
 from fipo.core.credit import TokenCredit
 from fipo.core.logged import FIRST_UPDATE_MEANS, NOISE_LIMIT, noise_warning, warn_of_non_finite
+from fipo.engines.slime.arguments import trace_options
 from fipo.engines.slime.contract import slime_function
 from fipo.engines.slime.traced_samples import TRACES
 
 logger = logging.getLogger(__name__)
 
-HOOK_PATH = "fipo.engines.slime.before_train_step"
+UPDATE_HOOK, ROLLOUT_HOOK = "fipo.engines.slime.before_train_step", "fipo.engines.slime.note_rollout"
 
 
 def before_train_step(args: Namespace, rollout_id: int, step_id: int, *others: Any) -> None:
@@ -29,11 +30,29 @@ def before_train_step(args: Namespace, rollout_id: int, step_id: int, *others: A
         slime_function("load_function")(own)(args, rollout_id, step_id, *others)
 
 
-def install_hook(args: Namespace) -> None:
-    """Makes slime call `before_train_step`, and that the hook which `args` names, if any."""
+def note_rollout(args: Namespace, rollout_id: int | None = None, rollout_data: dict[str, Any] | None = None) -> None:
+    """For slime's --rollout-data-postprocess-path: calls the user's own, then notes what traces show of samples."""
+    own = getattr(args, "fipo_next_postprocess_path", None)
+    if own is not None:
+        given = () if rollout_data is None else (rollout_id, rollout_data)
+        slime_function("load_function")(own)(args, *given)
+    if rollout_data is None or trace_options(args) is None:
+        return
+    try:
+        TRACES.note(args, rollout_data)
+    except Exception as error:  # of data that another function made
+        TRACES.known.clear()
+        logger.warning(f"Traces have no rewards, and the run goes on: slime's rollout data are unusual ({error!r}).")
+
+
+def install_hooks(args: Namespace) -> None:
+    """Makes slime call these, and these what `args` names, if anything; `note_rollout` where traces are asked for."""
     own = getattr(args, "custom_megatron_before_train_step_hook_path", None)
-    args.fipo_next_hook_path = None if own == HOOK_PATH else own
-    args.custom_megatron_before_train_step_hook_path = HOOK_PATH
+    args.fipo_next_hook_path = None if own == UPDATE_HOOK else own
+    args.custom_megatron_before_train_step_hook_path = UPDATE_HOOK
+    own = getattr(args, "rollout_data_postprocess_path", None)
+    if trace_options(args) is not None and own != ROLLOUT_HOOK:
+        args.fipo_next_postprocess_path, args.rollout_data_postprocess_path = own, ROLLOUT_HOOK
 
 
 def may_be_first_update(args: Namespace) -> bool:
@@ -42,10 +61,8 @@ def may_be_first_update(args: Namespace) -> bool:
 
 
 class Warnings:
-    """What a process says once: noise that alone moves weights, and tokens without π_old.
-
-    For the noise it looks at one micro-batch: the first is surely at update 0.
-    """
+    """What a process says once: noise that alone moves weights, of which the first micro-batch tells, since that is
+    surely of update 0; and tokens without π_old."""
 
     def __init__(self) -> None:
         self.looked = False
@@ -58,13 +75,13 @@ class Warnings:
             return
         self.looked = True
         shift = FIRST_UPDATE_MEANS["fipo/noise_weight_shift"](credit)[trained].mean().item()
-        if shift > NOISE_LIMIT:
+        cause = "usual causes are dropout and kernels that are not deterministic"
+        if args.use_rollout_logprobs:
             cause = (
                 "with --use-rollout-logprobs π_old is the rollout engine's, whose log-probs differ from the trainer's; "
                 "drop the flag, so that slime recomputes them"
-                if args.use_rollout_logprobs
-                else "usual causes are dropout and kernels that are not deterministic"
             )
+        if shift > NOISE_LIMIT:
             logger.warning(noise_warning(shift, cause))
 
 

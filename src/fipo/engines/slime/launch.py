@@ -19,8 +19,7 @@ from typing import Any
 
 from fipo.engines.slime.arguments import LOSS_PATH, SETTINGS, add_arguments, check_arguments, flag_of
 from fipo.engines.slime.contract import lacking, unsupported
-from fipo.engines.slime.hooks import install_hook
-from fipo.engines.slime.traced_samples import install_postprocess
+from fipo.engines.slime.hooks import install_hooks
 from fipo.errors import FIPOError, InvalidParameterError
 from fipo.terminal import did_you_mean
 
@@ -39,23 +38,20 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
-    named = not arguments[0].startswith("-")
+    script, flags = ("train.py", arguments) if arguments[0].startswith("-") else (arguments[0], arguments[1:])
     try:
-        flags = custom_loss_flags(arguments[1:] if named else arguments)
-        script = prepare(arguments[0] if named else "train.py")
+        flags, path = custom_loss_flags(flags), prepare(script)
     except FIPOError as error:
         return _fail(error)
-    sys.argv = [str(script), *flags]
-    sys.path.insert(0, str(script.parent))  # as `python train.py` does
-    runpy.run_path(str(script), run_name="__main__")
+    sys.argv = [str(path), *flags]
+    sys.path.insert(0, str(path.parent))  # as `python train.py` does
+    runpy.run_path(str(path), run_name="__main__")
     return 0
 
 
 def custom_loss_flags(flags: list[str]) -> list[str]:
-    """The command line as stock slime understands it, after all checks that need nothing but the command line.
-
-    Raises:
-        InvalidParameterError: A --fipo- flag is misspelled or out of range, or flags contradict each other.
+    """The command line as stock slime understands it. Raises an InvalidParameterError where a --fipo- flag is
+    misspelled or out of range, or flags contradict each other.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     add_arguments(parser)
@@ -91,10 +87,8 @@ def _as_custom_loss(flags: list[str]) -> list[str]:
 
 
 def prepare(script: str) -> Path:
-    """Checks slime, hands fipo's flags to its parse_args, and returns the path of the script to run.
-
-    Raises:
-        FIPOError: slime is missing, cannot be imported or is another version, or the script is not there.
+    """Hands fipo's flags to slime's parse_args, and returns the path of the script to run. Raises a FIPOError where
+    slime is missing, cannot be imported or is another version, or the script is not there.
     """
     spec = importlib.util.find_spec("slime")
     if spec is None or spec.origin is None:
@@ -125,27 +119,20 @@ def _parse_args(original: Callable[..., Namespace], add_custom_arguments: Callab
     """slime's parse_args with fipo's flags, and its result only if FIPO can work with it."""
 
     def provider(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        add_arguments(parser)
-        return parser if add_custom_arguments is None else add_custom_arguments(parser)
+        return (add_custom_arguments or (lambda parser: parser))(add_arguments(parser))
 
     args = original(add_custom_arguments=provider)
     try:
-        _check_loss(args)
+        if (args.loss_type, args.custom_loss_function_path) != ("custom_loss", LOSS_PATH):
+            raise InvalidParameterError(  # now, for --custom-config-path has the last word
+                f"--loss-type is {args.loss_type} with the function {args.custom_loss_function_path}, but this command "
+                "trains with FIPO; pass --loss-type fipo_loss, and no other loss in --custom-config-path."
+            )
         check_arguments(args)
     except FIPOError as error:
         raise SystemExit(_fail(error)) from None
-    install_hook(args)
-    install_postprocess(args)
+    install_hooks(args)
     return args
-
-
-def _check_loss(args: Namespace) -> None:
-    """After slime's whole parsing, for --custom-config-path has the last word."""
-    if (args.loss_type, args.custom_loss_function_path) != ("custom_loss", LOSS_PATH):
-        raise InvalidParameterError(
-            f"--loss-type is {args.loss_type} with the function {args.custom_loss_function_path}, but this command "
-            "trains with FIPO; pass --loss-type fipo_loss, and no other loss in --custom-config-path."
-        )
 
 
 def _fail(error: FIPOError) -> int:

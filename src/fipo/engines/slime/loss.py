@@ -1,8 +1,8 @@
 """The custom loss function: slime's own policy loss of advantages that FIPO has weighed.
 
 slime scores the micro-batch once; FIPO turns the log-probs into a factor on every token's advantage; then slime's
-`policy_loss_function` runs with these advantages and log-probs, and with FIPO's dual clip as its own. So every option of
-slime means what it means there, and its metrics come back under their names.
+`policy_loss_function` runs with these advantages and log-probs, and with FIPO's dual clip as its own. So every option
+of slime means what it means there, and its metrics come back under their names.
 """
 
 from argparse import Namespace

@@ -28,18 +28,12 @@ class FIPOPolicyLossConfig(PolicyLossConfig):
     """`FIPOParams` as fields of verl's policy-loss configuration.
 
     What is not given has the preset's value, or FIPOParams' default without a preset; afterwards the field holds what
-    the loss uses. Two fields differ from FIPOParams:
-
-    - `dual_clip_c` is verl's own `actor.clip_ratio_c`. It need not be given; given, or with a preset (the paper: 10),
-      it must agree.
-    - PPO's clip range, epsilon_low and epsilon_high, is verl's `actor.clip_ratio_low` and `actor.clip_ratio_high`, not
-      the fields below, which bound the weight.
-
-    `rule` (python:module:function) and `control` (for experiments) replace FIPO's weights: see `fipo.core.rules`.
-    `trace_dir`, `trace_every` and `trace_samples` ask for traces: see `fipo.engines.verl.traced_rows`.
-
-    The names of the authors' fork are understood: `future_kl_clip_ratio` is both bounds, `future_kl_clip_high_only` is
-    `clip_high_only`, and `loss_mode=future_kl` is `fipo`. Its other settings have no effect; they warn.
+    the loss uses. `dual_clip_c` is verl's own `actor.clip_ratio_c`: given, or with a preset (the paper: 10), it must
+    agree. PPO's clip range is verl's `actor.clip_ratio_low` and `_high`; the fields below bound the weight.
+    `rule` (python:module:function) and `control` (for experiments) replace FIPO's weights, as `fipo.core.rules` says;
+    `trace_dir`, `trace_every` and `trace_samples` ask for traces. The names of the authors' fork are understood:
+    `future_kl_clip_ratio` is both bounds, `future_kl_clip_high_only` is `clip_high_only`, `loss_mode=future_kl` is
+    `fipo`; its other settings have no effect and warn.
 
     Raises:
         InvalidParameterError: A value is out of range, two names of one field disagree, `loss_mode` names another loss,

@@ -14,15 +14,15 @@ REMEDY = "run `pip install verl==0.9.1` on every node"
 def check_release() -> None:
     """Raises a FIPOError where verl is missing or is a release that the plugin does not know."""
     try:
-        known = OLDEST <= release() <= NEWEST
+        found = release()
     except ModuleNotFoundError as missing:
         if missing.name != "verl":
             raise
         raise FIPOError(f"verl is not installed in this Python; {REMEDY}.") from None
-    if not known:
+    if not OLDEST <= found <= NEWEST:
         raise FIPOError(
-            f"verl is {'.'.join(map(str, release()))}, but fipo knows 0.7 to 0.9; {REMEDY}, or take a fipo that knows "
-            "your release."
+            f"verl is {'.'.join(map(str, found))}, but fipo knows 0.7 to 0.9; {REMEDY}, or take a fipo that knows your "
+            "release."
         )
 
 

@@ -77,15 +77,10 @@ def fused_head_loses_gradients() -> bool:
     """Tried on a few tokens. So it is in verl 0.7.1 and 0.8.0, and not in 0.9.1."""
     from verl.utils.experimental.torch_functional import FusedLinearForPPO
 
-    hidden = torch.ones(2, 4, 3, requires_grad=True)
-    logps, _ = FusedLinearForPPO().forward(
-        hidden_states=hidden.transpose(1, 2),
-        vocab_weights=torch.ones(5, 4, requires_grad=True),
-        input_ids=torch.zeros(2, 3, dtype=torch.long),
-        temperature=1.0,
-    )
-    (gradient,) = torch.autograd.grad(logps.sum(), hidden, allow_unused=True)
-    return gradient is None
+    hidden, weight = torch.ones(2, 4, 3, requires_grad=True), torch.ones(5, 4, requires_grad=True)
+    ids = torch.zeros(2, 3, dtype=torch.long)
+    logps, _ = FusedLinearForPPO().forward(hidden.transpose(1, 2), weight, ids, temperature=1.0)
+    return torch.autograd.grad(logps.sum(), hidden, allow_unused=True)[0] is None
 
 
 class OneUpdateWatch:
@@ -94,8 +89,7 @@ class OneUpdateWatch:
     Numerical noise between π_old and π_θ hides the mistake: this is the net below the guard, not the guard.
     """
 
-    def __init__(self) -> None:
-        self.updates_left = float(WATCHED_UPDATES)
+    updates_left = float(WATCHED_UPDATES)
 
     def see(self, credit: TokenCredit, config: Any) -> None:
         """Looks at one micro-batch; `config` is verl's ActorConfig."""

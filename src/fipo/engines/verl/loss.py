@@ -1,4 +1,4 @@
-"""The policy loss `fipo`, in the shape that verl calls: verl's own loss `vanilla` of advantages that FIPO has weighed."""
+"""The policy loss `fipo`, as verl calls it: verl's own loss `vanilla` of advantages that FIPO has weighed."""
 
 from typing import Any
 
@@ -27,11 +27,7 @@ def fipo_policy_loss(
     config: Any = None,
     rollout_is_weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """One micro-batch's share of FIPO's policy loss.
-
-    A dropped sequence gives no policy loss; verl adds its KL and entropy bonus all the same. It stays in the
-    denominator, which verl counts before anybody knows what will be dropped: so the loss does not depend on
-    micro-batches and ranks, and neutral weights are verl's `vanilla`.
+    """One micro-batch's share of FIPO's policy loss. A dropped sequence gives none, but stays in verl's denominators.
 
     Args:
         old_log_prob: (B, T) log π_old.

@@ -27,35 +27,7 @@ REMEDY = "drop policy_loss.trace_dir, or train with verl 0.9.1's main_ppo"
 CALL = 'log_prob = no_padding_2_padding(model_output["log_probs"], data)'  # in ppo_loss of verl 0.7.1, 0.8.0 and 0.9.1
 
 
-class MicroBatch:
-    """What the wrapped function was last called with, and what it returned: log-probs, then entropies."""
-
-    def __init__(self) -> None:
-        self.data: Any = None
-        self.returned: list[Tensor] = []
-
-    def see(self, data: Any, padded: Tensor) -> None:
-        if data is not self.data:
-            self.data, self.returned = data, []
-        self.returned.append(padded)
-
-    def take(self, log_prob: Tensor) -> tuple[Any, Tensor | None]:
-        """The micro-batch that these log-probs are of, and its entropies where verl computes them.
-
-        Raises:
-            FIPOError: The loss was called by something else than verl's ppo_loss.
-        """
-        data, returned = self.data, self.returned
-        self.data, self.returned = None, []
-        if data is None or returned[0] is not log_prob:
-            raise FIPOError(
-                f"policy_loss.trace_dir is set, but the loss is not called by verl's ppo_loss, which knows the tokens; "
-                f"{REMEDY}."
-            )
-        return data, returned[1] if len(returned) > 1 else None
-
-
-_micro_batch = MicroBatch()
+_seen: list[tuple[Any, Tensor]] = []  # micro-batches that the wrapped function was called with, and what it returned
 
 
 def watch_micro_batches() -> None:
@@ -75,11 +47,24 @@ def watch_micro_batches() -> None:
 
     @wraps(original)
     def no_padding_2_padding(tensor: Tensor, data: Any) -> Tensor:
-        padded = original(tensor, data)
-        _micro_batch.see(data, padded)
-        return padded
+        if _seen and _seen[0][0] is not data:
+            _seen.clear()
+        _seen.append((data, original(tensor, data)))
+        return _seen[-1][1]
 
     losses.no_padding_2_padding = no_padding_2_padding
+
+
+def _micro_batch_of(log_prob: Tensor) -> tuple[Any, Tensor | None]:
+    """The micro-batch that these log-probs, which came first, are of, and its entropies where verl computes them."""
+    seen = _seen.copy()
+    _seen.clear()
+    if not seen or seen[0][1] is not log_prob:
+        raise FIPOError(
+            f"policy_loss.trace_dir is set, but the loss is not called by verl's ppo_loss, which knows the tokens; "
+            f"{REMEDY}."
+        )
+    return seen[0][0], seen[1][1] if len(seen) > 1 else None
 
 
 class Traces:
@@ -106,7 +91,7 @@ class Traces:
         options = config.policy_loss.trace_options()
         if options is None:
             return
-        data, entropy = _micro_batch.take(log_prob)
+        data, entropy = _micro_batch_of(log_prob)
         self._advance(data)
         update = int(self.rows / rows_of_an_update(config))
         self.rows += len(mask)
@@ -126,16 +111,12 @@ class Traces:
         share = options.samples / ranks / (self.rows_before / config.ppo_epochs)
         completions = self._completions(data, credit.dropped.tolist(), columns, update, share)
         if writes:
-            settings = config.policy_loss
-            self.writer = self.writer or TraceWriter(
-                options=options,
-                tokenizer=_tokenizer(config),
-                params=settings.params(config.clip_ratio_c),
-                rank=rank,
-                ranks=ranks,
-                updates_per_rollout=0,
-                weighting=settings.weighting,
-            )
+            settings, model = config.policy_loss, config.model_config
+            names = ("tokenizer", "local_path", "path")
+            tokenizer = next((found for name in names if (found := getattr(model, name, None))), None)
+            how: Any = {"params": settings.params(config.clip_ratio_c), "weighting": settings.weighting}
+            place = {"rank": rank, "ranks": ranks, "updates_per_rollout": 0}
+            self.writer = self.writer or TraceWriter(options=options, tokenizer=tokenizer, **how, **place)
             self.writer.write(self.rollout, step, completions)
 
     def _advance(self, data: Any) -> None:
@@ -213,8 +194,3 @@ def _place(data: Any, config: Any) -> tuple[int, int, bool]:
         return ranks, mpu.get_data_parallel_rank(), first
     place, copy = divmod(dist.get_rank(), dist.get_world_size() // ranks)
     return ranks, place, copy == 0
-
-
-def _tokenizer(config: Any) -> Any:
-    model = config.model_config
-    return getattr(model, "tokenizer", None) or getattr(model, "local_path", None) or getattr(model, "path", None)

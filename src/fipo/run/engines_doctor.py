@@ -1,4 +1,4 @@
-"""`fipo doctor slime` and `fipo doctor verl`: what this node lacks. Nothing is started; `ray status` knows the cluster."""
+"""`fipo doctor slime` and `fipo doctor verl`: what this node lacks. Nothing is started; `ray status` tells the rest."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -139,15 +139,7 @@ def engine_inputs(credit: TokenCredit, logps: Tensor, old_logps: Tensor, advanta
 
     Engines do not clamp log-ratios, and exp(100) · 0 is NaN. Where a trained token's log-ratio lies beyond ±20, or has
     no finite π_old, π_old is moved so that the log-ratio is `credit.log_ratio`, and the factor is 0: the gradient of a
-    clamped ratio is 0 too. A π_θ that is not finite stays visible.
-
-    Args:
-        credit: Of these tokens.
-        logps, old_logps: As for `token_credit`.
-        advantages: One a token, or what broadcasts.
-
-    Returns:
-        Advantages and log π_old, like `logps`.
+    clamped ratio is 0 too. A π_θ that is not finite stays visible. Advantages are one a token; both results, too.
     """
     extreme = ~((logps - old_logps).abs() <= LOG_RATIO_LIMIT)
     factor = torch.where(extreme & credit.log_ratio.isfinite(), 0, credit.factor)

@@ -79,7 +79,7 @@ def head_logps(
     with weight_context():
         _check_tensors(hidden, lm_head_weight, bias, targets, loss_mask)
         where = _scored_positions(loss_mask.bool(), targets, len(lm_head_weight))
-    how = (_multiplied_dtype(hidden, lm_head_weight), temperature, softcap, scale)
+    how = _multiplied_dtype(hidden, lm_head_weight), {"temperature": temperature, "softcap": softcap, "scale": scale}
     return _HeadLogps.apply(hidden, lm_head_weight, bias, targets, where, how, budget, weight_context)
 
 
@@ -94,7 +94,7 @@ class _HeadLogps(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         where: tuple[Tensor, ...],
-        how: tuple[torch.dtype, float, float | None, float],
+        how: tuple[torch.dtype, dict[str, float | None]],
         budget: int,
         weight_context: Callable[[], AbstractContextManager[Any]],
     ) -> tuple[Tensor, Tensor]:
@@ -156,16 +156,10 @@ class _Head:
     """Chunks of one head: their logits, what is read off them, and the gradients that they give. No autograd."""
 
     def __init__(
-        self,
-        weight: Tensor,
-        bias: Tensor | None,
-        input_dtype: torch.dtype,
-        temperature: float,
-        softcap: float | None,
-        scale: float,
+        self, weight: Tensor, bias: Tensor | None, input_dtype: torch.dtype, options: dict[str, float | None]
     ) -> None:
         self._weight, self._bias = weight.detach(), None if bias is None else bias.detach()
-        self._input_dtype, self._options = input_dtype, (temperature, softcap, scale)
+        self._input_dtype, self._options = input_dtype, options
         self.device, (self._vocabulary, self._width) = weight.device, weight.shape
         self.dtype = torch.promote_types(input_dtype, torch.float32)
         # Not float16: the gradient of the logits has been divided by the batch's tokens, which is too small for it.
@@ -206,7 +200,7 @@ class _Head:
             self._product(logits[:, tile], operand, factor.t(), accumulate=False)
             if self._bias is not None:
                 logits[:, tile] += self._bias[tile]
-        self._by_rows(_transform, logits)
+        self._by_rows(_transform, logits, **self._options)
         return logits
 
     def statistics(self, logits: Tensor, targets: Tensor) -> Iterator[Tensor]:
@@ -215,7 +209,7 @@ class _Head:
 
     def differentiate(self, logits: Tensor, *columns: Tensor | None) -> None:
         """`_differentiate` of all rows, with its `columns` (C,)."""
-        self._by_rows(_differentiate, logits, *columns)
+        self._by_rows(_differentiate, logits, *columns, **self._options)
 
     def gradients(
         self, grad: Tensor, states: Tensor, hidden: bool, weight: Tensor | None = None, bias: Tensor | None = None
@@ -250,14 +244,16 @@ class _Head:
             tile = slice(start, min(start + rows, self._vocabulary))
             yield tile, self._operand(self._weight[tile]) if self._whole is None else self._whole
 
-    def _by_rows(self, function: Callable[..., Any], logits: Tensor, *columns: Tensor | None) -> list[Any]:
+    def _by_rows(
+        self, function: Callable[..., Any], logits: Tensor, *columns: Tensor | None, **options: float | None
+    ) -> list[Any]:
         """What `function` gives for every block of rows: compiled into one pass over all where that can be done."""
         fused = self.device.type in FUSED_ON
         block = CACHE_BYTES if self.device.type == "cpu" else ROW_BLOCK_BYTES
         rows = max(1, len(logits) if fused else block // (self._vocabulary * logits.itemsize))
         function = _fused(function) if fused else function
         blocks = (slice(start, start + rows) for start in range(0, len(logits), rows))
-        return [function(logits[b], *self._options, *(c if c is None else c[b] for c in columns)) for b in blocks]
+        return [function(logits[b], *(c if c is None else c[b] for c in columns), **options) for b in blocks]
 
     def _product(self, out: Tensor, a: Tensor, b: Tensor, *, accumulate: bool) -> None:
         """out (+)= a @ b, with the accumulation and the result in out's dtype."""
@@ -271,7 +267,7 @@ def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, dynamic=True, fullgraph=True)
 
 
-def _transform(products: Tensor, temperature: float, softcap: float | None, scale: float) -> None:
+def _transform(products: Tensor, *, temperature: float, softcap: float | None, scale: float) -> None:
     """From products to logits, in place."""
     if softcap is not None:
         products.mul_(scale / softcap).tanh_().mul_(softcap / temperature)
@@ -279,9 +275,7 @@ def _transform(products: Tensor, temperature: float, softcap: float | None, scal
         products.mul_(scale / temperature)
 
 
-def _statistics(
-    logits: Tensor, temperature: float, softcap: float | None, scale: float, targets: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _statistics(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probs of the targets, log Σ exp and entropies of a few rows."""
     top = logits.amax(-1, keepdim=True)
     p = (logits - top).exp_()
@@ -293,14 +287,15 @@ def _statistics(
 
 def _differentiate(
     logits: Tensor,
-    temperature: float,
-    softcap: float | None,
-    scale: float,
     targets: Tensor,
     log_z: Tensor,
     grad_logps: Tensor,
     entropy: Tensor | None = None,
     grad_entropy: Tensor | None = None,
+    *,
+    temperature: float,
+    softcap: float | None,
+    scale: float,
 ) -> None:
     """Overwrites a few rows of logits with the loss's gradient with respect to the products.
 
@@ -332,11 +327,8 @@ def _multiplied_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
 
 
 def _scored_positions(mask: Tensor, targets: Tensor, vocabulary: int) -> tuple[Tensor, ...]:
-    """Indices (K,) of the K scored tokens, one tensor a dimension. An accelerator is waited for once.
-
-    Raises:
-        InvalidInputError: A scored target lies outside the vocabulary.
-    """
+    """Indices (K,) of the K scored tokens, one tensor a dimension. An accelerator is waited for once. Raises an
+    InvalidInputError where a scored target lies outside the vocabulary."""
     row = mask.reshape(-1)
     ids = pad(torch.where(mask, targets, 0).reshape(-1), (0, 1))
     total, least, greatest = torch.stack([row.sum(), ids.min(), ids.max()]).tolist()

@@ -38,8 +38,7 @@ def boundaries_of(like: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     """(S + 1,) where the sequences of `like`, flattened, begin and end: `cu_seqlens`, or the ends of its rows."""
     if cu_seqlens is not None:
         return cu_seqlens
-    rows, length = like.shape
-    return torch.arange(rows + 1, device=like.device) * length
+    return torch.arange(len(like) + 1, device=like.device) * like.shape[1]
 
 
 def count_per_sequence(flags: Tensor, cu_seqlens: Tensor | None) -> Tensor:

@@ -47,8 +47,8 @@ def least_and_greatest(weight: Tensor, trained: Tensor) -> tuple[Tensor, Tensor]
     return torch.where(trained, weight, torch.inf).amin(-1), torch.where(trained, weight, -torch.inf).amax(-1)
 
 
-def noise_warning(shift: float, causes: str) -> str:
-    """The warning about a mean "fipo/noise_weight_shift" of `shift`; `causes` says what to look at in this engine."""
+def noise_warning(shift: float, causes: str = "usual causes are dropout and kernels that are not deterministic") -> str:
+    """The warning about a mean "fipo/noise_weight_shift" of `shift`; `causes` says what to look at."""
     return (
         f"Noise floor: at the first update after a rollout log-ratios must be 0, but they move the weights by "
         f"{shift:.1%} on average; {causes}."

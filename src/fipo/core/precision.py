@@ -32,8 +32,7 @@ def fast_bfloat16(wanted: bool) -> Iterator[None]:
         yield
         return
     settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = settings.fp32_precision
-    settings.fp32_precision = "bf16"
+    before, settings.fp32_precision = settings.fp32_precision, "bf16"
     try:
         yield
     finally:

@@ -45,11 +45,8 @@ class Weighting:
 
     @classmethod
     def of(cls, rule: str | None, control: str | None, settings: str = "fipo_{}") -> "Weighting | None":
-        """From the names of both; None where neither is given. `settings` is what the engine calls its settings.
-
-        Raises:
-            InvalidParameterError: There is no such control, or the rule cannot be imported or called.
-        """
+        """From the names of both; None where neither is given. `settings` is what the engine calls its settings. Raises
+        an InvalidParameterError where there is no such control, or the rule cannot be imported or called."""
         if control not in (None, *CONTROLS):
             raise InvalidParameterError(
                 f"{settings.format('control')} is {control!r}, but must be one of {', '.join(CONTROLS)}, or not given."
@@ -64,13 +61,7 @@ class Weighting:
         return ", ".join(name for name in (self.rule_name, self.control) if name is not None)
 
     def of_rows(self, credit: TokenCredit, columns: Mapping[str, Tensor | None], data: Iterable[Tensor]) -> TokenCredit:
-        """`credit` of a padded batch with this weighting's weights.
-
-        Args:
-            credit: (B, T).
-            columns: Those of TOKENS, (B, T).
-            data: What is fixed about each response when the rollout ends: see `response_orders`.
-        """
+        """`credit` (B, T) with this weighting's weights: of the `columns` TOKENS, and of `response_orders`' data."""
         given = {name: column for name, column in columns.items() if column is not None}
         responses = [{name: column[row] for name, column in given.items()} for row in range(len(credit.weight))]
         weights = self.of_responses(list(credit.weight), responses, data)
@@ -78,11 +69,8 @@ class Weighting:
 
     @torch.no_grad()
     def of_responses(self, own: list[Tensor], responses: list[Response], data: Iterable[Tensor]) -> list[Tensor]:
-        """The weights (T,) of whole responses, whose `own` FIPO gave; 1 at tokens that are not trained.
-
-        Raises:
-            InvalidParameterError: The rule raised, or returned something else than weights.
-        """
+        """The weights (T,) of whole responses, whose `own` FIPO gave; 1 at tokens that are not trained. Raises an
+        InvalidParameterError where the rule raises, or returns something else than weights."""
         weights = own if self.rule is None else self._by_rule(responses)
         masks = [response["loss_mask"].bool() for response in responses]
         weights = [torch.where(mask, weight, 1).to(of) for weight, mask, of in zip(weights, masks, own, strict=True)]
@@ -96,8 +84,7 @@ class Weighting:
         found = replace(credit, weight=weight, factor=torch.where(credit.kept, weight, 0))
         if self.rule is None:
             return found
-        none = torch.zeros_like(credit.kept)
-        return replace(found, at_low=none, at_high=none, safety_capped=none)
+        return replace(found, **dict.fromkeys(("at_low", "at_high", "safety_capped"), torch.zeros_like(credit.kept)))
 
     def _by_rule(self, responses: list[Response]) -> list[Tensor]:
         if not responses:
@@ -170,11 +157,8 @@ def controlled(weight: Tensor, trained: Tensor, control: str, order: torch.Gener
 
 
 def response_orders(responses: Iterable[Tensor]) -> Iterator[torch.Generator]:
-    """A generator for each response, seeded by its data: the same at every update and however a batch is split.
-
-    Args:
-        responses: What is fixed about each when the rollout ends: its token ids, or its old log-probs.
-    """
+    """A generator for each response, seeded by what is fixed about it when the rollout ends (its token ids, or its old
+    log-probs): the same at every update and however a batch is split."""
     for response in responses:
         data = response.detach().cpu().contiguous().view(torch.uint8)
         yield torch.Generator().manual_seed(crc32(data.numpy().tobytes()))

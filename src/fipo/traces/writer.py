@@ -157,10 +157,11 @@ class TraceWriter:
 
         bytes_of = self._decoder()
         for one in completions:
-            of_place = zip(("rollout", "update", "group", "sample"), one.place, strict=True)
+            known: Any = dict(zip(("rollout", "update", "group", "sample"), one.place, strict=True))
+            known |= {n: column.to(KINDS.get(n, torch.float32)).cpu().numpy() for n, column in one.columns.items()}
             yield Trace(
                 run=self.options.run,
-                **dict(of_place),
+                **known,
                 prompt=b"".join(map(bytes_of, one.prompt.tolist())).decode(errors="replace"),
                 token_ids=one.tokens.int().cpu().numpy(),
                 token_bytes=[bytes_of(index) for index in one.tokens.tolist()],
@@ -169,7 +170,6 @@ class TraceWriter:
                 dropped=one.dropped,
                 truncated=one.truncated,
                 stop_reason="" if one.truncated is None else ("length" if one.truncated else "stop"),
-                **{n: column.to(KINDS.get(n, torch.float32)).cpu().numpy() for n, column in one.columns.items()},
             )
 
     def _decoder(self) -> Callable[[int], bytes]:

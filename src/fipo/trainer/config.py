@@ -88,11 +88,6 @@ class FIPOConfig(GRPOConfig):
         return self.epsilon, self.epsilon if self.epsilon_high is None else self.epsilon_high
 
     @property
-    def head_memory_bytes(self) -> int | None:
-        """`memory_budget` of `fipo.head_logps`."""
-        return None if self.fipo_head_memory is None else int(self.fipo_head_memory * 2**30)
-
-    @property
     def updates_per_rollout(self) -> int:
         """Optimizer steps between two rollouts."""
         return self.steps_per_generation * self.num_iterations // self.gradient_accumulation_steps

@@ -21,10 +21,8 @@ IDS = ("prompt_ids", "completion_ids")
 
 
 class FreshGroups:
-    """`fipo_dynamic_sampling_rounds` of a FIPOTrainer, which hands over how it makes and scores a rollout.
-
-    Raises:
-        InvalidParameterError: Prompts cannot be drawn at random from these data, or groups are spread over ranks.
+    """`fipo_dynamic_sampling_rounds` of a FIPOTrainer, which hands over how it makes and scores a rollout. Refuses data
+    from which prompts cannot be drawn at random, and groups that are spread over ranks.
     """
 
     def __init__(self, trainer: Any, scored_rollout: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:

@@ -23,11 +23,8 @@ PROBE_LENGTH = 4
 
 
 def add_head(model: PreTrainedModel, memory_budget: int | None = None) -> None:
-    """Patches `model.forward`, over which TRL's fused head lies already; `memory_budget` is that of `head_logps`.
-
-    Raises:
-        InvalidParameterError: The head is no plain linear layer.
-    """
+    """Patches `model.forward`, over which TRL's fused head lies already, with a `memory_budget` as of `head_logps`.
+    Raises an InvalidParameterError where the head is no plain linear layer."""
     layer = model.get_output_embeddings()
     if not isinstance(layer, nn.Linear) or not layer.weight.is_floating_point():
         raise InvalidParameterError(
@@ -73,21 +70,15 @@ def _score(
 ) -> tuple[Tensor, Tensor, None, None, None]:
     """`head_logps` with the arguments and results of TRL's ChunkedLogProbFunction, of which GRPO uses the first two."""
     whole = functools.partial(utils.maybe_gather_lm_head_ctx, weight, bias)  # under ZeRO-3, in the backward too
-    options = {"temperature": temperature, "softcap": softcap, "scale": scale}
-    mask = torch.ones_like(targets)
-    found = head_logps(
-        hidden, weight, targets, mask, bias=bias, memory_budget=memory_budget, weight_context=whole, **options
-    )
-    return *found, None, None, None
+    options: Any = {"temperature": temperature, "softcap": softcap, "scale": scale}
+    options |= {"bias": bias, "memory_budget": memory_budget, "weight_context": whole}
+    return *head_logps(hidden, weight, targets, torch.ones_like(targets), **options), None, None, None
 
 
 @torch.no_grad()
 def check_head(model: PreTrainedModel, temperature: float) -> None:
-    """Compares `head_logps` with the model's own logits on a few tokens; call before the model is sharded.
-
-    Raises:
-        InvalidParameterError: They differ by more than rounding explains.
-    """
+    """Compares `head_logps` with the model's own logits on a few tokens, before the model is sharded; raises an
+    InvalidParameterError where they differ by more than rounding explains."""
     ids = torch.arange(PROBE_LENGTH, device=model.device)[None]
     training = model.training
     model.eval()

@@ -27,7 +27,6 @@ from fipo.trainer.traced_rollouts import TracedRollouts
 
 logger = logging.get_logger(__name__)
 
-NOISE_CAUSES = "usual causes are dropout and kernels that are not deterministic"
 PAPER = """\
 @misc{ma2026fipo,
     title  = {FIPO: Eliciting Deep Reasoning with Future-KL Influenced Policy Optimization},
@@ -73,10 +72,11 @@ class FIPOTrainer(GRPOTrainer):
         self.observers: list[Observer] = [lambda credit: self.credit_metrics[self.mode].add(credit), traces]
         self.add_callback(traces)
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        memory = None if args.fipo_head_memory is None else int(args.fipo_head_memory * 2**30)
         for model in filter(None, (self.model, self.ref_model)):
             unwrapped = self.accelerator.unwrap_model(model)
             base = unwrapped.get_base_model() if is_peft_model(unwrapped) else unwrapped
-            add_head(base, self.args.head_memory_bytes)
+            add_head(base, memory)
             if not sharded:
                 check_head(base, self.temperature)
 
@@ -132,14 +132,13 @@ class FIPOTrainer(GRPOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         metrics = self._metrics[self.mode]
-        metrics.update(
-            {name: [value] for name, value in self.credit_metrics[self.mode].reduce(self.accelerator).items()}
-        )
-        shift = metrics.get("fipo/noise_weight_shift", [0.0])[0]
+        found = self.credit_metrics[self.mode].reduce(self.accelerator)
+        metrics.update({name: [value] for name, value in found.items()})
+        shift = found.get("fipo/noise_weight_shift", 0.0)
         if self.mode == "train" and shift > NOISE_LIMIT and not self._warned_of_noise:
             self._warned_of_noise = True
-            logger.warning(noise_warning(shift, NOISE_CAUSES))
-        if metrics.get("fipo/non_finite", [0.0])[0] > 0:
+            logger.warning(noise_warning(shift))
+        if found.get("fipo/non_finite", 0.0) > 0:
             warn_of_non_finite()
         if "train_loss" in logs:
             logs = logs | self.checkpoints.mean_loss(self.state.log_history)

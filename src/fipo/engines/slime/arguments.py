@@ -47,11 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def params_of(args: argparse.Namespace) -> FIPOParams:
-    """The hyper-parameters in slime's namespace, where the launcher or --custom-config-path put them.
-
-    Raises:
-        InvalidParameterError: They are not there at all, one is misspelled, or one has a value out of range.
-    """
+    """The hyper-parameters in slime's namespace, where the launcher or --custom-config-path put them. Raises an
+    InvalidParameterError where they are not there at all, one is misspelled, or one has a value out of range."""
     given = {name.removeprefix("fipo_"): value for name, value in vars(args).items() if name.startswith("fipo_")}
     if not {"decay_rate", "preset"} & given.keys():
         raise InvalidParameterError(
@@ -83,11 +80,8 @@ def updates_of(args: argparse.Namespace) -> int:
 
 
 def check_arguments(args: argparse.Namespace) -> FIPOParams:
-    """Refuses what cannot work, as far as `args` tell; returns the hyper-parameters.
-
-    Raises:
-        InvalidParameterError: They are not right (`params_of`), or slime's flags do not go with them.
-    """
+    """The hyper-parameters. Raises an InvalidParameterError where they are not right (`params_of`), or where slime's
+    flags, as far as `args` tell, do not go with them."""
     params = params_of(args)
     weighting_of(args)
     trace_options(args)

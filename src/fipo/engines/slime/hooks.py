@@ -18,6 +18,10 @@ from fipo.engines.slime.traced_samples import TRACES
 
 logger = logging.getLogger(__name__)
 
+FOREIGN_OLD_POLICY = (
+    "with --use-rollout-logprobs π_old is the rollout engine's, whose log-probs differ from the trainer's; drop the "
+    "flag, so that slime recomputes them",
+)
 UPDATE_HOOK, ROLLOUT_HOOK = "fipo.engines.slime.before_train_step", "fipo.engines.slime.note_rollout"
 
 
@@ -64,8 +68,7 @@ class Warnings:
     """What a process says once: noise that alone moves weights, of which the first micro-batch tells, since that is
     surely of update 0; and tokens without π_old."""
 
-    def __init__(self) -> None:
-        self.looked = False
+    looked = False
 
     def see(self, credit: TokenCredit, trained: Tensor, args: Namespace) -> None:
         """Looks at one micro-batch's (N,) credit."""
@@ -75,14 +78,8 @@ class Warnings:
             return
         self.looked = True
         shift = FIRST_UPDATE_MEANS["fipo/noise_weight_shift"](credit)[trained].mean().item()
-        cause = "usual causes are dropout and kernels that are not deterministic"
-        if args.use_rollout_logprobs:
-            cause = (
-                "with --use-rollout-logprobs π_old is the rollout engine's, whose log-probs differ from the trainer's; "
-                "drop the flag, so that slime recomputes them"
-            )
         if shift > NOISE_LIMIT:
-            logger.warning(noise_warning(shift, cause))
+            logger.warning(noise_warning(shift, *(FOREIGN_OLD_POLICY if args.use_rollout_logprobs else ())))
 
 
 WARNINGS = Warnings()

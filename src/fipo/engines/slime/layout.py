@@ -26,19 +26,12 @@ def response_edges(total_length: int, response_length: int, cp_size: int) -> lis
 def sharded_sequences(
     batch: dict[str, Any], distance: str, log_probs: list[Tensor], cp_rank: int, cp_size: int
 ) -> ShardedSequences:
-    """Where the tokens of `log_probs` lie: rank r holds chunks r and 2·cp − 1 − r of every sequence, in this order.
+    """Where the tokens of a micro-batch lie: rank r holds chunks r and 2·cp − 1 − r of every sequence, in this order.
 
-    Args:
-        batch: A micro-batch of slime; `loss_masks` are whole responses.
-        distance: FIPOParams.distance.
-        log_probs: This rank's log-probs, one tensor a sequence, for a check and the device.
-        cp_rank, cp_size: Of the context-parallel group.
-
-    Raises:
-        InvalidInputError: slime cut the sequences otherwise.
+    Raises an InvalidInputError where slime cut the sequences otherwise, which this rank's `log_probs`, one tensor a
+    sequence, show. `distance` is that of FIPOParams.
     """
-    device = log_probs[0].device
-    places = (cp_rank, 2 * cp_size - 1 - cp_rank)
+    device, places = log_probs[0].device, (cp_rank, 2 * cp_size - 1 - cp_rank)
     lengths, extents = [], []
     for total, response, mask, local in zip(
         batch["total_lengths"], batch["response_lengths"], batch["loss_masks"], log_probs, strict=True
@@ -53,11 +46,10 @@ def sharded_sequences(
         lengths.append(here)
         counts = pad(mask.bool().cumsum(0), (1, 0))[edges.to(mask.device)] if distance == "trained" else edges
         extents.append(counts.diff().to(device))
-    sequences = len(log_probs)
     return ShardedSequences(
         cu_seqlens=pad(torch.cat(lengths).cumsum(0), (1, 0)).to(device),
-        sequence=torch.arange(sequences, device=device).repeat_interleave(2),
-        place=torch.tensor(places, device=device).repeat(sequences),
+        sequence=torch.arange(len(log_probs), device=device).repeat_interleave(2),
+        place=torch.tensor(places, device=device).repeat(len(log_probs)),
         extents=torch.stack(extents),
     )
 
@@ -65,13 +57,8 @@ def sharded_sequences(
 def whole_responses(
     batch: dict[str, Any], rows: Iterable[int], columns: dict[str, Tensor], lengths: list[int]
 ) -> list[dict[str, Tensor]]:
-    """Chosen sequences' columns, (R,) each and floating point, put together from the context-parallel ranks.
-
-    Args:
-        batch: A micro-batch of slime.
-        rows: Which of its sequences, the same on every rank.
-        columns: (N,) of this rank's tokens, the sequences one after the other.
-        lengths: This rank's tokens of each sequence.
+    """Columns (R,), floating point, of the sequences `rows`, put together from the context-parallel ranks: of this
+    rank's (N,) `columns`, in which the sequences of the micro-batch have these `lengths`. `rows` are the same on all.
     """
     dtype = columns["logps"].dtype
     parts = torch.stack([column.detach().to(dtype) for column in columns.values()], 1).split(lengths)

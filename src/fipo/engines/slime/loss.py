@@ -87,13 +87,8 @@ def credit_of(
 ) -> TokenCredit:
     """The credit of a micro-batch, exact under context parallelism; with the weights of a rule or control, if any.
 
-    Args:
-        args, batch: As for `fipo_loss_function`.
-        log_probs: log π_θ of this rank's response tokens, one tensor a sequence.
-        entropy: Likewise, for a rule that asks for it.
-
-    Returns:
-        A TokenCredit of (N,) tensors, the sequences one after the other as slime concatenates them.
+    `log_probs` and `entropy`, for rules, are of this rank's response tokens, one tensor a sequence. The TokenCredit has
+    (N,) tensors, the sequences one after the other as slime concatenates them.
     """
     params, mpu = params_of(args), slime_function("mpu")
     old = _old_log_probs(args, batch)[1]

@@ -69,10 +69,8 @@ class Traces:
         columns: dict[str, list[Tensor]],
     ) -> None:
         """Writes the chosen completions of a micro-batch, if its rollout is traced: of this rank's tokens `credit` and
-        `trained` (N,) and the `columns` of `trace_columns`, one tensor a sequence.
-
-        Raises:
-            InvalidParameterError: Traces are asked for, but slime does not say which rollout it trains on.
+        `trained` (N,) and the `columns` of `trace_columns`, one tensor a sequence. Raises an InvalidParameterError
+        where slime does not say which rollout it trains on.
         """
         options = trace_options(args)
         if options is None or SEEN in batch:

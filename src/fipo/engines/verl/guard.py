@@ -53,8 +53,7 @@ def check_updates(config: DictConfig) -> None:
 
 def warn_of_foreign_old_policy(config: DictConfig) -> None:
     """Where π_old is the rollout engine's, its mismatch with the trainer moves weights before any update."""
-    correction = config.algorithm.get("rollout_correction") or {}
-    if correction.get("bypass_mode"):
+    if (config.algorithm.get("rollout_correction") or {}).get("bypass_mode"):
         warnings.warn(
             "algorithm.rollout_correction.bypass_mode is True, so π_old is the rollout engine's, and the difference "
             "between engines counts as drift in every weight; set it to False, so that the trainer recomputes π_old.",
@@ -84,9 +83,8 @@ def fused_head_loses_gradients() -> bool:
 
 
 class OneUpdateWatch:
-    """Warns once if the weights stay at 1 for the first 32 updates; no error, as a tiny learning rate looks alike.
-
-    Numerical noise between π_old and π_θ hides the mistake: this is the net below the guard, not the guard.
+    """The net below the guard: warns once if the weights stay at 1 for the first 32 updates. It is no error, as a tiny
+    learning rate looks alike; and numerical noise between π_old and π_θ hides the mistake.
     """
 
     updates_left = float(WATCHED_UPDATES)

@@ -48,16 +48,13 @@ def metrics_of(credit: TokenCredit, mask: Tensor, config: Any) -> dict[str, Any]
         warn_of_non_finite()
     if not known:
         return {name: sum(values) / max(1, len(values)) for name, values in found.items()}
-    return {name: _mean_of(values) for name, values in found.items()}
+    metrics = {name: Metric("mean") for name in found}
+    for name, metric in metrics.items():
+        metric.extend(found[name])
+    return metrics
 
 
 def rows_of_an_update(config: Any) -> float:
     """On this rank. Workers of verl 0.7 fill no global_batch_info and hold this rank's rows as ppo_mini_batch_size."""
     info = config.global_batch_info
     return (info.get("global_batch_size") or config.ppo_mini_batch_size) / (info.get("dp_size") or 1)
-
-
-def _mean_of(values: list[float]) -> Any:
-    metric = Metric("mean")
-    metric.extend(values)
-    return metric

@@ -25,17 +25,11 @@ from fipo.traces.writer import Completion, TraceWriter, among, group_number
 
 REMEDY = "drop policy_loss.trace_dir, or train with verl 0.9.1's main_ppo"
 CALL = 'log_prob = no_padding_2_padding(model_output["log_probs"], data)'  # in ppo_loss of verl 0.7.1, 0.8.0 and 0.9.1
-
-
 _seen: list[tuple[Any, Tensor]] = []  # micro-batches that the wrapped function was called with, and what it returned
 
 
 def watch_micro_batches() -> None:
-    """Wraps verl's function, once a process.
-
-    Raises:
-        FIPOError: verl's ppo_loss is not as it was read.
-    """
+    """Wraps verl's function, once a process. Raises a FIPOError where verl's ppo_loss is not as it was read."""
     original = getattr(losses, "no_padding_2_padding", None)
     if hasattr(original, "__wrapped__"):  # by this function
         return
@@ -60,10 +54,7 @@ def _micro_batch_of(log_prob: Tensor) -> tuple[Any, Tensor | None]:
     seen = _seen.copy()
     _seen.clear()
     if not seen or seen[0][1] is not log_prob:
-        raise FIPOError(
-            f"policy_loss.trace_dir is set, but the loss is not called by verl's ppo_loss, which knows the tokens; "
-            f"{REMEDY}."
-        )
+        raise FIPOError(f"policy_loss.trace_dir is set, but it is not verl's ppo_loss that calls the loss; {REMEDY}.")
     return seen[0][0], seen[1][1] if len(seen) > 1 else None
 
 
@@ -84,9 +75,7 @@ class Traces:
         self, credit: TokenCredit, log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, mask: Tensor, config: Any
     ) -> None:
         """Writes the chosen completions of a micro-batch, if its rollout is traced; the arguments are the loss' own.
-
-        Raises:
-            FIPOError: Traces are asked for, but this verl does not give what they need.
+        Raises a FIPOError where traces are asked for, but this verl does not give what they need.
         """
         options = config.policy_loss.trace_options()
         if options is None:
@@ -115,8 +104,8 @@ class Traces:
             names = ("tokenizer", "local_path", "path")
             tokenizer = next((found for name in names if (found := getattr(model, name, None))), None)
             how: Any = {"params": settings.params(config.clip_ratio_c), "weighting": settings.weighting}
-            place = {"rank": rank, "ranks": ranks, "updates_per_rollout": 0}
-            self.writer = self.writer or TraceWriter(options=options, tokenizer=tokenizer, **how, **place)
+            how |= {"options": options, "tokenizer": tokenizer, "rank": rank, "ranks": ranks, "updates_per_rollout": 0}
+            self.writer = self.writer or TraceWriter(**how)
             self.writer.write(self.rollout, step, completions)
 
     def _advance(self, data: Any) -> None:

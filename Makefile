@@ -14,8 +14,8 @@ DEVICE ?= pretend
 demo: .venv/installed
 	$(BIN)/fipo train recipes/trl/demo.yaml --overwrite true
 
-test: .venv/installed lint
-	$(BIN)/pytest
+test: .venv/installed lint  # two processes of one thread each; a file's tests stay together, for they share fixtures
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-slow: .venv/installed
 	$(BIN)/pytest -m 'slow and not browser'

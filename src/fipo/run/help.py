@@ -19,7 +19,7 @@ GROUPS = {
     "Rewards": "rewards",
     "Rollout": "num_generations max_completion_length stop_character use_vllm",
     "Updates": "per_device_train_batch_size gradient_accumulation_steps steps_per_generation max_steps learning_rate",
-    "FIPO": "fipo_preset fipo_decay_rate fipo_clip_ratio_low fipo_clip_ratio_high fipo_rule fipo_control",
+    "FIPO": "fipo_preset fipo_decay_rate fipo_clip_ratio_low fipo_clip_ratio_high fipo_rule",
     "Evaluation": "eval_dataset eval_size eval_k",
     "Files": "output_dir report_to fipo_trace_every resume overwrite dry_run",
 }

@@ -68,6 +68,7 @@ COLUMNS = {  # benchmark → column → (heading, format)
     },
 }
 COLOURS = {"products": "0.7", "plain": "#a6611a", "trl": "#dfc27d", "liger": "#80cdc1", "fipo": "#018571"}
+COLOURS |= dict.fromkeys(("kept", "recomputed", "frozen"), "#5ab4ac")  # fipo's other ways
 
 
 def table(rows: list[dict[str, Any]], columns: dict[str, tuple[str, str]]) -> str:

@@ -1,4 +1,4 @@
-// The credit of every token, recomputed in float64 exactly as fipo.core.loss defines it.
+// The credit of every token, recomputed in float64 exactly as fipo.core.credit defines it.
 
 /** @import { Knobs, Numbers } from "../types.js" */
 

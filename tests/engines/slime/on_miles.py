@@ -10,7 +10,6 @@ __all__ = ["ARGUMENTS", "initialize", "loss_function"]
 
 ARGUMENTS = {  # of miles alone
     "global_batch_size": None,
-    "log_probs_chunk_size": -1,
     "observe_training_entropy": True,  # or it logs 0
     "qkv_format": "thd",
     "skip_actor_forward_only": False,
@@ -28,9 +27,8 @@ def initialize(cp_size):
     """mpu's groups, and miles' own state, which knows them too."""
     mpu.initialize(cp_size)
     alone = GroupInfo(rank=0, size=1, group=mpu.get_tensor_model_parallel_group())
-    cp = GroupInfo(
-        mpu.get_context_parallel_rank(), mpu.get_context_parallel_world_size(), mpu.get_context_parallel_group()
-    )
+    group = mpu.get_context_parallel_group()
+    cp = GroupInfo(rank=dist.get_rank(group), size=group.size(), group=group)
     world = GroupInfo(dist.get_rank(), dist.get_world_size(), mpu.get_data_parallel_group(True))
     dp = GroupInfo(mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size(), None)
     others = dict.fromkeys(("tp", "pp", "ep", "etp", "indep_dp"), alone)

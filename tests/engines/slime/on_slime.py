@@ -6,14 +6,14 @@ is imported; its modules are taken without that.
 """
 
 import importlib
-import os
 import sys
 import types
 from pathlib import Path
 
+from cases import MILES, SLIME
+
 HERE = Path(__file__).parent
-MILES = os.environ.get("MILES_SRC")
-SOURCE = Path(MILES or os.environ.get("SLIME_SRC") or HERE / "standin")
+SOURCE = Path(MILES or SLIME or HERE / "standin")
 sys.path[:0] = [str(SOURCE), str(HERE / "megatron_stub"), str(HERE.parents[1])]
 
 if MILES:
@@ -37,4 +37,4 @@ else:
         return loss.get_log_probs_and_entropy(*arguments, **named)[1]
 
 
-__all__ = ["ARGUMENTS", "MILES", "cp_utils", "get_log_probs_and_entropy", "initialize", "loss"]
+__all__ = ["ARGUMENTS", "cp_utils", "get_log_probs_and_entropy", "initialize", "loss"]

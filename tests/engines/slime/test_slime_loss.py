@@ -9,79 +9,90 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cases
 import pytest
 import torch
+from cases import DROPPED, OPTIONS
 from support import one_truth
 from torch.nn.utils.rnn import pad_sequence
 
 from fipo import FIPOParams, token_credit
-from fipo.core.logged import TOKEN_MEANS
+from fipo.core.logged import DROPPED_SEQUENCES, FIRST_UPDATE_MEANS, TOKEN_MEANS, WEIGHT_MAX, WEIGHT_MIN
 from fipo.traces import read_traces
-from fipo.traces.importers import import_dump
 
-HERE = Path(__file__).parent
-OPTIONS = [
-    *("plain", "high_only", "trained_distance", "kl_k3", "kl_unbiased", "entropy", "tis", "tis_custom", "mismatch"),
-    *("opsm", "reducer", "temperature", "per_token", "recompute", "rollout_logprobs", "shuffle", "rule"),
-    *("shuffled_rule", *(() if "MILES_SRC" in os.environ else ("top_p",))),
-    *(("gspo", "cispo") if "SLIME_SRC" in os.environ else ()),
-]
-FIPOS = [option for option in OPTIONS if "rule" not in option]  # with FIPO's own weights
-SPLITS = ["one_by_one", "dp2", "cp2", "cp2_one_by_one", "cp2_allgather", "cp2_allgather_one_by_one", "cp2_dp2", "cp4"]
-DROPPED = 2  # the sample with two dual-clipped tokens
+PARAMS = FIPOParams(**cases.KNOBS)
+SPLITS = [split for splits in cases.SPLITS.values() for split in splits]
+LAYOUTS = [split for split in SPLITS if split in ("whole", "cp2", "cp2_allgather", "cp4")]
+OTHER_WEIGHTS = ("uniform", "none", "rule", "shuffled_rule", "no_bounds")  # than FIPO's
+NAMES = [*TOKEN_MEANS, DROPPED_SEQUENCES, *FIRST_UPDATE_MEANS, WEIGHT_MIN, WEIGHT_MAX]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """What ranks.py found with 1, 2 and 4 processes, in one dict; and the folder."""
+def folder(tmp_path_factory):
+    """Where ranks.py left what it found with 1, 2 and 4 processes."""
     folder = tmp_path_factory.mktemp("ranks")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}  # nothing is compiled for the test
-    command = [sys.executable, str(HERE / "ranks.py"), str(folder)]
+    command = [sys.executable, str(Path(__file__).with_name("ranks.py")), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr[-5000:]
-    return {k: v for world in (1, 2, 4) for k, v in torch.load(folder / f"{world}.pt").items()}, folder
+    return folder
 
 
-def assert_same_update(found, expected, shared_only=False):
+@pytest.fixture(scope="module")
+def runs(folder):
+    return {name: found for world in cases.SPLITS for name, found in torch.load(folder / f"{world}.pt").items()}
+
+
+@pytest.fixture(scope="module")
+def traces(folder):
+    """What each split's run left, by split."""
+    return {split: read_traces(folder / "traces" / split) for split in SPLITS}
+
+
+def padded_credit(runs, **more):
+    """The credit of the samples as one padded batch, and its mask."""
+    columns = [runs["whole", "log_probs"]]
+    columns += [[sample[name] for sample in runs["samples"]] for name in ("log_probs", "advantages", "loss_masks")]
+    *columns, mask = (pad_sequence(column, batch_first=True) for column in columns)
+    return token_credit(*columns, mask.bool(), PARAMS, **more), mask.bool()
+
+
+def mean_over_rollouts(runs, totals):
+    """As slime means: of each sample's total over its rollout's tokens."""
+    rows = zip(totals, runs["samples"], strict=True)
+    return sum(total / sample["rollout_mask_sums"] for total, sample in rows).item() / len(set(cases.ROLLOUTS))
+
+
+def assert_same_update(found, expected, names):
     torch.testing.assert_close(found["loss"], expected["loss"], rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(found["gradient"], expected["gradient"], rtol=1e-4, atol=1e-7)
-    names = list(expected["metrics"])
-    if not shared_only:
-        assert list(found["metrics"]) == names
-    assert {name: found["metrics"][name] for name in names} == pytest.approx(expected["metrics"], rel=1e-4, abs=1e-6)
+    assert list(found["metrics"]) == names
+    shared = {name: found["metrics"][name] for name in expected["metrics"]}
+    assert shared == pytest.approx(expected["metrics"], rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize("option", FIPOS)
-@pytest.mark.parametrize("split", ["whole", "cp2"])
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option not in OTHER_WEIGHTS])
+@pytest.mark.parametrize("split", cases.COMPARED)
 def test_neutral_weights_are_slimes_policy_loss(runs, split, option):
-    found, policy = runs[0][split, option, "neutral"], runs[0][split, option, "policy"]
+    fipo, neutral, policy = (runs[split, option, kind] for kind in ("fipo", "neutral", "policy"))
     assert policy["gradient"].abs().max() > 1e-3
-    assert_same_update(found, policy, shared_only=True)
-    assert list(found["metrics"])[: len(policy["metrics"])] == list(policy["metrics"])
+    assert_same_update(neutral, policy, [*policy["metrics"], *NAMES])
+    assert (fipo["gradient"] - neutral["gradient"]).abs().max() > 1e-3  # here credit matters
+    assert fipo["metrics"]["fipo/weight_at_high"] > 0.1 and fipo["metrics"]["fipo/safety_capped"] > 0
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", SPLITS[1:])
 def test_every_split_is_the_whole(runs, split, option):
-    if (split, option, "fipo") not in runs[0]:
+    if not cases.runs(split, option):
         pytest.skip("slime's own GSPO aborts there")
-    assert_same_update(runs[0][split, option, "fipo"], runs[0]["whole", option, "fipo"])
+    whole = runs["whole", option, "fipo"]
+    assert_same_update(runs[split, option, "fipo"], whole, list(whole["metrics"]))
 
 
-@pytest.mark.parametrize("option", FIPOS)
-def test_credit_matters_here(runs, option):
-    """Else equal gradients would say nothing about the weights."""
-    fipo, neutral = runs[0]["whole", option, "fipo"], runs[0]["whole", option, "neutral"]
-    assert (fipo["gradient"] - neutral["gradient"]).abs().max() > 1e-3
-    assert fipo["metrics"]["fipo/weight_at_high"] > 0.1
-    assert fipo["metrics"]["fipo/safety_capped"] > 0
-
-
-@pytest.mark.parametrize("split", ["whole", *SPLITS])
-def test_controls_keep_what_they_say(runs, split):
-    """The same order of a response's weights in every split follows from `test_every_split_is_the_whole`."""
+def test_controls_keep_what_they_say(runs):
     plain, shuffle, uniform, none, neutral = (
-        runs[0][split, option, "fipo"] for option in ("plain", "shuffle", "uniform", "none", "no_bounds")
+        runs["whole", option, "fipo"] for option in ("plain", "shuffle", "uniform", "none", "no_bounds")
     )
     for found in (shuffle, uniform):
         assert (found["gradient"] - plain["gradient"]).abs().max() > 1e-4
@@ -93,24 +104,19 @@ def test_controls_keep_what_they_say(runs, split):
         assert found["metrics"][name] == pytest.approx(plain["metrics"][name], rel=1e-5)
 
 
-@pytest.mark.parametrize("split", ["whole", "cp2", "cp2_allgather", "cp4"])
+@pytest.mark.parametrize("split", LAYOUTS)
 def test_weights_are_those_of_the_padded_batch(runs, split):
-    if (split, "weights") not in runs[0]:
-        pytest.fail(f"{split} was not run")
-    samples = runs[0]["samples"]
-    columns = [runs[0]["whole", "log_probs"], *([s[name] for s in samples] for name in ("log_probs", "advantages"))]
-    mask = pad_sequence([sample["loss_masks"].bool() for sample in samples], batch_first=True)
-    out = token_credit(*(pad_sequence(c, batch_first=True) for c in columns), mask, FIPOParams(**runs[0]["knobs"]))
-    assert out.dropped.nonzero().flatten().tolist() == [DROPPED]
-    for row, weight in enumerate(runs[0][split, "weights"]):
-        torch.testing.assert_close(weight, out.weight[row, : len(weight)], rtol=1e-6, atol=1e-6)
+    credit, _ = padded_credit(runs)
+    assert credit.dropped.nonzero().flatten().tolist() == [DROPPED]
+    for row, weight in enumerate(runs[split, "weights"]):
+        torch.testing.assert_close(weight, credit.weight[row, : len(weight)], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("regularized", [False, True])
-@pytest.mark.parametrize("split", ["whole", "cp2", "cp2_allgather", "cp4"])
+@pytest.mark.parametrize("split", LAYOUTS)
 def test_the_batch_that_all_engines_share(runs, split, regularized):
     """With a KL and an entropy bonus, those of its dropped sequence stay in."""
-    found = runs[0][split, "one_truth"][regularized]
+    found = runs[split, "one_truth"][regularized]
     model = found["model"].requires_grad_()
     every = [model[t[:-1]].log_softmax(-1)[-one_truth.TOKENS :] for t in found["tokens"]]
     logps = [e.gather(-1, t[-one_truth.TOKENS :, None])[:, 0] for e, t in zip(every, found["tokens"], strict=True)]
@@ -120,154 +126,78 @@ def test_the_batch_that_all_engines_share(runs, split, regularized):
     one_truth.assert_same_gradients([found["gradient"]], torch.stack(logps), [model], entropy)
 
 
-@pytest.mark.parametrize("split", ["whole", *SPLITS])
-def test_least_and_greatest_weight_are_exact(runs, split):
-    """Those of each response, meant over rollouts as slime means; pull request 1801's depend on the split."""
-    weights, metrics = runs[0]["whole", "weights"], runs[0][split, "plain", "fipo"]["metrics"]
-    for name, of in (("fipo/weight_min", torch.min), ("fipo/weight_max", torch.max)):
-        rows = zip(weights, runs[0]["samples"], strict=True)
-        shares = [of(w[s["loss_masks"].bool()]) * s["loss_masks"].sum() / s["rollout_mask_sums"] for w, s in rows]
-        assert metrics[name] == pytest.approx(sum(shares).item() / 6, rel=1e-5)
-
-
-@pytest.mark.parametrize("split", ["whole", *SPLITS])
-def test_a_rule_weighs_whole_responses(runs, split):
-    """1 / n at a response's n-th token, on whatever rank that lies."""
-    shares = [
-        (s["loss_masks"] / torch.arange(1, 1 + s["response_lengths"])).sum() / s["rollout_mask_sums"]
-        for s in runs[0]["samples"]
-    ]
-    for option in ("rule", "shuffled_rule"):
-        metrics = runs[0][split, option, "fipo"]["metrics"]
-        assert metrics["fipo/weight_mean"] == pytest.approx(sum(shares).item() / 6, rel=1e-5)
-    assert (runs[0][split, "rule", "fipo"]["gradient"] - runs[0][split, option, "fipo"]["gradient"]).abs().max() > 1e-4
-
-
-@pytest.mark.parametrize("split", ["whole", "cp2"])
-def test_what_slimes_corrections_take_out_gives_no_credit(runs, split):
-    """A custom TIS function rejects every third token: neither future_kl nor the drop sees them."""
-    samples = runs[0]["samples"]
-    columns = [runs[0]["whole", "log_probs"], *([s[name] for s in samples] for name in ("log_probs", "advantages"))]
-    mask = pad_sequence([sample["loss_masks"].bool() for sample in samples], batch_first=True)
-    rejected = (torch.arange(mask.shape[1]) % 3 == 0).expand(mask.shape)
-    columns = [pad_sequence(column, batch_first=True) for column in columns]
-    credit = token_credit(*columns, mask, FIPOParams(**runs[0]["knobs"]), rejected=rejected)
-    totals = [sample["rollout_mask_sums"] for sample in samples]
-    for name in ("fipo/participation", "fipo/weight_mean", "fipo/dual_clipped"):
-        values = torch.where(mask, TOKEN_MEANS[name](credit), 0).sum(-1)
-        expected = sum(value / total for value, total in zip(values, totals, strict=True)) / 6
-        assert runs[0][split, "tis_custom", "fipo"]["metrics"][name] == pytest.approx(expected.item(), rel=1e-5)
-
-
-@pytest.mark.parametrize("split", ["whole", "cp2", "cp4"])
-def test_dual_clipped_tokens_in_different_chunks_drop_the_sequence(runs, split):
-    """No rank sees both."""
-    gradient, dropped = runs[0][split, "dropped"]
-    assert gradient == 0 and dropped > 0
-    gradient, dropped = runs[0][split, "not_dropped"]
-    assert gradient > 1e-3 and dropped == 0
-
-
-def test_dropped_sequences_stay_in_the_denominators(runs):
-    """One of six rollouts is dropped."""
-    metrics = runs[0]["whole", "plain", "fipo"]["metrics"]
-    assert metrics["fipo/dropped_sequences"] == pytest.approx(1 / 6)
-    samples = runs[0]["samples"]
-    tokens = [sample["loss_masks"].sum().item() for sample in samples]
-    share = runs[0]["whole", "per_token", "fipo"]["metrics"]["fipo/dropped_sequences"]
+def test_metrics_are_means_as_slime_means(runs):
+    """Over a rollout's tokens and then over rollouts; dropped sequences stay in the denominators."""
+    weights, masks = runs["whole", "weights"], [sample["loss_masks"].bool() for sample in runs["samples"]]
+    trained, tokens = [w[m] for w, m in zip(weights, masks, strict=True)], [int(mask.sum()) for mask in masks]
+    mean = mean_over_rollouts(runs, [weight.sum() for weight in trained])
+    assert abs(mean - sum(weight.mean().item() for weight in trained) / len(trained)) > 1e-3  # of micro-batch means
+    metrics = runs["whole", "plain", "fipo"]["metrics"]
+    assert metrics["fipo/weight_mean"] == pytest.approx(mean, abs=1e-6)
+    for name, of in ((WEIGHT_MIN, torch.min), (WEIGHT_MAX, torch.max)):
+        assert metrics[name] == pytest.approx(mean_over_rollouts(runs, [of(w) * len(w) for w in trained]), rel=1e-5)
+    assert metrics[DROPPED_SEQUENCES] == pytest.approx(1 / 6)
+    share = runs["whole", "per_token", "fipo"]["metrics"][DROPPED_SEQUENCES]
     assert share == pytest.approx(tokens[DROPPED] / sum(tokens))
 
 
-def test_statistics_do_not_depend_on_the_split(runs):
-    """Ours are sums over rollouts of means over their tokens; a mean of micro-batch means would be another number."""
-    samples, weights = runs[0]["samples"], runs[0]["whole", "weights"]
-    masks = [sample["loss_masks"].bool() for sample in samples]
-    shares = [(w * m).sum() / s["rollout_mask_sums"] for w, m, s in zip(weights, masks, samples, strict=True)]
-    exact = (sum(shares) / 6).item()
-    naive = torch.stack([w[m].mean() for w, m in zip(weights, masks, strict=True)]).mean().item()
-    assert abs(exact - naive) > 1e-3
-    for split in ["whole", *SPLITS]:
-        assert runs[0][split, "plain", "fipo"]["metrics"]["fipo/weight_mean"] == pytest.approx(exact, abs=1e-6)
+def test_a_rule_weighs_whole_responses(runs):
+    """1 / n at a response's n-th token, on whatever rank that lies."""
+    totals = [(s["loss_masks"] / torch.arange(1, 1 + s["response_lengths"])).sum() for s in runs["samples"]]
+    rule, shuffled = (runs["whole", option, "fipo"] for option in ("rule", "shuffled_rule"))
+    for found in (rule, shuffled):
+        assert found["metrics"]["fipo/weight_mean"] == pytest.approx(mean_over_rollouts(runs, totals), rel=1e-5)
+    assert (rule["gradient"] - shuffled["gradient"]).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize(("split", "cp_size"), [("cp2", 2), ("cp2_one_by_one", 2), ("cp4", 4)])
-def test_collectives_whose_size_does_not_depend_on_length(runs, split, cp_size):
-    short, long = (runs[0][split, "collectives"][chosen] for chosen in ((0, 3), (2, 6)))
-    ours = [(2, 2 * cp_size + 1), (2, 2)]  # heads and counts; least and greatest weights
-    assert short == long and short[:2] == ours
-    assert len(short) == 2 or "MILES_SRC" in os.environ  # which has collectives of its own
+def test_what_slimes_corrections_take_out_gives_no_credit(runs):
+    """A custom TIS function rejects every third token: neither future_kl nor the drop sees them."""
+    _, mask = padded_credit(runs)
+    credit, _ = padded_credit(runs, rejected=(torch.arange(mask.shape[1]) % 3 == 0).expand(mask.shape))
+    for name in ("fipo/participation", "fipo/weight_mean", "fipo/dual_clipped"):
+        expected = mean_over_rollouts(runs, torch.where(mask, TOKEN_MEANS[name](credit), 0).sum(-1))
+        assert runs["whole", "tis_custom", "fipo"]["metrics"][name] == pytest.approx(expected, rel=1e-5)
 
 
-def test_metrics_have_the_names_of_slime_and_of_every_engine(runs):
-    names = list(runs[0]["whole", "rollout_logprobs", "fipo"]["metrics"])
-    slimes = ["loss", "pg_loss", "entropy_loss", "pg_clipfrac", "ppo_kl", "train_rollout_logprob_abs_diff"]
-    noise = ["fipo/noise_floor", "fipo/noise_weight_shift"]
-    extremes = ["fipo/weight_min", "fipo/weight_max"]
-    assert set(slimes) <= set(names)
-    assert names[-len(TOKEN_MEANS) - 5 :] == [*TOKEN_MEANS, "fipo/dropped_sequences", *noise, *extremes]
-
-
-@pytest.mark.skipif("MILES_SRC" in os.environ, reason="miles captures no log-probs")
-def test_the_importer_finds_the_weights_in_slimes_dump(runs):
-    """slime's capture hook was called, so log_probs are the current policy's and the credit can be worked out again."""
-    params = FIPOParams(**runs[0]["knobs"])
-    found = import_dump("slime", runs[1] / "dump", params=params, current_logprobs=True)
-    samples = {sample["partition"]: sample for sample in runs[0]["samples"]}
-    assert len(found.traces) == len(samples)
-    for trace in found.traces:
-        sample, new = samples[trace.sample], runs[0]["whole", "log_probs"][trace.sample]
-        columns = (new, sample["rollout_log_probs"], sample["advantages"], sample["loss_masks"].bool())
-        out = token_credit(*(column[None] for column in columns), params)
-        torch.testing.assert_close(torch.tensor(trace.weight), out.weight[0], rtol=1e-6, atol=1e-6)
-        assert trace.dropped == bool(out.dropped)
-
-
-@pytest.fixture(scope="module")
-def traces(runs):
-    """What each split's run left, by split."""
-    return {split: read_traces(runs[1] / "traces" / split) for split in ("whole", *SPLITS)}
+@pytest.mark.parametrize(("split", "cp_size", "rows"), [("cp2", 2, 7), ("cp2_one_by_one", 2, 1), ("cp4", 4, 1)])
+def test_collectives_whose_size_does_not_depend_on_length(runs, split, cp_size, rows):
+    shapes = runs[split, "plain", "fipo"]["collectives"]
+    of_one = shapes[: len(shapes) * rows // 7]  # micro-batch
+    assert shapes == of_one * (7 // rows)
+    assert of_one[:2] == [(rows, 2 * cp_size + 1), (rows, 2)]  # heads and counts; least and greatest weights
+    assert len(of_one) == 2 or cases.MILES  # which has collectives of its own
 
 
 def test_traces_hold_what_the_loss_used(runs, traces):
     """Of the traced rollout alone, both updates of every sample, once."""
-    found, expected = traces["whole"], runs[0]["samples"]
-    assert found.params == FIPOParams(**runs[0]["knobs"])
+    found, expected = traces["whole"], runs["samples"]
+    assert found.params == PARAMS
     assert [(t.rollout, t.sample, t.update) for t in found] == [(0, s, u) for s in range(len(expected)) for u in (0, 1)]
     for trace in found:
-        sample, log_probs = expected[trace.sample], runs[0]["whole", "log_probs"][trace.sample]
-        length = sample["response_lengths"]
-        assert trace.token_ids.tolist() == sample["unconcat_tokens"][-length:].tolist()
+        sample = expected[trace.sample]
+        assert trace.token_ids.tolist() == sample["unconcat_tokens"][-sample["response_lengths"] :].tolist()
         assert trace.text == "".join(f"⟨{index}⟩" for index in trace.token_ids)  # there is no tokenizer here
         assert trace.trained.tolist() == sample["loss_masks"].bool().tolist()
-        for name, of in {
-            "logps": log_probs,
+        for name, column in {
+            "logps": runs["whole", "log_probs"][trace.sample],
+            "weight": runs["whole", "weights"][trace.sample],
             "old_logps": sample["log_probs"],
+            "rollout_logps": sample["rollout_log_probs"],
             "advantages": sample["advantages"],
         }.items():
-            torch.testing.assert_close(torch.tensor(getattr(trace, name)), of)
-        torch.testing.assert_close(torch.tensor(trace.weight), runs[0]["whole", "weights"][trace.sample])
-        torch.testing.assert_close(torch.tensor(trace.rollout_logps), sample["rollout_log_probs"])
+            torch.testing.assert_close(torch.tensor(getattr(trace, name)), column)
         assert (trace.reward, trace.group) == (trace.sample, trace.sample)
         assert trace.stop_reason == ("length" if trace.sample % 2 else "stop")
         assert trace.dropped == (trace.sample == DROPPED)
         assert trace.run == "whole"
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", SPLITS[1:])
 def test_every_split_leaves_the_traces_of_the_whole(traces, split):
+    names = ("logps", "old_logps", "log_ratio", "future_kl", "raw_weight", "weight", "advantages", "entropy")
     for found, expected in zip(traces[split], traces["whole"], strict=True):
         assert (found.sample, found.update, found.reward) == (expected.sample, expected.update, expected.reward)
         assert found.flags.tolist() == expected.flags.tolist()
-        for name in (
-            "logps",
-            "old_logps",
-            "log_ratio",
-            "future_kl",
-            "raw_weight",
-            "weight",
-            "advantages",
-            "entropy",
-            "rollout_logps",
-        ):
+        for name in (*names, "rollout_logps"):
             values = (torch.tensor(getattr(trace, name)) for trace in (found, expected))
             torch.testing.assert_close(*values, rtol=1e-5, atol=1e-6)

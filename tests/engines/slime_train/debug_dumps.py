@@ -1,12 +1,17 @@
 """Rollouts as slime's --save-debug-rollout-data writes them and --load-debug-rollout-data reads them.
 
+python debug_dumps.py SIZE MODEL DUMPS: makes a model and the rollouts of its runs, in two new folders.
+
 Every update gets one group of four responses. The log-probs that a rollout engine would have returned are the model's
 own minus a drift. With --use-rollout-logprobs the drift is the log-ratio at the first update, and makes every update
 hold what is rare: sample 1 is dropped for two dual-clipped tokens, sample 2 keeps one and has a safety-capped token.
 """
 
+import sys
+from pathlib import Path
+
 import torch
-from qwen3 import VOCABULARY
+from qwen3 import SIZES, VOCABULARY
 
 ROLLOUTS, GROUPS, GROUP_SIZE = 2, 4, 4
 REWARDS = [1.0, 0.0, 0.0, 1.0]
@@ -20,17 +25,11 @@ def save(folder, model, responses):
     folder.mkdir()
     generator = torch.Generator().manual_seed(0)
     for rollout in range(ROLLOUTS):
-        samples = [
-            sample
-            for group in range(rollout * GROUPS, (rollout + 1) * GROUPS)
-            for sample in _group(model, group, responses, generator)
-        ]
+        samples = []
+        for group in range(rollout * GROUPS, (rollout + 1) * GROUPS):
+            prompt = _random_tokens(3, 12, generator)
+            samples += [_sample(model, group, place, prompt, responses, generator) for place in range(GROUP_SIZE)]
         torch.save({"rollout_id": rollout, "samples": samples}, folder / f"rollout_{rollout}.pt")
-
-
-def _group(model, group, responses, generator):
-    prompt = _random_tokens(3, 12, generator)
-    return [_sample(model, group, place, prompt, responses, generator) for place in range(GROUP_SIZE)]
 
 
 def _sample(model, group, place, prompt, responses, generator):
@@ -78,3 +77,9 @@ def _random_tokens(least, most, generator):
 
 def _text(tokens):
     return " ".join(f"w{token}" for token in tokens)
+
+
+if __name__ == "__main__":
+    size = SIZES[sys.argv[1]]
+    size.save(Path(sys.argv[2]))
+    save(Path(sys.argv[3]), size.model(), size.responses)

@@ -46,22 +46,18 @@ class Size:
         )
         return Qwen3ForCausalLM(config).eval()
 
+    def save(self, folder):
+        from transformers import PreTrainedTokenizerFast
+
+        words = ["[PAD]", "[EOS]", *(f"w{number}" for number in range(2, VOCABULARY))]
+        by_word = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[PAD]"))
+        by_word.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=by_word, pad_token="[PAD]", eos_token="[EOS]")
+        for part in (self.model(), tokenizer):
+            part.save_pretrained(folder)
+
 
 SIZES = {
     "tiny": Size(layers=2, width=64, responses=(30, 60)),
     "19 million": Size(layers=8, width=512, responses=(400, 512)),  # for what takes time
 }
-
-
-def save(folder, size):
-    size.model().save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-
-
-def tokenizer():
-    from transformers import PreTrainedTokenizerFast
-
-    words = ["[PAD]", "[EOS]", *(f"w{number}" for number in range(2, VOCABULARY))]
-    by_word = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[PAD]"))
-    by_word.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=by_word, pad_token="[PAD]", eos_token="[EOS]")

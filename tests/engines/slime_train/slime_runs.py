@@ -1,6 +1,7 @@
 """One Ray for all runs; slime's train.py on it, as from a command line; what it logs."""
 
 import ast
+import hashlib
 import os
 import re
 import shutil
@@ -14,9 +15,13 @@ from pathlib import Path
 
 import pytest
 from commands import SCENARIOS
-from engine_sources import MEGATRON, SLIME, patched_megatron
 
 HERE = Path(__file__).parent
+SOURCES = {  # what slime ships with: the package, the digest of its Python files, the commit
+    "SLIME_SRC": ("slime", "17cbbec5144fe241", "https://github.com/THUDM/slime at 624b824a"),
+    "MEGATRON_SRC": ("megatron", "9720e959b68409da", "https://github.com/NVIDIA/Megatron-LM at 1dcf0daf"),
+}
+PATCH = "docker/patch/v0.5.15.post1/megatron.patch"  # in slime's source: what its Docker image does to Megatron
 ENVIRONMENT = {
     "SLIME_ACCELERATOR": "cpu",
     "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron asks for it with tensor or context parallelism
@@ -35,10 +40,12 @@ class SlimeRuns:
     """Every scenario is run once, when it is first asked for."""
 
     def __init__(self, folder):
-        self.slime, megatron = SLIME.folder(), MEGATRON.folder()
+        self.slime, megatron = (_source(variable) for variable in SOURCES)
         _check_network()
         self.folder, self.model = folder, folder / "tiny" / "model"
-        path = [HERE / "on_cpu", HERE, patched_megatron(self.slime, megatron, folder), self.slime]
+        shutil.copytree(megatron / "megatron", folder / "megatron")
+        subprocess.run(["git", "apply", self.slime / PATCH], cwd=folder, check=True)
+        path = [HERE / "on_cpu", HERE, folder, self.slime]
         self.environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(map(str, path))}
         self.updates, self.prepared = cache(self._updates), cache(self._prepared)
         self.dumps = self.prepared("tiny") / "dumps"
@@ -78,7 +85,7 @@ class SlimeRuns:
         """The folder with a model of this size and its rollouts."""
         folder = self.folder / size.replace(" ", "_")
         folder.mkdir()
-        self.python(HERE / "prepare.py", size, folder / "model", folder / "dumps")
+        self.python(HERE / "debug_dumps.py", size, folder / "model", folder / "dumps")
         return folder
 
     def _updates(self, name):
@@ -90,24 +97,35 @@ class SlimeRuns:
         scenario = SCENARIOS[name]
         made = self.prepared(scenario.size)
         command = scenario.command(self.slime, folder, made / "model", made / "dumps")
-        log = self.python(*command, cwd=folder)
-        (folder / "log").write_text(log)
+        (folder / "log").write_text(self.python(*command, cwd=folder))
         return [
             {metric.removeprefix("train/"): value for metric, value in ast.literal_eval(line).items()}
-            for line in re.findall(r" - step \d+: (\{.*\})", log)
+            for line in self.logged(name, r" - step \d+: (\{.*\})")
         ]
 
-    def rewards(self, name):
-        """The mean reward of every rollout of a scenario."""
-        self.updates(name)
-        log = (self.folder / name / "log").read_text()
-        return [float(reward) for reward in re.findall(r"'rollout/raw_reward': ([\d.]+)", log)]
+    def logged(self, name, pattern):
+        """What of a scenario's log matches."""
+        return re.findall(pattern, (self.folder / name / "log").read_text())
 
     def _start_after_first_rollout(self, folder):
         """A folder as the run "fipo" would have left it, had it been stopped after its first rollout."""
         self.updates("fipo")
         shutil.copytree(self.folder / "fipo" / "checkpoints" / "iter_0000000", folder / "iter_0000000")
         (folder / "latest_checkpointed_iteration.txt").write_text("0")
+
+
+def _source(variable):
+    """The folder that the variable names; a ValueError of one sentence if it is not that commit's, unpatched."""
+    package, expected, commit = SOURCES[variable]
+    folder, digest = Path(os.environ.get(variable, "")).resolve(), hashlib.sha256()
+    for file in sorted(folder.joinpath(package).rglob("*.py"), key=Path.as_posix):
+        digest.update(f"{file.relative_to(folder / package).as_posix()}\0".encode() + file.read_bytes() + b"\0")
+    if (found := digest.hexdigest()[:16]) != expected:
+        raise ValueError(
+            f"{variable} is {os.environ.get(variable)}, whose folder {package} has the digest {found} and not "
+            f"{expected}; name a checkout or an export of {commit}, unpatched."
+        )
+    return folder
 
 
 def _check_network():

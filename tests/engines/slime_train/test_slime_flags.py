@@ -17,22 +17,10 @@ def train_command(arm, size, *flags):
     return job[job.index("python3") + 1 :]
 
 
-@pytest.fixture(scope="module")
-def unknown(engines):
-    """Gives the flags of command lines that no parser knows."""
-
-    def ask(commands):
-        program = Path(__file__).with_name("recipe_flags.py")
-        return json.loads(engines.python(program, stdin=json.dumps(commands)).splitlines()[-1])
-
-    return ask
-
-
-def test_every_flag_of_every_recipe_is_known(unknown):
-    assert unknown([train_command(*command) for command in COMMANDS]) == [[]] * len(COMMANDS)
-
-
-def test_a_misspelled_flag_of_slime_sglang_or_megatron_is_found(unknown):
-    misspelled = ["--rollout-batch-sizes", "--sglang-mem-fraction-statics", "--hidden-sizes"]
-    commands = [train_command(arm, "0.8B", flag, "8") for arm in ("fipo", "grpo") for flag in misspelled]
-    assert unknown(commands) == [[flag] for flag in misspelled] * 2
+def test_every_flag_of_every_recipe_is_known_and_a_misspelled_one_is_found(engines):
+    misspelled = ["--rollout-batch-sizes", "--sglang-mem-fraction-statics", "--hidden-sizes"]  # slime, SGLang, Megatron
+    commands = [train_command(*command) for command in COMMANDS]
+    commands += [train_command(arm, "0.8B", flag, "8") for arm in ("fipo", "grpo") for flag in misspelled]
+    program = Path(__file__).with_name("recipe_flags.py")
+    unknown = json.loads(engines.python(program, stdin=json.dumps(commands)).splitlines()[-1])
+    assert unknown == [[]] * len(COMMANDS) + [[flag] for flag in misspelled] * 2

@@ -1,6 +1,6 @@
 """slime's own train.py, with Ray and Megatron on gloo: two rollouts of four updates."""
 
-import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -16,9 +16,7 @@ RARE = ("fipo/safety_capped", "fipo/dual_clipped", "fipo/dropped_sequences")
 
 def assert_same(found, expected):
     """Loss, gradient norm and every other metric of every update."""
-    assert len(found) == len(expected) > 0
-    for update, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
-        assert ours == pytest.approx(theirs, **TOLERANCE), f"update {update}"
+    assert found and found == [pytest.approx(metrics, **TOLERANCE) for metrics in expected]
 
 
 def test_weights_are_one_at_the_first_update_of_a_rollout_and_no_other(updates):
@@ -72,7 +70,7 @@ def test_shuffled_weights_are_fipos_in_another_order(updates):
     """At the first update, whose policy is the same; that no layout changes the order, the test above says."""
     shuffled, fipo = updates("away_shuffled")[0], updates("away")[0]
     assert abs(shuffled["grad_norm"] - fipo["grad_norm"]) > 1e-3
-    for name in ("fipo/weight_mean", "fipo/weight_min", "fipo/weight_max", "fipo/raw_weight_mean"):
+    for name in ("fipo/weight_mean", "fipo/weight_min", "fipo/weight_max"):
         assert shuffled[name] == pytest.approx(fipo[name], **TOLERANCE)
 
 
@@ -83,19 +81,8 @@ def test_a_lost_carry_between_ranks_is_seen(updates):
             assert abs(wrong[name] - right[name]) > 100 * TOLERANCE["abs"], name
 
 
-def test_kl_loss_entropy_bonus_and_tis_take_part(updates):
-    for update, metrics in enumerate(updates("regularized")):
-        assert (metrics["kl_loss"] == 0) == (update == 0)  # the first has the reference's weights
-        expected = metrics["pg_loss"] - 0.01 * metrics["entropy_loss"] + 0.1 * metrics["kl_loss"]
-        assert metrics["loss"] == pytest.approx(expected, abs=1e-6)
-        assert metrics["tis"] != 1
-
-
-def test_the_configuration_file_does_what_the_launcher_does(updates):
+def test_the_configuration_file_and_a_resumed_run_have_the_curve_of_the_launcher(updates):
     assert updates("config") == updates("fipo")
-
-
-def test_a_resumed_run_has_the_curve_of_an_uninterrupted_one(updates):
     assert updates("resumed") == updates("fipo")[GROUPS:]
 
 
@@ -103,7 +90,7 @@ def test_a_whole_loop_learns_from_rollouts_of_its_current_weights(engines, updat
     """Old weights would give other log-probs than the trainer's, which recomputes them."""
     for metrics in updates("loop"):
         assert metrics["train_rollout_logprob_abs_diff"] < 1e-5
-    rewards = engines.rewards("loop")
+    rewards = [float(reward) for reward in engines.logged("loop", r"'rollout/raw_reward': ([\d.]+)")]
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.1
 
 
@@ -119,41 +106,35 @@ def imported(engines, updates):
 
 
 def test_imported_dumps_have_the_credit_that_slime_logged(updates, imported):
-    """Before the weight is clipped: the command's safety threshold is not the preset's."""
+    """Before it becomes weights: the command's safety threshold is not the preset's."""
     for group, metrics in zip(imported, updates("away"), strict=True):
-        for name in ("raw_weight", "future_kl"):
-            values = torch.cat([torch.tensor(getattr(trace, name)[trace.trained]) for trace in group])
-            assert values.mean().item() == pytest.approx(metrics[f"fipo/{name}_mean"], **TOLERANCE)
-        trained = sum(trace.trained.sum() for trace in group)
+        values = np.concatenate([trace.future_kl[trace.trained] for trace in group])
+        assert values.mean(dtype=float) == pytest.approx(metrics["fipo/future_kl_mean"], **TOLERANCE)
         dropped = sum(trace.trained.sum() for trace in group if trace.dropped)
-        assert dropped / trained == pytest.approx(metrics["fipo/dropped_sequences"], **TOLERANCE)
+        assert dropped / len(values) == pytest.approx(metrics["fipo/dropped_sequences"], **TOLERANCE)
 
 
 def test_megatron_scores_as_transformers_does(engines, imported):
     """Before the first update the log-ratio is the drift that the rollouts were made with."""
     samples = torch.load(engines.dumps / "rollout_0.pt")["samples"]
     for trace, sample in zip(imported[0], samples, strict=False):
-        drift = torch.tensor(sample["metadata"]["drift"])
-        trained = torch.tensor(trace.trained)
-        torch.testing.assert_close(torch.tensor(trace.log_ratio)[trained], drift[trained], rtol=0, atol=1e-5)
+        drift = np.array(sample["metadata"]["drift"])[trace.trained]
+        np.testing.assert_allclose(trace.log_ratio[trace.trained], drift, rtol=0, atol=1e-5)
 
 
 def test_traces_have_the_credit_of_the_dumps(engines, updates, imported):
-    """Two whole groups of every rollout, from different updates, each token as slime itself dumped it."""
+    """Whole groups, about half of them, at the updates that trained on them; each token as slime itself dumped it."""
     updates("away")
     found = read_traces(engines.folder / "away" / "traces")
     assert not found.problems
-    assert len(found) == 2 * 8
-    assert {(trace.rollout, trace.group, trace.update) for trace in found} == {
-        (r, g, g) for r in (0, 1) for g in (0, 2)
-    }
+    places = Counter((trace.rollout, trace.group, trace.update) for trace in found)
+    assert places == dict.fromkeys([(0, 2, 2), (1, 0, 0), (1, 1, 1)], GROUP_SIZE)
     dumped = {(trace.rollout, trace.sample % (GROUPS * GROUP_SIZE)): trace for group in imported for trace in group}
     for trace in found:
         other = dumped[trace.rollout, trace.sample]
         assert (trace.text, trace.reward) == (other.text, other.reward)
         assert trace.prompt == other.prompt.replace(" ", "")  # the exact bytes of its tokens, words of a toy vocabulary
-        assert trace.trained.tolist() == other.trained.tolist()
-        assert trace.dropped == other.dropped
+        assert (trace.trained.tolist(), trace.dropped) == (other.trained.tolist(), other.dropped)
         for name in ("logps", "old_logps", "log_ratio", "advantages"):
             np.testing.assert_allclose(getattr(trace, name), getattr(other, name), atol=1e-6)
         assert trace.entropy.min() > 0
@@ -177,9 +158,8 @@ def test_no_layout_changes_a_trace(engines, updates, layout):
 def test_traces_take_less_than_a_fiftieth_of_a_traced_step(engines, updates):
     """All 16 responses of the rollout, of 400 to 512 tokens; a larger model has longer steps and the same traces."""
     updates("timed")
-    log = (engines.folder / "timed" / "log").read_text()
-    traced = [float(seconds) for seconds in re.findall(r"traced in ([\d.]+) s", log)]
-    (trained,) = re.findall(r"'perf/actor_train_time': ([\d.]+)", log)
+    traced = [float(seconds) for seconds in engines.logged("timed", r"traced in ([\d.]+) s")]
+    (trained,) = engines.logged("timed", r"'perf/actor_train_time': ([\d.]+)")
     print(f"{sum(traced):.3f} s in {len(traced)} micro-batches of {float(trained):.1f} s of training")
     assert len(read_traces(engines.folder / "timed" / "traces")) == GROUPS * GROUP_SIZE
     assert sum(traced) < 0.02 * float(trained)

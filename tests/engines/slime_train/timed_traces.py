@@ -2,7 +2,7 @@
 
 import time
 
-from fipo.engines.slime.tracing import Traces
+from fipo.engines.slime.traced_samples import Traces
 
 
 def begin(_):

@@ -29,8 +29,8 @@ def _device_module():
     return module
 
 
-def _nothing(self, *_, **__):
-    return None
+def _always(answer):
+    return lambda self, *_, **__: answer
 
 
 @PlatformRegistry.register(platform="cpu")
@@ -38,43 +38,23 @@ class CPUPlatform(PlatformBase):
     device_name = "cpu"
     vendor_name = "generic"
     device_module = _device_module()
-
-    def is_available(self):
-        return True
-
-    def current_device(self):
-        return torch.device("cpu")
-
-    def device_count(self):
-        return 1
+    is_available = _always(True)
+    is_ipc_supported = _always(False)
+    current_device = _always(torch.device("cpu"))
+    device_count = _always(1)
+    get_device_capability = _always((None, None))
+    communication_backend_name = _always("gloo")
+    visible_devices_envvar = _always("CUDA_VISIBLE_DEVICES")
+    ray_resource_name = _always("GPU")
+    ray_noset_envvars = _always([])
+    nvtx_range = _always(nullcontext())
+    set_device = synchronize = set_allocator_settings = empty_cache = _always(None)
+    profiler_start = profiler_stop = cudart = _always(None)
 
     def manual_seed(self, seed):
         torch.manual_seed(seed)
 
-    def get_device_capability(self, device_index=0):
-        return None, None
-
-    def communication_backend_name(self):
-        return "gloo"
-
-    def visible_devices_envvar(self):
-        return "CUDA_VISIBLE_DEVICES"
-
-    def nvtx_range(self, msg):
-        return nullcontext()
-
-    def ray_resource_name(self):
-        return "GPU"
-
-    def ray_noset_envvars(self):
-        return []
-
-    def is_ipc_supported(self):
-        return False
-
     manual_seed_all = manual_seed
-    set_device = synchronize = set_allocator_settings = empty_cache = _nothing
-    profiler_start = profiler_stop = cudart = _nothing
 
 
 def _once(initialise):

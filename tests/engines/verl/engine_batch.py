@@ -1,24 +1,16 @@
-"""A batch with everything that a real one may hold, and its loss by the naive twin, without verl and without fipo."""
+"""A batch with everything that a real one may hold, and its loss by the naive twin, without verl."""
 
 from functools import cache
-from types import SimpleNamespace
 
 import torch
 from support import naive
 from transformers import AutoModelForCausalLM
 
+from fipo import FIPOParams
+
 ROWS, PROMPT, RESPONSE = 8, 6, 14
 DROPPED, PADDING = 2, (3, 7)
-PARAMS = SimpleNamespace(
-    decay_rate=8.0,
-    dual_clip_c=10.0,
-    distance="position",
-    clip_high_only=False,
-    clip_ratio_low=0.2,
-    clip_ratio_high=0.2,
-    safety_thresh=10.0,
-    max_dual_clipped=1,
-)
+PARAMS = FIPOParams(decay_rate=8.0)
 
 
 @cache

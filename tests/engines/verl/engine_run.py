@@ -38,15 +38,13 @@ def main(model, out, fused=""):
     worker = make_worker(model)
     share = slice(rank * ROWS // world, (rank + 1) * ROWS // world)
     data = TensorDict({name: tensor[share] for name, tensor in batch(model).items()}, batch_size=ROWS // world)
-    results = {}
-    for name, split in CASES.items():
-        results[name] = update(worker, data.clone(), split)
-    if not fused:
-        actor = worker.loss_fn.keywords["config"]
+    if fused:  # in this order: verl changes the model's class for good
+        plain = update(worker, data.clone(), CASES["whole"])
+        results = {"whole": plain, "fused kernels": update(make_worker(model, fused=True), data.clone(), FUSED)}
+    else:
+        results = {name: update(worker, data.clone(), split) for name, split in CASES.items()}
         for name, split in CASES.items():
-            trace(worker, actor, data.clone(), split, f"{out}.traces/{name}")
-    if fused:  # at the end: verl changes the model's class for good
-        results["fused kernels"] = update(make_worker(model, fused=True), data.clone(), FUSED)
+            trace(worker, data.clone(), split, f"{out}.traces/{name}")
     if rank == 0:
         torch.save(results, out)
     torch.distributed.destroy_process_group()
@@ -88,8 +86,9 @@ def make_worker(model, fused=False):
     return worker
 
 
-def trace(worker, actor, share, split, folder):
+def trace(worker, share, split, folder):
     """Two rollouts of one update and two epochs: the first is counted, the second traced."""
+    actor = worker.loss_fn.keywords["config"]
     object.__setattr__(actor.policy_loss, "trace_dir", folder)
     object.__setattr__(actor.policy_loss, "trace_every", 1)
     object.__setattr__(actor, "ppo_epochs", 2)

@@ -31,12 +31,7 @@ class Trainer(BaseRollout):
         pass
 
     async def update_weights(self, weights, global_steps=None, **_):
-        state = {}
-        if hasattr(weights, "__aiter__"):
-            async for name, tensor in weights:
-                state[name] = tensor.detach().clone()
-        else:
-            state = {name: tensor.detach().clone() for name, tensor in weights}
+        state = {name: tensor.detach().clone() for name, tensor in weights}
         await ray.get_actor(server_name(self.rank)).load.remote(state, global_steps)
 
 
@@ -51,12 +46,8 @@ class Server:
         self.model.load_state_dict(state)
         self.step = step
 
-    async def set_global_steps(self, step):
-        self.step = step
-
     async def generate(self, request_id, prompt_ids, sampling_params, **_):
-        temperature = sampling_params.get("temperature", 1.0)
-        ids, logps = self.sample(list(prompt_ids), temperature)
+        ids, logps = self.sample(list(prompt_ids), sampling_params["temperature"])
         extra = {"global_steps": self.step}
         return TokenOutput(token_ids=ids, log_probs=logps, stop_reason="completed", num_preempted=0, extra_fields=extra)
 

@@ -1,6 +1,9 @@
 """verl's configuration, composed as its own entry point does, for what the tests share."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import verl
 from hydra import compose, initialize_config_dir
@@ -18,10 +21,21 @@ ON_CPU = (  # what FSDP2 needs there
 )
 
 
-def config(*overrides):
-    with initialize_config_dir(CONFIGS, version_base=None):
-        return compose("ppo_trainer", [f"{ACTOR}.ppo_micro_batch_size_per_gpu=2", *overrides])
-
-
 def actor_config(*overrides):
-    return omega_conf_to_dataclass(config(*overrides).actor_rollout_ref.actor)
+    with initialize_config_dir(CONFIGS, version_base=None):
+        config = compose("ppo_trainer", [f"{ACTOR}.ppo_micro_batch_size_per_gpu=2", *overrides])
+    return omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+
+
+def run_on_cpu(arguments, modules="cpu_platform", **how):
+    """A Python with verl on cpu_platform, which finds the modules of the tests; `how` is for subprocess.run."""
+    here = Path(__file__).parent
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1]), os.environ.get("PYTHONPATH", "")]),
+        "OMP_NUM_THREADS": "1",
+        "VERL_PLATFORM": "cpu",
+        "VERL_ENGINE_DEVICE": "cuda",
+        "VERL_USE_EXTERNAL_MODULES": modules,
+    }
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": 500} | how
+    return subprocess.run([sys.executable, "-m", *arguments], env=environment | how.pop("env", {}), **how)

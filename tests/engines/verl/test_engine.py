@@ -1,36 +1,24 @@
 """verl's own engine (TrainingWorker, FSDP2, ppo_loss) on gloo: the gradient does not know how a batch was split."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import engine_batch
 import numpy as np
 import pytest
 import torch
+from overrides import run_on_cpu
 from support import tiny
 from transformers import AutoModelForCausalLM
 
 from fipo.traces import read_traces
 
 pytestmark = [pytest.mark.verl, pytest.mark.timeout(600)]
-HERE = Path(__file__).parent
 
 
 def run(ranks, model, out, *options):
-    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]),
-        "OMP_NUM_THREADS": "1",
-        "VERL_PLATFORM": "cpu",
-        "VERL_ENGINE_DEVICE": "cuda",
-        "VERL_USE_EXTERNAL_MODULES": "cpu_platform",
-    }
-    command = [sys.executable, *launcher, str(HERE / "engine_run.py"), model, str(out), *options]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
-    assert done.returncode == 0, done.stderr[-4000:]
+    launcher = ["torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"]
+    done = run_on_cpu([*launcher, str(Path(__file__).with_name("engine_run.py")), model, str(out), *options])
+    assert done.returncode == 0, done.stdout[-4000:]
     return torch.load(out, weights_only=False)
 
 
@@ -50,35 +38,26 @@ def runs(model, folder):
 
 
 def test_every_split_gives_the_gradient_of_the_naive_twin(runs, model):
-    gradients, weights, dropped = engine_batch.naive_update(model)
-    assert torch.cat(weights).std() > 0.1
+    gradients, rows, dropped = engine_batch.naive_update(model)
+    assert torch.cat(rows).std() > 0.1
     assert dropped == [row == engine_batch.DROPPED for row in range(engine_batch.ROWS)]
-    for cases in runs.values():
-        for result in cases.values():
-            for name, expected in gradients.items():
-                torch.testing.assert_close(result["gradients"][name], expected, rtol=1e-4, atol=1e-7)
+    for result in (result for cases in runs.values() for result in cases.values()):
+        for name, expected in gradients.items():
+            torch.testing.assert_close(result["gradients"][name], expected, rtol=1e-4, atol=1e-7)
 
 
-def test_every_split_reports_the_same(runs):
-    def reported(metrics):
-        names = [name for name in metrics if name.startswith("fipo/")]  # verl's own are means of micro-batches
-        return {name: metrics[name] for name in (*names, "loss", "grad_norm")}
-
-    expected = reported(runs[1]["whole"]["metrics"])
-    assert expected["fipo/dropped_sequences"] == 1 / engine_batch.ROWS
-    for cases in runs.values():
-        for result in cases.values():
-            assert reported(result["metrics"]) == pytest.approx(expected, rel=1e-6)
-
-
-def test_metrics_are_means_over_the_trained_tokens(runs, model):
-    _, rows, _ = engine_batch.naive_update(model)
-    metrics, weights = runs[2]["dynamic"]["metrics"], torch.cat(rows)
-    assert metrics["fipo/weight_mean"] == pytest.approx(weights.mean().item(), rel=1e-6)
+def test_every_split_reports_the_means_over_the_trained_tokens(runs, model):
+    """And over rows; verl's own metrics are means of micro-batches."""
+    rows = engine_batch.naive_update(model)[1]
+    whole, weights = runs[1]["whole"]["metrics"], torch.cat(rows)
+    assert whole["fipo/dropped_sequences"] == 1 / engine_batch.ROWS
+    assert whole["fipo/weight_mean"] == pytest.approx(weights.mean().item(), rel=1e-6)
+    assert whole["fipo/weight_at_high"] == pytest.approx((weights == 1.2).double().mean().item(), rel=1e-6)
     for name, of in (("fipo/weight_min", min), ("fipo/weight_max", max)):  # of a row; 1 of a row of padding
-        expected = sum(of(row.tolist(), default=1.0) for row in rows) / len(rows)
-        assert metrics[name] == pytest.approx(expected, rel=1e-5)
-    assert metrics["fipo/weight_at_high"] == pytest.approx((weights == 1.2).double().mean().item(), rel=1e-6)
+        assert whole[name] == pytest.approx(sum(of(row.tolist(), default=1.0) for row in rows) / len(rows), rel=1e-5)
+    expected = {name: whole[name] for name in whole if name.startswith("fipo/") or name in ("loss", "grad_norm")}
+    for result in (result for cases in runs.values() for result in cases.values()):
+        assert {name: result["metrics"][name] for name in expected} == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -1,19 +1,21 @@
 """The policy loss `fipo`, called as verl's ppo_loss calls it."""
 
+import re
 import warnings
-from types import SimpleNamespace
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 from core.test_golden import CASES, GOLDEN, load
-from support import naive
+from support import naive, one_truth
 from verl.trainer.ppo.core_algos import get_policy_loss_fn
 from verl.workers.config import FSDPActorConfig
 
 from fipo import FIPOParams, InvalidParameterError, token_credit
 from fipo.core.logged import TOKEN_MEANS
 from fipo.engines.verl import FIPOPolicyLossConfig, contract, guard
+from fipo.engines.verl import loss as plugin
 from fipo.engines.verl.guard import WATCHED_UPDATES, OneUpdateWatch
 
 pytestmark = pytest.mark.verl
@@ -22,8 +24,9 @@ MODES = ["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-to
 if contract.release() >= (0, 9):
     MODES.append("token-sum")
 EXTREMES = {"fipo/weight_min", "fipo/weight_max"}
-METRICS = {"actor/pg_clipfrac", "actor/pg_clipfrac_lower", "actor/ppo_kl", "fipo/dropped_sequences", *TOKEN_MEANS}
-METRICS |= EXTREMES
+METRICS = {"actor/pg_clipfrac", "actor/pg_clipfrac_lower", "actor/ppo_kl", "fipo/dropped_sequences"}
+METRICS |= {*TOKEN_MEANS, *EXTREMES}
+COLUMNS = ("log_prob", "old_log_prob", "advantages", "response_mask")
 
 
 def actor(policy_loss=None, **settings):
@@ -33,8 +36,9 @@ def actor(policy_loss=None, **settings):
     )
 
 
-def counted(config, mask, ranks=1):
-    """What verl's engine counts before the first micro-batch of an update."""
+def counted(mask, policy_loss=None, ranks=1, **settings):
+    """With what verl's engine counts before the first micro-batch of an update."""
+    config = actor(policy_loss, **settings)
     config.global_batch_info.update(
         dp_size=ranks, batch_num_tokens=int(mask.sum()), global_batch_size=len(mask), loss_scale_factor=None
     )
@@ -61,6 +65,10 @@ def call(name, config, batch, mode="token-mean", **more):
     return loss.detach(), gradient, metrics
 
 
+def part_of(batch, rows):
+    return {name: column[rows] for name, column in batch.items()}
+
+
 def mean(metric):
     return metric.aggregate() if hasattr(metric, "aggregate") else metric
 
@@ -70,18 +78,15 @@ def test_the_authors_numbers(case):
     """Their mean is over what is not dropped, so that is the count which stands for verl's here."""
     x, params, clip = load(case)
     adv = x["adv"] if x["adv"].dim() == 2 else x["adv"][:, None].expand(x["new"].shape)
-    knobs = {name: getattr(params, name) for name in ("decay_rate", "clip_ratio_low", "clip_ratio_high")}
-    config = actor(
-        FIPOPolicyLossConfig(**knobs, clip_high_only=params.clip_high_only, safety_thresh=params.safety_thresh),
-        clip_ratio_c=params.dual_clip_c,
-        clip_ratio_low=clip["epsilon_low"],
-        clip_ratio_high=clip["epsilon_high"],
-    )
+    names = ("decay_rate", "clip_ratio_low", "clip_ratio_high", "clip_high_only", "safety_thresh")
+    ranges = {"clip_ratio_low": clip["epsilon_low"], "clip_ratio_high": clip["epsilon_high"]}
     columns = (x["new"].tolist(), x["old"].tolist(), adv.tolist(), x["mask"].tolist())
     dropped = [naive.fipo(*row, params, **clip)[3] for row in zip(*columns, strict=True)]
     kept = x["mask"].bool() & ~torch.tensor(dropped)[:, None]
     batch = {"old_log_prob": x["old"], "log_prob": x["new"], "advantages": adv, "response_mask": x["mask"]}
-    loss, gradient, metrics = call("fipo", counted(config, kept), batch)
+    settings = FIPOPolicyLossConfig(**{name: getattr(params, name) for name in names})
+    config = counted(kept, settings, clip_ratio_c=params.dual_clip_c, **ranges)
+    loss, gradient, metrics = call("fipo", config, batch)
     for ours, key in ((loss, "loss"), (gradient, "grad_new")):
         expected = torch.from_numpy(np.asarray(GOLDEN[f"{case}/official/{key}"]))
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
@@ -95,24 +100,19 @@ def test_neutral_weights_are_verls_own_loss(mode, corrected, engine):
     batch = rollout()
     if corrected:
         batch["rollout_is_weights"] = 0.5 + torch.rand(6, 10, generator=torch.Generator().manual_seed(1)).double()
-    neutral = actor(FIPOPolicyLossConfig(clip_ratio_low=0.0, clip_ratio_high=0.0, max_dual_clipped=100))
-    if engine:
-        counted(neutral, batch["response_mask"])
-    loss, gradient, metrics = call("fipo", neutral, batch, mode)
-    expected_loss, expected_gradient, expected_metrics = call("vanilla", neutral, batch, mode)
-    torch.testing.assert_close(loss, expected_loss, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-12, atol=1e-12)
-    for name, expected in expected_metrics.items():
-        assert metrics[name] == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    settings = FIPOPolicyLossConfig(clip_ratio_low=0.0, clip_ratio_high=0.0, max_dual_clipped=100)
+    neutral = counted(batch["response_mask"], settings) if engine else actor(settings)
+    found, expected = (call(name, neutral, batch, mode) for name in ("fipo", "vanilla"))
+    torch.testing.assert_close(found[:2], expected[:2], rtol=1e-12, atol=1e-12)
+    assert {name: found[2][name] for name in expected[2]} == pytest.approx(expected[2], rel=1e-5, abs=1e-7)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_micro_batches_add_up(mode):
     batch = rollout()
-    config = counted(actor(), batch["response_mask"])
-    loss, gradient, metrics = call("fipo", config, batch, mode)
-    assert mean(metrics["fipo/dropped_sequences"]) == pytest.approx(1 / 6)
-    parts = [call("fipo", config, {k: v[rows] for k, v in batch.items()}, mode) for rows in ([0], [1, 2, 3], [4, 5])]
+    config = counted(batch["response_mask"])
+    loss, gradient, _ = call("fipo", config, batch, mode)
+    parts = [call("fipo", config, part_of(batch, rows), mode) for rows in ([0], [1, 2, 3], [4, 5])]
     torch.testing.assert_close(sum(part[0] for part in parts), loss)
     torch.testing.assert_close(torch.cat([part[1] for part in parts]), gradient)
 
@@ -120,21 +120,20 @@ def test_micro_batches_add_up(mode):
 def test_fipos_metrics_are_exact_over_micro_batches():
     """Through verl's mean over rows; tests/engines/verl/test_engine.py has ranks."""
     batch = rollout()
-    mask, config = batch["response_mask"], counted(actor(), batch["response_mask"])
-    names = ("log_prob", "old_log_prob", "advantages", "response_mask")
-    credit = token_credit(*(batch[name] for name in names), FIPOParams())
-    rows = [credit.weight[row][mask[row]] for row in (0, 1, 2, 3, 5)]
+    mask, config = batch["response_mask"], counted(batch["response_mask"])
+    credit = token_credit(*(batch[name] for name in COLUMNS), FIPOParams())
+    rows = [credit.weight[row][mask[row]] for row in (0, 1, 2, 3, 5)]  # and one of padding, whose weights are 1
     expected = {name: of(credit)[mask].double().mean().item() for name, of in TOKEN_MEANS.items()}
-    expected |= {"fipo/weight_min": (sum(row.min() for row in rows) + 1) / 6, "fipo/dropped_sequences": 1 / 6}
-    expected |= {"fipo/weight_max": (sum(row.max() for row in rows) + 1) / 6}
-    parts = [call("fipo", config, {k: v[rows] for k, v in batch.items()})[2] for rows in ([0], [4], [2, 3], [1, 5])]
+    expected |= {f"fipo/weight_{of.__name__}": (sum(of(row.tolist()) for row in rows) + 1) / 6 for of in (min, max)}
+    expected["fipo/dropped_sequences"] = 1 / 6
+    parts = [call("fipo", config, part_of(batch, rows))[2] for rows in ([0], [4], [2, 3], [1, 5])]
     for name, value in expected.items():
         found = [part[name] for part in parts]
         if not hasattr(found[0], "aggregate"):
             pytest.skip("verl 0.7.0 cannot")
         for other in found[1:]:
             found[0].append(other)
-        assert found[0].aggregate() == pytest.approx(float(value), rel=1e-5, abs=1e-7), name
+        assert found[0].aggregate() == pytest.approx(value, rel=1e-5, abs=1e-7), name
 
 
 def test_what_verls_correction_takes_out_gives_no_credit():
@@ -142,12 +141,12 @@ def test_what_verls_correction_takes_out_gives_no_credit():
     batch = rollout()
     weights = torch.ones(6, 10)
     weights[2, :2] = 0  # the row's two dual-clipped tokens
-    _, gradient, metrics = call("fipo", counted(actor(), batch["response_mask"]), batch, rollout_is_weights=weights)
+    config = counted(batch["response_mask"])
+    _, gradient, metrics = call("fipo", config, batch, rollout_is_weights=weights)
     assert mean(metrics["fipo/dropped_sequences"]) == 0
     assert (gradient[2, :2] == 0).all() and gradient[2].any()
     batch["response_mask"][2, :2] = False
-    masked = call("fipo", counted(actor(), rollout()["response_mask"]), batch)[1]
-    torch.testing.assert_close(gradient, masked)
+    torch.testing.assert_close(gradient, call("fipo", config, batch)[1])
 
 
 def falling(logps, cu_seqlens, **_):
@@ -155,33 +154,29 @@ def falling(logps, cu_seqlens, **_):
     return 1 / (1 + torch.arange(len(logps)) - start)
 
 
-def test_a_rule_of_ones_own(monkeypatch):
+def test_a_rule_of_ones_own():
     """verl's own loss of advantages that this test weighs itself."""
     batch = rollout()
     settings = FIPOPolicyLossConfig(rule=f"python:{__name__}:falling")
-    found = call("fipo", counted(actor(settings), batch["response_mask"]), batch)
+    found = call("fipo", counted(batch["response_mask"], settings), batch)
     factor = (1 / torch.arange(1, 11)).expand(6, 10).clone()
     factor[2] = 0  # the dropped sequence
     weighed = batch | {"advantages": batch["advantages"] * factor}
-    expected = call("vanilla", counted(actor(), batch["response_mask"]), weighed)
-    torch.testing.assert_close(found[0], expected[0], rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(found[1], expected[1], rtol=1e-6, atol=1e-8)
-    with pytest.raises(InvalidParameterError, match=r"policy_loss\.rule is 'python:nowhere:rule', which cannot"):
-        FIPOPolicyLossConfig(rule="python:nowhere:rule")
+    expected = call("vanilla", counted(batch["response_mask"]), weighed)
+    torch.testing.assert_close(found[:2], expected[:2], rtol=1e-6, atol=1e-8)
 
 
-def test_a_dropped_sequence_gives_nothing_and_stays_in_the_denominator():
-    batch = rollout()
-    params = SimpleNamespace(**vars(FIPOPolicyLossConfig()) | {"dual_clip_c": 10.0})
-    total = 0.0
-    for row in range(6):
-        columns = (batch[name][row].tolist() for name in ("log_prob", "old_log_prob", "advantages", "response_mask"))
-        losses, _, _, dropped = naive.fipo(*columns, params, epsilon_low=0.2, epsilon_high=0.28)
-        assert dropped == (row == 2)
-        total += 0.0 if dropped else sum(losses)
-    loss, gradient, _ = call("fipo", actor(), batch)
-    assert loss.item() == pytest.approx(total / batch["response_mask"].sum().item(), rel=1e-12)
-    assert (gradient[2] == 0).all()
+def test_the_batch_that_all_engines_share(monkeypatch):
+    data, seen = one_truth.batch(), []
+    logps = torch.full_like(data["log_ratio"], -2.0)
+    batch = {"log_prob": logps, "old_log_prob": logps - data["log_ratio"]}
+    batch |= {"advantages": data["advantages"], "response_mask": data["mask"]}
+    monkeypatch.setattr(plugin, "token_credit", lambda *a, **k: seen.append(token_credit(*a, **k)) or seen[0])
+    config = counted(data["mask"], FIPOPolicyLossConfig(decay_rate=one_truth.PARAMS.decay_rate))
+    loss, gradient, _ = call("fipo", config, batch)
+    one_truth.assert_same_credit(seen[0].weight, loss)
+    logps.requires_grad_()
+    one_truth.assert_same_gradients([gradient], 1 * logps, logps)
 
 
 def test_what_lies_outside_the_mask_does_not_matter():
@@ -191,19 +186,11 @@ def test_what_lies_outside_the_mask_does_not_matter():
     for name in ("old_log_prob", "advantages"):
         batch[name] = batch[name].masked_fill(outside, torch.nan)
     again = call("fipo", actor(), batch)
-    assert again[0] == loss
-    assert torch.equal(again[1], gradient)
-    assert again[2] == metrics
-    assert (gradient[outside] == 0).all()
-
-
-def test_the_masks_dtype_does_not_matter():
-    batch = rollout()
-    loss, gradient, _ = call("fipo", actor(), batch)
-    for dtype in (torch.long, torch.float):
+    assert again[0] == loss and again[2] == metrics
+    assert torch.equal(again[1], gradient) and (gradient[outside] == 0).all()
+    for dtype in (torch.long, torch.float):  # nor does the mask's dtype
         again = call("fipo", actor(), {**batch, "response_mask": batch["response_mask"].to(dtype)})
-        torch.testing.assert_close(again[0], loss)
-        torch.testing.assert_close(again[1], gradient)
+        torch.testing.assert_close(again[:2], (loss, gradient))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -211,30 +198,21 @@ def test_the_masks_dtype_does_not_matter():
 @pytest.mark.parametrize("rows", [[4], []])
 def test_rows_of_padding_alone_and_no_rows(mode, engine, rows):
     batch = rollout()
-    config = counted(actor(), batch["response_mask"]) if engine else actor()
-    loss, gradient, metrics = call("fipo", config, {name: tensor[rows] for name, tensor in batch.items()}, mode)
-    assert loss == 0
-    assert (gradient == 0).all()
+    config = counted(batch["response_mask"]) if engine else actor()
+    loss, gradient, metrics = call("fipo", config, part_of(batch, rows), mode)
+    assert loss == 0 and (gradient == 0).all()
     assert set(metrics) == METRICS
     if rows:
         assert all(mean(metrics[name]) == (name in EXTREMES) for name in METRICS)
 
 
 def test_half_precision_is_computed_in_float32():
-    batch = {k: v if v.dtype == torch.bool else v.bfloat16() for k, v in rollout().items()}
-    loss, gradient, _ = call("fipo", actor(), batch)
-    wide = call("fipo", actor(), {k: v if v.dtype == torch.bool else v.float() for k, v in batch.items()})
+    mask, batch = rollout()["response_mask"], {name: column.bfloat16() for name, column in rollout().items()}
+    loss, gradient, _ = call("fipo", actor(), batch | {"response_mask": mask})
+    wide = call("fipo", actor(), {name: column.float() for name, column in batch.items()} | {"response_mask": mask})
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, wide[0])
     torch.testing.assert_close(gradient.float(), wide[1], rtol=1e-2, atol=1e-4)
-
-
-def test_the_symmetric_clip_range_is_the_fallback():
-    batch = rollout()
-    explicit = call("fipo", actor(clip_ratio_low=0.1, clip_ratio_high=0.1), batch)
-    fallback = call("fipo", actor(clip_ratio=0.1, clip_ratio_low=None, clip_ratio_high=None), batch)
-    assert explicit[0] == fallback[0]
-    assert explicit[0] != call("fipo", actor(), batch)[0]
 
 
 def test_plain_policy_loss_config_is_refused():
@@ -242,72 +220,51 @@ def test_plain_policy_loss_config_is_refused():
         call("fipo", FSDPActorConfig(ppo_micro_batch_size_per_gpu=1, rollout_n=1), rollout())
 
 
-def looks(watch, config, batch, times):
-    names = ("log_prob", "old_log_prob", "advantages", "response_mask")
-    credit = token_credit(*(batch[name] for name in names), FIPOParams())
-    for _ in range(times):
-        watch.see(credit, config)
-
-
 def test_the_watch_warns_once_when_the_weights_stay_at_one():
-    still, config = rollout(drift=0.0), counted(actor(), torch.ones(12, 10), ranks=2)
-    still["old_log_prob"][2] = still["log_prob"][2]
-    watch = OneUpdateWatch()  # an update is 6 of 12 rows on this rank: one micro-batch
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        looks(watch, config, still, WATCHED_UPDATES - 1)
-    with pytest.warns(UserWarning, match=r"stayed at 1 for 32 updates, so this run is GRPO.*ppo_epochs at least 2"):
-        looks(watch, config, still, 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        looks(watch, config, still, 2 * WATCHED_UPDATES)
-
-
-def test_the_watch_is_silent_once_the_weights_have_moved():
-    config, watch = counted(actor(), torch.ones(6, 10)), OneUpdateWatch()
-    looks(watch, config, rollout(), 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        looks(watch, config, rollout(drift=0.0), 2 * WATCHED_UPDATES)
+    batch = rollout(drift=0.0)
+    batch["old_log_prob"] = batch["log_prob"]
+    still, moved = (token_credit(*(b[name] for name in COLUMNS), FIPOParams()) for b in (batch, rollout()))
+    config = counted(torch.ones(12, 10), ranks=2)  # an update is 6 of 12 rows on this rank: one micro-batch
+    warned, silent = OneUpdateWatch(), OneUpdateWatch()
+    sentence = r"stayed at 1 for 32 updates, so this run is GRPO.*ppo_epochs at least 2"
+    for watch, credit, times, expected in (
+        (silent, moved, 1, None),
+        (silent, still, 2 * WATCHED_UPDATES, None),
+        (warned, still, WATCHED_UPDATES - 1, None),
+        (warned, still, 1, sentence),
+        (warned, still, 2 * WATCHED_UPDATES, None),
+    ):
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            for _ in range(times):
+                watch.see(credit, config)
+        assert bool(seen) == bool(expected) and all(re.search(expected, str(warning.message)) for warning in seen)
 
 
 def test_a_fused_head_that_loses_gradients_is_refused():
     """verl #7235: repaired in 0.9. Without use_fused_kernels nobody asks."""
     batch = rollout()
     assert guard.fused_head_loses_gradients() == (contract.release() < (0, 9))
-    for fused in (False, True):
-        config = counted(actor(use_fused_kernels=fused), batch["response_mask"])
-        if fused and contract.release() < (0, 9):
-            with pytest.raises(InvalidParameterError, match=r"verl #7235.*use_fused_kernels=False"):
-                call("fipo", config, batch)
-        else:
-            call("fipo", config, batch)
+    call("fipo", counted(batch["response_mask"], use_fused_kernels=False), batch)
+    refused = pytest.raises(InvalidParameterError, match=r"verl #7235.*use_fused_kernels=False")
+    with refused if guard.fused_head_loses_gradients() else nullcontext():
+        call("fipo", counted(batch["response_mask"], use_fused_kernels=True), batch)
 
 
 @pytest.mark.parametrize("control", ["none", "uniform", "shuffle"])
 def test_controls_in_every_split(control):
     batch = rollout()
-    config = counted(actor(FIPOPolicyLossConfig(control=control)), batch["response_mask"])
-    own = counted(actor(), batch["response_mask"])
-    whole, plain = call("fipo", config, batch), call("fipo", own, batch)
-    rows = [{name: column[[row]] for name, column in batch.items()} for row in (3, 1, 0, 2, 5)]
-    parts = [call("fipo", config, part) for part in rows]
-    gradient = torch.zeros_like(whole[1])
-    for row, part in zip((3, 1, 0, 2, 5), parts, strict=True):
-        gradient[row] = part[1]
+
+    def of(rows=slice(None), **settings):
+        config = counted(batch["response_mask"], FIPOPolicyLossConfig(**settings))
+        return call("fipo", config, part_of(batch, rows))
+
+    whole, plain = of(control=control), of()
+    parts = [of([row], control=control) for row in (3, 1, 0, 2, 4, 5)]
     torch.testing.assert_close(sum(part[0] for part in parts), whole[0])
-    torch.testing.assert_close(gradient, whole[1])
+    torch.testing.assert_close(torch.cat([part[1] for part in parts]), whole[1][[3, 1, 0, 2, 4, 5]])
     assert (whole[1] - plain[1]).abs().max() > 1e-4
     if control == "none":
-        neutral = FIPOPolicyLossConfig(clip_ratio_low=0.0, clip_ratio_high=0.0)
-        torch.testing.assert_close(whole[1], call("fipo", counted(actor(neutral), batch["response_mask"]), batch)[1])
+        torch.testing.assert_close(whole[1], of(clip_ratio_low=0.0, clip_ratio_high=0.0)[1])
     else:
-        kept = "fipo/weight_mean"
-        torch.testing.assert_close(mean(whole[2][kept]), mean(plain[2][kept]))
-
-
-def test_an_unknown_control_is_refused():
-    with pytest.raises(
-        InvalidParameterError, match=r"policy_loss\.control is 'random', but must be one of none, uniform"
-    ):
-        FIPOPolicyLossConfig(control="random")
+        torch.testing.assert_close(mean(whole[2]["fipo/weight_mean"]), mean(plain[2]["fipo/weight_mean"]))

@@ -3,8 +3,7 @@
 import os
 
 import pytest
-import torch
-from test_loss import actor, counted, rollout
+from test_loss import counted, rollout
 from verl.workers.utils import losses
 
 from fipo import FIPOError, InvalidParameterError
@@ -21,49 +20,32 @@ def unwrapped(monkeypatch):
     monkeypatch.setattr(losses, "no_padding_2_padding", getattr(original, "__wrapped__", original))
 
 
-def test_nothing_is_wrapped_without_a_trace_dir():
+def test_this_release_is_as_it_was_read_and_wrapped_once_for_traces_alone(tmp_path):
     original = losses.no_padding_2_padding
     FIPOPolicyLossConfig()
     assert losses.no_padding_2_padding is original
-
-
-def test_this_release_is_as_it_was_read(tmp_path):
-    original = losses.no_padding_2_padding
     for _ in range(2):
         FIPOPolicyLossConfig(trace_dir=str(tmp_path))
-    assert losses.no_padding_2_padding is not original
     assert losses.no_padding_2_padding.__wrapped__ is original
 
 
 def test_another_ppo_loss_is_refused(tmp_path, monkeypatch):
-    def ppo_loss(config, model_output, data, dp_group=None):
-        return model_output["log_probs"].sum(), {}
-
-    monkeypatch.setattr(losses, "ppo_loss", ppo_loss)
-    with pytest.raises(
-        FIPOError, match=r"ppo_loss does not call no_padding_2_padding as in .*; drop policy_loss\.trace_dir"
-    ):
+    monkeypatch.setattr(losses, "ppo_loss", unwrapped)
+    sentence = r"ppo_loss does not call no_padding_2_padding as in .*; drop policy_loss\.trace_dir"
+    with pytest.raises(FIPOError, match=sentence):
         FIPOPolicyLossConfig(trace_dir=str(tmp_path))
 
 
-def test_a_loss_that_ppo_loss_does_not_call_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("seen", "sentence"),
+    [([], "it is not verl's ppo_loss that calls the loss; drop"), ([{}], "batches do not tell the step; drop")],
+)
+def test_calls_that_do_not_tell_what_traces_need_are_refused(tmp_path, seen, sentence):
     batch = rollout()
-    config = counted(actor(FIPOPolicyLossConfig(trace_dir=str(tmp_path))), batch["response_mask"])
-    with pytest.raises(FIPOError, match="not called by verl's ppo_loss, which knows the tokens; drop"):
+    config = counted(batch["response_mask"], FIPOPolicyLossConfig(trace_dir=str(tmp_path)))
+    traced_rows._seen[:] = [(data, batch["log_prob"]) for data in seen]
+    with pytest.raises(FIPOError, match=sentence):
         fipo_policy_loss(**batch, config=config)
-
-
-def test_a_batch_without_its_step_is_refused(tmp_path):
-    batch = rollout()
-    config = counted(actor(FIPOPolicyLossConfig(trace_dir=str(tmp_path))), batch["response_mask"])
-    traced_rows._seen[:] = [({"prompts": torch.zeros(1)}, batch["log_prob"])]
-    with pytest.raises(FIPOError, match="batches do not tell the step; drop"):
-        fipo_policy_loss(**batch, config=config)
-
-
-def test_settings_that_are_none(tmp_path):
-    with pytest.raises(InvalidParameterError, match="trace_every is 0, but must be a whole number from 1 on"):
-        FIPOPolicyLossConfig(trace_dir=str(tmp_path), trace_every=0)
 
 
 def test_reports_for_wandb_of_a_run_without_traces_are_refused(monkeypatch, tmp_path):

@@ -3,6 +3,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
@@ -33,6 +34,14 @@ def pytest_ignore_collect(collection_path, config):
 def pytest_sessionfinish(session, exitstatus):
     if session.config.getoption("--device") == "pretend":  # torch's threads for a device of Python's may abort at exit
         session.config.add_cleanup(partial(os._exit, exitstatus))
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class MadeOn(TorchFunctionMode):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -62,26 +63,21 @@ def test_without_the_extra_it_says_what_to_install(recipe):
 )
 def test_a_package_that_no_extra_brings_has_its_own_remedy(raised, said, recipe, monkeypatch, capsys):
     """And one that is there and does not fit is not called missing."""
-    monkeypatch.setattr("fipo.run.train.train", raises(ImportError(raised)))
+    monkeypatch.setattr("fipo.run.train.train", Mock(side_effect=ImportError(raised)))
     assert main(["train", recipe]) == 2
     error = capsys.readouterr().err
     assert all(words in error for words in said.split(" … "))
 
 
 def test_an_import_error_of_the_users_own_is_not_blamed_on_extras(recipe, monkeypatch):
-    monkeypatch.setattr("fipo.run.train.train", raises(ImportError("No module named 'my_judge'", name="my_judge")))
+    error = ImportError("No module named 'my_judge'", name="my_judge")
+    monkeypatch.setattr("fipo.run.train.train", Mock(side_effect=error))
     with pytest.raises(ImportError, match="my_judge"):
         main(["train", recipe])
 
 
-def raises(error):
-    def train(*_):
-        raise error
-
-    return train
-
-
-def test_help_shows_fipos_own_settings_first(capsys):
+def test_help_shows_fipos_own_settings_first(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     assert main(["train", "--help"]) == 0
     short = capsys.readouterr().out
     assert len(short.splitlines()) < 60

@@ -14,7 +14,6 @@ from support import harness, knobs, tiny
 from fipo import FIPOParams, InvalidParameterError, fipo_loss, token_credit
 from fipo.core.rules import Weighting
 from fipo.run.rewards import load_rewards
-from fipo.trainer import FIPOConfig, FIPOTrainer
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,18 +32,14 @@ def test_the_readmes_library():
     assert namespace["hidden"].grad.abs().sum() > 0 and namespace["lm_head"].weight.grad.abs().sum() > 0
 
 
-def test_the_readmes_reward(tmp_path, monkeypatch):
+def test_the_two_rewards(tmp_path, monkeypatch):
     (tmp_path / "readmes_reward.py").write_text(blocks("README.md")[1])
-    monkeypatch.chdir(tmp_path)
-    (reward,) = load_rewards(["python:readmes_reward:score"], max_completion_length=8)
-    chat = [{"role": "assistant", "content": "It is 84"}]
-    assert reward(["It is 83\n", chat], [[0], [0]], prompts=["", []], answer=["83", "83"]) == [1.0, 0.0]
-
-
-def test_ones_own_reward(tmp_path, monkeypatch):
     (tmp_path / "myrewards.py").write_text(blocks("docs/training.md")[0])
     monkeypatch.chdir(tmp_path)
-    (reward,) = load_rewards(["python:myrewards:brief?limit=200&weight=0.5"], max_completion_length=300)
+    names = ["python:readmes_reward:score", "python:myrewards:brief?limit=200&weight=0.5"]
+    readmes, reward = load_rewards(names, max_completion_length=300)
+    chat = [{"role": "assistant", "content": "It is 84"}]
+    assert readmes(["It is 83\n", chat], [[0], [0]], prompts=["", []], answer=["83", "83"]) == [1.0, 0.0]
     completions = [[{"role": "assistant", "content": text}] for text in ("It is 83", "It is 84", "Well … it is 83")]
     ids = [[0] * 10, [0] * 10, [0] * 201]
     assert reward(completions, ids, prompts=[[]] * 3, answer=["83"] * 3) == [1.0, 0.0, 0.0]
@@ -112,7 +107,7 @@ def test_the_entropy_gate_says_that_it_needs_entropies(my_rules):
 
 @pytest.mark.parametrize("name", ["entropy_gate", "signed_log_ratio", "falling"])
 def test_a_trainer_takes_the_three_rules(name, my_rules, tmp_path):
-    trainer = harness.make(FIPOTrainer, FIPOConfig, tmp_path, fipo_rule=f"python:my_rules:{name}")
+    trainer = harness.make(tmp_path, fipo_rule=f"python:my_rules:{name}")
     seen = []
     trainer.observers.append(seen.append)
     loss, _ = harness.loss_and_gradients(trainer, tiny.with_old_logps(trainer, tiny.rollout()))

@@ -66,17 +66,12 @@ def test_a_float32_weight_under_autocast_is_converted_once_a_pass(monkeypatch):
     assert converted.count(weight.shape) == 1
 
 
-def test_boundaries_on_another_device_are_refused():
-    x = torch.zeros(6)
+def test_what_lies_on_another_device_is_refused_before_anything_is_computed():
+    x, inputs = torch.zeros(6), make()
     for name, value in {"cu_seqlens": torch.tensor([0, 6]), "carry": torch.zeros(1)}.items():
-        arguments = {"cu_seqlens": torch.tensor([0, 6]), name: value.cpu()}
         with pytest.raises(InvalidInputError, match=f"{name} is on cpu, but log_ratio is on"):
-            future_kl(x, torch.ones(6), FIPOParams(), **arguments)
-
-
-def test_two_devices_are_refused_before_anything_is_computed():
-    inputs = make()
-    with pytest.raises(Exception, match="targets is on cpu, but lm_head_weight is on"):
+            future_kl(x, torch.ones(6), FIPOParams(), **{"cu_seqlens": torch.tensor([0, 6]), name: value.cpu()})
+    with pytest.raises(InvalidInputError, match="targets is on cpu, but lm_head_weight is on"):
         head_logps(**inputs | {"targets": inputs["targets"].cpu()})
 
 

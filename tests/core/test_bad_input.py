@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import asdict, fields
 from fractions import Fraction
 
@@ -12,31 +13,19 @@ import torch
 from fipo import FIPOParams, InvalidInputError, InvalidParameterError, fipo_loss, future_kl, token_mean
 from fipo.params import KNOBS
 
-BAD_KNOBS = [
-    ("decay_rate", 0.0),
-    ("decay_rate", -1.0),
-    ("decay_rate", math.nan),
-    ("clip_ratio_low", 1.0),
-    ("clip_ratio_low", -0.1),
-    ("clip_ratio_high", -0.1),
-    ("clip_ratio_high", math.inf),
-    ("clip_high_only", "false"),
-    ("clip_high_only", 1),
-    ("dual_clip_c", 1.0),
-    ("dual_clip_c", math.nan),
-    ("safety_thresh", 0.9),
-    ("decay_rate", True),
-    ("decay_rate", "32"),
-    ("clip_high_only", np.True_),
-    ("max_dual_clipped", -1),
-    ("max_dual_clipped", 1.5),
-    ("max_dual_clipped", True),
-    ("distance", "tokens"),
-    ("distance", 0),
-]
+BAD_KNOBS = {
+    "decay_rate": (0.0, -1.0, math.nan, True, "32"),
+    "clip_ratio_low": (1.0, -0.1),
+    "clip_ratio_high": (-0.1, math.inf),
+    "clip_high_only": ("false", 1, np.True_),
+    "dual_clip_c": (1.0, math.nan),
+    "safety_thresh": (0.9,),
+    "max_dual_clipped": (-1, 1.5, True),
+    "distance": ("tokens", 0),
+}
 
 
-@pytest.mark.parametrize(("name", "value"), BAD_KNOBS)
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD_KNOBS.items() for value in values])
 def test_knobs_out_of_range(name, value):
     with pytest.raises(InvalidParameterError, match=f"{name} is {value!r}, but must be .*; change {name}"):
         FIPOParams(**{name: value})
@@ -61,14 +50,12 @@ def test_every_knob_is_stated_once():
 
 
 def test_presets_of_the_paper():
-    assert FIPOParams.preset("7b").safety_thresh == 3.0
-    assert (FIPOParams.preset("7b").weight_low, FIPOParams.preset("7b").weight_high) == (0.8, 1.2)
-    assert (FIPOParams.preset("32b").weight_low, FIPOParams.preset("32b").weight_high) == (1.0, 1.2)
-    assert FIPOParams.preset("32b", decay_rate=64.0).decay_rate == 64.0
-    with pytest.raises(InvalidParameterError, match="preset is '8b', but must be one of"):
-        FIPOParams.preset("8b")
-    with pytest.raises(InvalidParameterError, match=r"preset is \[\], but must be one of"):
-        FIPOParams.preset([])
+    small, large = FIPOParams.preset("7b"), FIPOParams.preset("32b", decay_rate=64.0)
+    assert (small.weight_low, small.weight_high, small.safety_thresh) == (0.8, 1.2, 3.0)
+    assert (large.weight_low, large.weight_high, large.decay_rate) == (1.0, 1.2, 64.0)
+    for wrong in ("8b", []):
+        with pytest.raises(InvalidParameterError, match=re.escape(f"preset is {wrong!r}, but must be one of")):
+            FIPOParams.preset(wrong)
 
 
 def test_params_are_keyword_only_and_frozen():
@@ -87,34 +74,21 @@ def test_params_are_keyword_only_and_frozen():
         ({"logps": torch.zeros(2, 3, dtype=torch.long)}, "logps has dtype torch.int64, but must be floating point"),
         ({"logps": torch.zeros(6)}, r"logps has shape \(6,\), but must be \(B, T\)"),
         ({"carry": torch.zeros(3)}, r"carry has shape \(3,\), but must be \(2,\)"),
-        (
-            {"old_logps": torch.zeros(2, 3, device="meta")},
-            r"old_logps is on meta, but logps is on (cpu|cuda:0|pretend:0); move",
-        ),
+        ({"old_logps": torch.zeros(2, 3, device="meta")}, r"old_logps is on meta, but logps is on \S+; move"),
+        ({"epsilon_low": 1.5}, r"epsilon_low is 1\.5"),
     ],
 )
-def test_tensors_that_do_not_fit(changed, sentence):
-    arguments = {
-        "logps": torch.zeros(2, 3),
-        "old_logps": torch.zeros(2, 3),
-        "advantages": torch.ones(2),
-        "loss_mask": torch.ones(2, 3),
-        "params": FIPOParams(),
-    }
-    with pytest.raises(InvalidInputError, match=sentence):
-        fipo_loss(**{**arguments, **changed})
+def test_arguments_that_do_not_fit(changed, sentence):
+    arguments = {"logps": torch.zeros(2, 3), "old_logps": torch.zeros(2, 3), "advantages": torch.ones(2)}
+    arguments |= {"loss_mask": torch.ones(2, 3), "params": FIPOParams()}
+    with pytest.raises((InvalidInputError, InvalidParameterError), match=sentence):
+        fipo_loss(**arguments | changed)
 
 
 @pytest.mark.parametrize("cu_seqlens", [[1, 6], [0, 5], [0, 4, 3, 6], [0.0, 6.0], []])
 def test_boundaries_that_do_not_rise_from_zero_to_the_number_of_tokens(cu_seqlens):
     with pytest.raises(InvalidInputError, match=r"cu_seqlens is .*rise from 0 to 6"):
         future_kl(torch.zeros(6), torch.ones(6), FIPOParams(), cu_seqlens=torch.tensor(cu_seqlens))
-
-
-def test_clip_range():
-    zeros = torch.zeros(1, 1)
-    with pytest.raises(InvalidParameterError, match=r"epsilon_low is 1\.5"):
-        fipo_loss(zeros, zeros, torch.ones(1), zeros, FIPOParams(), epsilon_low=1.5)
 
 
 def test_token_mean_of_mismatched_shapes():

@@ -67,13 +67,8 @@ def test_chunks_are_the_whole(width, decay_rate, distance):
 
 
 def test_a_rank_without_tokens():
-    chunks = ShardedSequences(
-        cu_seqlens=torch.zeros(5, dtype=torch.long),
-        sequence=torch.tensor([0, 0, 1, 1]),
-        place=torch.tensor([0, 3, 0, 3]),
-        extents=torch.zeros(2, 4),
-    )
     nothing = torch.zeros(0)
+    chunks, _ = cut([0, 0], nothing, width=4, distance="position")
     credit = context_parallel_token_credit(nothing, nothing, nothing, nothing.bool(), FIPOParams(), chunks)
     assert credit.factor.shape == (0,)
     assert not credit.dropped.any()

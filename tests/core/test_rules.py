@@ -99,28 +99,17 @@ def test_a_rule_is_found_where_one_starts(tmp_path, monkeypatch):
         Weighting.of("python:my_rule_file:roule", None, "policy_loss.{}")
 
 
-def test_none_is_neutral(batch):
-    assert (reweighed(batch, control="none")[1].weight == 1).all()
-
-
 @pytest.mark.parametrize("rule", [None, falling])
-def test_shuffle_keeps_each_responses_weights(batch, rule):
-    plain, shuffled = reweighed(batch, rule)[1], reweighed(batch, rule, "shuffle")[1]
-    mask = batch[3]
-    assert not torch.equal(plain.weight, shuffled.weight)
+def test_controls(batch, rule):
+    """`none` is neutral, `shuffle` keeps each response's weights, `uniform` their mean."""
+    plain, shuffled, uniform, none = (reweighed(batch, rule, name)[1] for name in (None, "shuffle", "uniform", "none"))
+    assert (none.weight == 1).all() and not torch.equal(plain.weight, shuffled.weight)
     assert torch.equal(shuffled.factor, shuffled.weight * plain.kept)
-    for row in range(ROWS):
-        trained = mask[row]
-        assert torch.equal(plain.weight[row][trained].sort().values, shuffled.weight[row][trained].sort().values)
-        assert (shuffled.weight[row][~trained] == 1).all()
-
-
-@pytest.mark.parametrize("rule", [None, falling])
-def test_uniform_keeps_each_responses_mean(batch, rule):
-    plain, uniform = reweighed(batch, rule)[1], reweighed(batch, rule, "uniform")[1]
-    for row in range(ROWS - 1):
-        trained = batch[3][row]
-        assert torch.allclose(uniform.weight[row][trained], plain.weight[row][trained].mean())
+    assert (shuffled.weight[~batch[3]] == 1).all()
+    for trained, *weights in zip(batch[3], plain.weight, shuffled.weight, uniform.weight, strict=True):
+        own, moved, mean = (weight[trained] for weight in weights)
+        assert torch.equal(own.sort().values, moved.sort().values)
+        assert not trained.any() or torch.allclose(mean, own.mean())
 
 
 def test_a_responses_order_is_its_own_and_stays(batch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 from support import tiny
 
 HERE = Path(__file__).parent
+TIME = re.compile("time|_per_second$|^epoch$")
 UPDATES, UPDATES_PER_ROLLOUT, SEQUENCES = 12, 4, 8  # of a run, of a rollout, of an update
 COMMON = {"compute_environment": "LOCAL_MACHINE", "num_machines": 1, "machine_rank": 0, "num_processes": 2}
 FSDP2 = {
@@ -113,7 +115,7 @@ class Workshop:
         file = self.folder / name / "metrics.jsonl"
         for line in file.read_text().splitlines() if file.exists() else ():
             row = json.loads(line)
-            found.setdefault(row["step"], {}).update({key: row[key] for key in row if not _is_time(key)})
+            found.setdefault(row["step"], {}).update({key: row[key] for key in row if not TIME.search(key)})
         return found
 
     def _config(self, engine, fsdp):
@@ -127,10 +129,6 @@ class Workshop:
         path = self.folder / f"{engine}.yaml"
         path.write_text(json.dumps(config))
         return path
-
-
-def _is_time(key):
-    return "time" in key or "runtime" in key or key.endswith("_per_second") or key == "epoch"
 
 
 def assert_same_curve(found, expected, rel):

@@ -37,11 +37,8 @@ def assert_sampled_from_the_current_weights(curve, rounding=0.0):
     assert max(row.get("fipo/weight_std", 0) for row in curve.values()) > 0.01
 
 
-def test_colocated(colocated):
+def test_colocated_and_lora(colocated, workshop):
     assert_sampled_from_the_current_weights(colocated)
-
-
-def test_lora(workshop):
     assert_sampled_from_the_current_weights(workshop.run("lora", **COLOCATED, **LORA))
 
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from torch.utils.tensorboard import SummaryWriter
 
 from experiments import statistics
 from experiments.collect import collect, main
@@ -12,26 +13,23 @@ METRIC = "eval/aime-2024"
 CURVE = {0: 0.1, 20: 0.3, 40: 0.4}
 
 
-def ours(folder, curve=CURVE, metric=METRIC):
+def ours(folder, curve=CURVE):
     """metrics.jsonl as `fipo train` writes it: not every line has the metric."""
     folder.mkdir(parents=True)
-    lines = [{"step": step, metric: value} for step, value in curve.items()] + [{"step": 41, "loss": 0.5}]
+    lines = [{"step": step, METRIC: value} for step, value in curve.items()] + [{"step": 41, "loss": 0.5}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 
-def verls(file, curve=CURVE):
-    file.write_text(
-        "".join(json.dumps({"step": step, "data": {METRIC: value}}) + "\n" for step, value in curve.items())
-    )
+def verls(file):
+    lines = [json.dumps({"step": step, "data": {METRIC: value}}) for step, value in CURVE.items()]
+    file.write_text("\n".join(lines))
     return file
 
 
-def tensorboards(folder, curve=CURVE):
-    from torch.utils.tensorboard import SummaryWriter
-
+def tensorboards(folder):
     with SummaryWriter(str(folder)) as writer:
-        for step, value in curve.items():
+        for step, value in CURVE.items():
             writer.add_scalar(METRIC, value, step)
     return folder
 

@@ -21,16 +21,12 @@ MEASURED = {
 }
 
 
-@pytest.fixture(autouse=True)
-def few_repetitions(monkeypatch):
-    monkeypatch.setattr(statistics, "REPETITIONS", 200)
-
-
 KEPT = protocol.RESULTS
 
 
 @pytest.fixture(autouse=True)
 def results_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(statistics, "REPETITIONS", 200)
     monkeypatch.setattr(protocol, "RESULTS", tmp_path)
     return tmp_path
 
@@ -70,12 +66,6 @@ def test_signed_weights_point_up_where_the_log_ratio_agrees_with_the_advantage()
     torch.testing.assert_close(loss, surrogate.mean())
 
 
-def test_a_result_comes_back(results_folder):
-    write_result(Run(SHORT, FIPO, 0), MEASURED)
-    assert read_result(Run(SHORT, FIPO, 0))["evaluations"] == MEASURED["evaluations"]
-    assert [file.name for file in results_folder.rglob("*") if file.is_file()] == ["0.json"]
-
-
 def rewrite(change):
     return lambda file: file.write_text(change(file.read_text()))
 
@@ -104,16 +94,17 @@ def test_a_spoiled_result_is_left_out_by_name(spoil):
     with pytest.raises(DataError, match=bad.name):
         read_result(bad)
     results, excluded = read_results([good, bad, absent])
-    assert list(results) == [good]
+    assert list(results) == [good] and results[good]["evaluations"] == MEASURED["evaluations"]
     assert list(excluded) == [bad.name, absent.name] and "not run" in excluded[absent.name]
     assert "not run" not in excluded[bad.name]
     listed = report.excluded_list(excluded, 3)
     assert bad.name in listed and absent.name in listed and "1 of 3" in listed
 
 
-def test_a_series_goes_on_where_it_stopped(capsys):
+def test_a_series_goes_on_where_it_stopped(results_folder, capsys):
     runs = [Run(SHORT, FIPO, seed) for seed in range(3)]
     write_result(runs[0], MEASURED)
+    assert [file.name for file in results_folder.rglob("*") if file.is_file()] == ["0.json"]
     write_result(runs[1], MEASURED)
     SPOILS["number"](runs[1].file)
     assert run.missing(runs) == runs[1:]
@@ -124,8 +115,8 @@ def test_a_series_goes_on_where_it_stopped(capsys):
 def test_interquartile_mean_and_area_by_hand():
     values = (0.9, 0.1, 0.5, 0.4, 0.6, 0.2, 0.8, 0.3)  # the middle half: 0.3 0.4 0.5 0.6
     middle, low, high = statistics.interquartile_mean(values)
-    assert middle == pytest.approx(0.45) and 0.1 <= low < 0.45 < high <= 0.9
-    assert middle == pytest.approx(metrics.aggregate_iqm(np.array(values)[:, None]))
+    assert middle == pytest.approx(0.45) == metrics.aggregate_iqm(np.array(values)[:, None])
+    assert 0.1 <= low < 0.45 < high <= 0.9
     assert statistics.area_under_curve(MEASURED) == pytest.approx((0.3 * 8 + 0.6 * 8) / 16)
     assert statistics.final_accuracy(MEASURED) == 0.8
 

@@ -14,6 +14,7 @@ def test_the_solution_is_what_one_writes_by_hand():
     assert PROBLEM.prompt == "158+02*967="
     assert PROBLEM.solution == "a8+7+0=15,5+6+1=12,1+9+1=11:125\nb5+7+0=12,2+6+1=09,1+9+0=10:092"
     assert PROBLEM.answer == "092"
+    assert (SHORT.solution_tokens, LONG.solution_tokens) == (64, 512)
 
 
 @pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
@@ -28,10 +29,6 @@ def test_solutions_are_right_and_of_one_length(chain):
         for column in problem.solution.replace("\n", ",").split(","):
             sum_, total = column.lstrip("abcdefghijklmnop").split(":")[0].split("=")
             assert sum(map(int, sum_.split("+"))) == int(total)
-
-
-def test_short_and_long_are_about_64_and_512_tokens():
-    assert (SHORT.solution_tokens, LONG.solution_tokens) == (64, 512)
 
 
 HOSTILE = [

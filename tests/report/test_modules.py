@@ -17,11 +17,9 @@ UNIT_TESTS = "".join(file.read_text(encoding="utf-8") for file in (Path(__file__
 IMPORT = re.compile(r'^import\s[^;]*?from "([^"]+)";', re.M)
 
 
-def imports_of(path):
-    return {normpath(join(dirname(path), found)) for found in IMPORT.findall(SOURCES[path])}
-
-
-IMPORTS = {path: imports_of(path) for path in SOURCES}
+IMPORTS = {
+    path: {normpath(join(dirname(path), found)) for found in IMPORT.findall(source)} for path, source in SOURCES.items()
+}
 
 
 def test_imports_run_one_way():

@@ -48,12 +48,9 @@ def test_metrics_that_nothing_can_draw(tmp_path):
     assert "none of its metrics (loss) is one that is drawn" in read_metrics(file, "run").problems[0]
 
 
-def test_nothing_to_show(tmp_path):
-    assert main(["report", str(tmp_path)]) == 2
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_the_command_names_page_and_problems(run, tmp_path, capsys, open_page):
+    assert main(["report", str(tmp_path)]) == 2
+    assert list(tmp_path.iterdir()) == []  # where there is nothing to show
     folder = write_metrics(tmp_path / "r")
     (folder / "traces").mkdir()
     (folder / "traces" / "bad.parquet").write_bytes(b"no")

@@ -54,7 +54,6 @@ def write(folder, **changes):
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("return '1.0'", "The reward score returned '1.0', but must return a list of numbers; repair it"),
         ("return [float('nan')]", "The reward score returned [nan], but scores must be finite; repair it"),
         ("return [1.0, 2.0]", "The reward score returned 2 scores for 1 completions"),
         ("return columns['gold']", "raised for the completion '2' of the first prompt (KeyError: 'gold'); repair it"),
@@ -101,15 +100,12 @@ def test_a_reward_for_chat_may_be_tried_on_text_prompts(folder, capsys):
 
 def test_a_dry_run_shows_a_prompt_and_what_its_answer_gets(folder, capsys):
     (folder / "data.jsonl").write_bytes(lines_of([{"prompt": f"{i}+1=2\n1+1=", "answer": "2"} for i in range(10)]))
-    write(folder, rewards=["last_number", "overlong"], stop_character="\\n")
+    right = {"preset": "7b", "fipo_head_memory": 0.5, "learning_rate": "1e-5", "stop_character": "\\n"}
+    write(folder, rewards=["last_number", "overlong"], **right)
     assert main(["train", "recipe.yaml"]) == 0
-    assert "First prompt: … 1+1=\n  rewards of its answer '2': last_number 1, overlong 0\n" in capsys.readouterr().out
-
-
-def test_the_recipe_itself_is_right(folder, capsys):
-    write(folder, preset="7b", fipo_head_memory=0.5, learning_rate="1e-5")
-    assert main(["train", "recipe.yaml"]) == 0
-    assert "nothing was run" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "First prompt: … 1+1=\n  rewards of its answer '2': last_number 1, overlong 0\n" in told
+    assert "nothing was run" in told
 
 
 BEYOND = {  # what a key must be → values that are not
@@ -152,18 +148,15 @@ def test_values_beyond_what_a_key_takes(setting, bound, folder, capsys):
 RUN = {"dry_run": False}  # the folder is looked at
 KEYS = [
     ({"lerning_rate": 1}, "lerning_rate is no key … did you mean learning_rate?"),
-    ({"fipo_decayrate": 1}, "did you mean fipo_decay_rate?"),
     ({"zzzz": 1}, "zzzz is no key of a recipe and no flag … --help"),
     ({"fipo_streaming": False}, "fipo_streaming is no key of a recipe"),
     ({"num_generations": [4]}, "num_generations is [4], but must be a whole number"),
     ({"num_generations": 3}, "must be divisible by num_generations"),
-    ({"learning_rate": [1]}, "learning_rate is [1]"),
     ({"learning_rate": "-.inf"}, "learning_rate is '-.inf', but must be a number"),
     ({"max_steps": 0}, "max_steps is 0, so nothing would be trained"),
     ({"max_completion_length": None}, "max_completion_length is None, but a rollout needs a limit"),
     ({"per_device_train_batch_size": 64}, "leaves 8 training prompts, but a rollout takes 32"),
     ({"steps_per_generation": 1}, "every weight is 1 and FIPO would silently be GRPO"),
-    ({"fipo_rule": "mine:weights"}, "fipo_rule is 'mine:weights', which cannot be imported (it has another form)"),
     ({"fipo_rule": "python:nowhere:weights"}, "cannot be imported (No module named 'nowhere'); write python:"),
     ({"reward_weights": [1.0]}, "reward_weights is [1.0], but a recipe's rewards carry their own"),
     ({"eval_strategy": "steps"}, "eval_strategy is 'steps', but fipo evaluates accuracy itself"),
@@ -182,8 +175,6 @@ KEYS = [
     ({"config": "recipe.yaml"}, "config is no flag of fipo; write the recipe first"),
     ({"env": {"A": "1"}}, "env is no key of a recipe"),
     ({"rewards": 3}, "rewards is 3, but must be a list of texts"),
-    ({"rewards": [None]}, "rewards is [None], but must be a list of texts"),
-    ({"rewards": {"a": 1}}, "rewards is {'a': 1}, but must be a list of texts"),
     ({"rewards": ["last_numbr"]}, "The reward 'last_numbr' is unknown; did you mean last_number?"),
     ({"dataset": ""}, "dataset is empty"),
     ({"dataset": "date.jsonl"}, "date.jsonl does not exist; did you mean data.jsonl?"),
@@ -191,11 +182,9 @@ KEYS = [
     ({"dataset": "~/d.parquet"}, "~/d.parquet does not exist"),
     ({"dataset": "d.jsnl"}, "'d.jsnl' with split 'train' cannot be loaded"),
     ({"dataset": "rg:"}, "reasoning-gym has no task ''"),
-    ({"dataset": "rg:chain_sum?size=0"}, "size must be positive"),
     ({"dataset": "rg:chain_sum?size=1e3"}, "size of reasoning-gym's chain_sum is '1e3', but must be a whole number"),
     ({"dataset": "rg:chain_sum?min_terms=5&max_terms=2"}, "max_terms must be >= min_terms"),
     ({"dataset": "rg:chain_sum?max_term=2"}, "has no option 'max_term'; did you mean max_terms?"),
-    ({"dataset": "rg:chain_sum?size=3&size=4"}, "has the option size twice"),
     ({"dataset": "rg:chain_sum?allow_negation=perhaps"}, "is 'perhaps', but must be true or false"),
     ({"prompt_column": "text"}, "has no column 'text', only"),
     ({"answer_column": "solution"}, "has no column 'solution', only"),
@@ -206,7 +195,6 @@ KEYS = [
     ({"output_dir": None}, "output_dir is trainer_output, which TRL takes where none is given"),
     ({"output_dir": "data.jsonl", **RUN}, "output_dir is data.jsonl, which is a file"),
     ({"output_dir": "data.jsonl/run", **RUN}, "data.jsonl/run…, which cannot be a folder (Not a directory)"),
-    ({"output_dir": "x" * 300, **RUN}, "which cannot be a folder (File name too long)"),
     ({"output_dir": "a\0b", **RUN}, "which cannot be a folder … embedded null"),
 ]
 
@@ -221,9 +209,7 @@ NO_RECIPES = {  # what a file holds → what it is said to be
     **dict.fromkeys((b"", b"just text", b"- a\n- b\n", b"1: 2\n"), "holds no keys with values"),
     b"a: 1\na: 2\n": "is not YAML (the key a stands there twice)",
     b"a: \xff\n": "is not text in UTF-8",
-    **dict.fromkeys(
-        (b"a: [1\n", b"\x00\x01", b"a: !!python/object/apply:os.system [ls]\n", b"[" * 5000), "is not YAML"
-    ),
+    **dict.fromkeys((b"\x00\x01", b"a: !!python/object/apply:os.system [ls]\n", b"[" * 5000), "is not YAML"),
 }
 
 
@@ -239,9 +225,7 @@ COMMANDS = {
     "train recipe.yml": "does not exist; did you mean recipe.yaml?",
     "train recipes/recipe.yaml": "there is no folder recipes",
     "train .": "The recipe . is a folder",
-    "train recipe.yaml --lerning_rate 1": "lerning_rate is no key … did you mean learning_rate?",
     "train recipe.yaml --num_gen 8": "num_gen is no key of a recipe and no flag; did you mean num_generations?",
-    "train recipe.yaml --num_generations": "num_generations has no value, but needs one",
     "train recipe.yaml --output_dir": "output_dir has no value, but needs one; write --output_dir value",
     "train recipe.yaml --config recipe.yaml": "write the recipe first: fipo train recipe.yaml",
     "train recipe.yaml stray": "stray is no flag and no value of one; remove it",
@@ -285,7 +269,6 @@ def test_commands(line, folder, capsys):
 pyarrow.parquet.write_table(pyarrow.table({"prompt": pyarrow.array([], pyarrow.string())}), NO_ROWS := BytesIO())
 DATA = [
     ("a.jsonl", "".join('{"prompt": "é", "answer": "1"}\n' * 10).encode("latin-1"), "codec can't decode"),
-    ("a.jsonl", lines_of(PLAIN).decode().encode("utf-16"), "cannot be read as jsonl"),
     ("a.jsonl", lines_of(PLAIN[:2]) + b'{"prompt": "x\n' + lines_of(PLAIN), "cannot be read as jsonl … in row 2"),
     ("a.jsonl", b"[1, 2]\n[3, 4]\n", "cannot be read as jsonl"),
     ("a.jsonl", b"", "a.jsonl is empty"),
@@ -338,7 +321,7 @@ def test_completions(content, words, folder, capsys):
 def models(tmp_path_factory):
     """Folders: a model that works, one without a chat template, and broken ones."""
     folder = tmp_path_factory.mktemp("models")
-    tiny.save(folder / "works")
+    tiny.save(folder / "works", max_position_embeddings=64)
     for name in ("base", "cut", "no_tokenizer"):
         shutil.copytree(folder / "works", folder / name)
     (folder / "base" / "chat_template.jinja").unlink()
@@ -359,7 +342,6 @@ instance = Reward()
 """
 FILES = {  # of both tests below
     "binary.jinja": b"\xff",
-    "syntax.jinja": b"{% for",
     "zero.jinja": b"{{ 1 / 0 }}",
     "empty.jinja": b"",
     "chat.jsonl": lines_of(CHAT),
@@ -399,13 +381,10 @@ def write_for_training(folder, models, model="works", **changes):
         ({"use_peft": True, "lora_target_modules": ["(a"]}, "The run cannot be set up: missing )"),
         ({"use_peft": True, "lora_task_type": "ZZZ"}, "Invalid task type: 'ZZZ'"),
         ({"adam_beta1": 2}, "Invalid beta parameter at index 0: 2"),
-        ({"optim_args": "zzz"}, "The run cannot be set up"),
-        ({"lr_scheduler_type": "warmup_stable_decay"}, "num_decay_steps"),
         ({"lr_scheduler_kwargs": {"x": 1}}, "unexpected keyword argument 'x'"),
         ({"max_prompt_length": 0}, "max_prompt_length (0 tokens) leaves 0 training prompts"),
-        ({"max_completion_length": 100000}, "tokens together, but the model's config.json allows"),
+        ({"max_completion_length": 60}, "are 65 tokens together, but the model's config.json allows 64; lower"),
         ({"chat_template": "binary.jinja"}, "is no text in UTF-8"),
-        ({"chat_template": "syntax.jinja"}, "The chat template cannot be applied"),
         ({"chat_template": "zero.jinja"}, "The chat template cannot be applied to the prompts (division by zero)"),
         ({"chat_template": "empty.jinja"}, "of the training prompts has no tokens"),
         ({"model": "base", "dataset": "blank.jsonl"}, "of the training prompts has no tokens"),
@@ -439,7 +418,7 @@ def test_a_broken_gguf_leaves_nothing_in_the_cache(folder, models, capsys, monke
     [
         {"dataset": "lines.txt", "prompt_column": "text", "answer_column": "", "rewards": ["regex?pattern=1"]},
         {"dataset": "Train.JSONL"},
-        {"dataset": "folder"},
+        {"dataset": "folder", "max_completion_length": 59},  # as many as the model has room for
         {"use_peft": True, "lora_target_modules": [".*q_proj"]},
         {"rewards": ["python:mine:instance?scale=2"]},
     ],

@@ -162,7 +162,6 @@ def test_rewards_of_one_name_are_told_apart():
         (["overlong?buffer=1.5"], "buffer of the reward 'overlong' is '1.5', but must be a whole number"),
         (["overlong?buffer=1&buffer=2"], "has the option buffer twice"),
         (["exact?weight=abc"], "weight of the reward 'exact' is 'abc', but must be a finite number"),
-        (["exact?weight=nan"], "is 'nan', but must be a finite number"),
         (["exact?weight="], "is '', but must be a finite number"),
         (["regex"], "The reward 'regex' needs a pattern"),
         (["python:broken_syntax:f"], "cannot be imported: SyntaxError"),
@@ -217,7 +216,6 @@ def test_safe_tasks_call_nothing_that_runs_text():
     [
         ("return [float('nan')] * len(completions)", "returned [nan], but scores must be finite"),
         ("return 'good'", "returned 'good', but must return a list of numbers"),
-        ("return None", "returned None, but must return a list of numbers"),
         ("return {0: 1.0}", "returned {0: 1.0}, but must return a list of numbers"),
         ("return [10**400]", "but must return a list of numbers"),
         ("exit()", "raised; the first traceback"),
@@ -235,13 +233,6 @@ def test_hostile_text_is_only_text():
     hostile = "\x00\u202e" + "9" * 5000 + "</script>{{7*7}}"
     for name in ("last_number", "exact", "math"):
         assert score(name, hostile) in (0, 0.0, None)
-
-
-@pytest.mark.parametrize("scores", ["[1.0]", "[]", "[1.0] * 3"])
-def test_a_wrong_number_of_scores_is_the_functions_fault_and_ends_the_run(scores, own):
-    reward = own(f"def f(completions, **_): return {scores}\n")
-    with pytest.raises(InvalidParameterError, match=r"returned \d scores for 2 completions, but must return one for"):
-        reward(["a", "b"], [[1]] * 2)
 
 
 @pytest.mark.parametrize("name", ["exact", "last_number", "math", "regex?pattern=(?P<answer>.)"])

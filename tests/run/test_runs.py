@@ -12,17 +12,17 @@ from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 
 import pytest
-import torch
 from support import tiny
 
-from fipo import InvalidParameterError
 from fipo.cli import main
+from fipo.run.console import before_and_after
+from fipo.run.evaluate import Evaluation
 from fipo.run.output_folder import other_runs_files
-from fipo.run.prompts import _require_room
 from fipo.run.train import write_report
 from fipo.run_folder import status_of
 from fipo.traces import read_traces
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 FIPO = [sys.executable, "-m", "fipo.cli", "train"]
 REWARDS = """
 import os, resource, time
@@ -59,15 +59,6 @@ def folder(tmp_path_factory):
     recipe |= {"logging_steps": 1, "save_steps": 3, "report_to": "none"}
     (folder / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As in the other processes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def environment(**more):
@@ -287,14 +278,21 @@ def test_what_a_run_does_not_continue(tmp_path):
     assert names(None)[2:] == ["metrics.jsonl", "traces"]
 
 
-def test_a_model_without_room_for_the_completion_is_refused():
-    model_config = tiny.model().config
-    limit = model_config.max_position_embeddings
-    _require_room(limit, model_config)
-    with pytest.raises(InvalidParameterError, match=f"are {limit + 1} tokens together, but .* allows {limit}; lower"):
-        _require_room(limit + 1, model_config)
-
-
 def test_a_report_that_cannot_be_written_does_not_end_a_run(tmp_path):
     told = write_report(str(tmp_path))
     assert re.fullmatch(rf"No report was written: .*; .*, `fipo report {tmp_path}` writes it.", told)
+
+
+def evaluation(accuracy, *completions):
+    return Evaluation(greedy=0, avg_at_k=accuracy, pass_at_k=0, k=1, failed=0, completions=list(completions))
+
+
+def test_the_first_prompt_whose_score_went_with_the_accuracy():
+    worse = evaluation(0.25, (" 2\n", 1.0), (" 3", None), (" 5\n", 0.0), (" 9", 0.0))
+    better = evaluation(0.5, (" 1", 0.0), (" 4", 1.0), (" 4\n", 1.0), (" 6", 1.0))
+    chat = [{"role": "user", "content": "2 + 2 ="}]
+    prompts = ["1 + 1 =", "1 + 3 =", chat, "3 + 3 ="]
+    assert before_and_after(prompts, worse, better) == "Prompt:  2 + 2 =\n  before   5\n  after    4"
+    assert before_and_after(prompts, better, worse) == "Prompt:  2 + 2 =\n  before   4\n  after    5"
+    examples = ["1 + 1 = 2\n2 + 2 = 4\n1 + 0 =", "", "", ""]
+    assert before_and_after(examples, worse, worse).startswith("Prompt:  … 1 + 0 =\n")

@@ -78,16 +78,14 @@ def test_a_sharded_configuration_without_gpus(monkeypatch, tmp_path):
     config = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "FSDP", "num_processes": 2}
     (tmp_path / "default_config.yaml").write_text(json.dumps(config))
     (check,) = doctor._accelerate()
-    assert not check.ok
-    assert check.found.endswith("default_config.yaml, which it runs as plain data parallelism here")
+    assert not check.ok and check.found.endswith("default_config.yaml, which it runs as plain data parallelism here")
 
 
 def test_a_lost_gradient(monkeypatch):
     head = doctor.head_logps
     monkeypatch.setattr(doctor, "head_logps", lambda hidden, *rest: head(hidden.detach() + 0 * hidden, *rest))
     check = doctor._gradients()
-    assert not check.ok
-    assert "differ by 1e+00" in check.found
+    assert not check.ok and "differ by 1e+00" in check.found
 
 
 def test_no_verl(capsys):

@@ -4,11 +4,13 @@ import os
 import random
 
 import torch
+from peft import LoraConfig
+from transformers import MixtralConfig, MixtralForCausalLM
+from trl import GRPOConfig, GRPOTrainer
 
 from fipo.trainer import FIPOConfig, FIPOTrainer
 from support import tiny
 
-NEUTRAL = {"fipo_clip_ratio_low": 0.0, "fipo_clip_ratio_high": 0.0, "fipo_max_dual_clipped": 10**6}
 COMMON = {
     "use_cpu": os.environ.get("FIPO_TEST_DEVICE", "cpu") == "cpu",
     "bf16": False,
@@ -19,6 +21,9 @@ COMMON = {
     "per_device_train_batch_size": 8,
     "gradient_checkpointing": False,
 }
+SIZES = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES |= {"num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
+EXPERTS = {"num_local_experts": 4, "output_router_logits": True, "router_aux_loss_coef": 0.5}
 OPTIONS = {
     "plain": {},
     "kl": {"beta": 0.1},
@@ -29,7 +34,8 @@ OPTIONS = {
     "off-policy mask": {"off_policy_mask_threshold": 0.1},
     "sequence-level importance": {"importance_sampling_level": "sequence"},
     "vllm": {"vllm_importance_sampling_correction": True},
-    "lora": {"peft": True},
+    "lora": {"peft_config": LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)},
+    "mixture of experts": {"experts": True},
     "accumulation": {"gradient_accumulation_steps": 2, "beta": 0.1, "entropy_coef": 0.01},
     **{kind: {"loss_type": kind} for kind in ("grpo", "bnpo", "dr_grpo", "sapo", "vespo")},
     "cispo": {"loss_type": "cispo", "epsilon_high": 5.0},
@@ -41,24 +47,23 @@ def reward(completions, **_):
     return [0.0] * len(completions)
 
 
-def make(trainer_class, config_class, tmp_path, peft=False, **options):
-    peft_config = None
-    if peft:
-        from peft import LoraConfig
-
-        peft_config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
-    folder = tiny.save(tmp_path / "model") if options.get("beta") else None
-    model = tiny.model() if folder is None else tiny.LlamaForCausalLM.from_pretrained(folder)
-    config = config_class(str(tmp_path / "run"), **{**COMMON, **options})
+def make(tmp_path, model=None, rewards=reward, *, of_trl=False, prompts=8, peft_config=None, experts=False, **options):
+    trainer_class, config_class = (GRPOTrainer, GRPOConfig) if of_trl else (FIPOTrainer, FIPOConfig)
+    if experts:
+        torch.manual_seed(0)
+        model = MixtralForCausalLM(MixtralConfig(**SIZES, **EXPERTS))
+    elif options.get("beta"):  # TRL loads a reference model from there
+        model = tiny.LlamaForCausalLM.from_pretrained(tiny.save(tmp_path / "model"))
     trainer = trainer_class(
-        model,
-        reward,
-        config,
-        train_dataset=tiny.prompts(),
+        tiny.model() if model is None else model,
+        rewards,
+        config_class(str(tmp_path / "run"), **COMMON | options),
+        train_dataset=tiny.prompts(prompts),
         processing_class=tiny.tokenizer(),
         peft_config=peft_config,
     )
-    trainer.current_gradient_accumulation_steps = config.gradient_accumulation_steps
+    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+    trainer.model.train()
     return trainer
 
 
@@ -70,27 +75,19 @@ def loss_and_gradients(trainer, inputs):
     return loss.detach(), {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
 
 
-def assert_same_gradients(found, expected):
-    assert found.keys() == expected.keys()
-    for key in expected:
-        torch.testing.assert_close(found[key], expected[key], rtol=1e-5, atol=1e-7)
+def assert_same(found, expected):
+    """Losses and gradients."""
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-5, atol=1e-7)
 
 
 GROUP = 4
 
 
 def rollout_trainer(tmp_path, rewards, **options):
-    """A trainer whose rollouts are 4 groups of 4 short completions, in training mode."""
-    settings = COMMON | {"per_device_train_batch_size": GROUP, "max_completion_length": 8}
-    trainer = FIPOTrainer(
-        tiny.model(),
-        rewards,
-        FIPOConfig(str(tmp_path), **{**settings, **options}),
-        train_dataset=tiny.prompts(16),
-        processing_class=tiny.tokenizer(),
-    )
-    trainer.model.train()
-    return trainer
+    """A trainer whose rollouts are 4 groups of 4 short completions."""
+    settings = {"per_device_train_batch_size": GROUP, "max_completion_length": 8, "prompts": 16}
+    return make(tmp_path, None, rewards, **settings | options)
 
 
 def group_batch(trainer, indices):

@@ -3,23 +3,14 @@
 import math
 
 
-def future_kl(log_ratio, mask, *, decay_rate, dual_clip_c, distance="position", after=0.0):
-    """`after`: future_kl of the token that follows the last one."""
+def future_kl(log_ratio, mask, *, decay_rate, dual_clip_c, distance="position"):
     gamma = 2.0 ** (-1.0 / decay_rate)
-    length = len(log_ratio)
 
     def apart(t, k):
         return k - t if distance == "position" else sum(mask[t:k])
 
-    return [
-        math.fsum(
-            gamma ** apart(t, k) * log_ratio[k]
-            for k in range(t, length)
-            if mask[k] and math.exp(log_ratio[k]) <= dual_clip_c
-        )
-        + gamma ** apart(t, length) * after
-        for t in range(length)
-    ]
+    counted = [k for k, x in enumerate(log_ratio) if mask[k] and math.exp(x) <= dual_clip_c]
+    return [math.fsum(gamma ** apart(t, k) * log_ratio[k] for k in counted if k >= t) for t in range(len(log_ratio))]
 
 
 def fipo(logps, old_logps, advantages, mask, p, epsilon_low, epsilon_high):

@@ -48,9 +48,6 @@ class Held(torch.Tensor):
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
-    def __repr__(self):
-        return f"Held({self.raw})"
-
     def tolist(self):  # which torch refuses subclasses
         return self.cpu().tolist()
 

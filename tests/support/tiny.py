@@ -40,7 +40,7 @@ def prompts(count=8):
     return Dataset.from_list([{"prompt": f"{i}+{i}", "answer": str(2 * i)} for i in range(count)])
 
 
-def rollout(rows=8, prompt=5, completion=12, seed=0, tool_mask=True):
+def rollout(rows=8, prompt=5, completion=12, seed=0):
     """The dictionary that TRL hands to `_compute_loss`, with π_old away from π_θ and holes in the mask."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -59,12 +59,9 @@ def rollout(rows=8, prompt=5, completion=12, seed=0, tool_mask=True):
         "ref_per_token_logps": -4 + 0.3 * random(rows, completion),
         "importance_sampling_ratio": 0.5 + random(rows, completion),
         "sampling_per_token_logps": -4 + 0.3 * random(rows, completion),
+        "tool_mask": (random(rows, completion) < 0.8).long(),
     }
-    if tool_mask:
-        inputs["tool_mask"] = (random(rows, completion) < 0.8).long()
-    loss_mask = mask * inputs.get("tool_mask", 1)
-    inputs["num_items_in_batch"] = loss_mask.sum()
-    return inputs
+    return inputs | {"num_items_in_batch": (mask * inputs["tool_mask"]).sum()}
 
 
 def with_old_logps(trainer, inputs):

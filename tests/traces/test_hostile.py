@@ -7,6 +7,7 @@ import copy
 import json
 import os
 import random
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -65,8 +66,12 @@ def flipped(raw, rng):
     return bytes(raw[: rng.randrange(len(raw))] if rng.random() < 0.1 else raw)
 
 
-def use(found, folder):
-    """Everything that is done with traces."""
+def use(folder, read, *arguments, **options):
+    """Everything that is done with traces, if they can be read."""
+    try:
+        found = read(*arguments, **options)
+    except FIPOError:
+        return
     pack_traces([("run", found)])
     write_traces(found, folder / "again.parquet", found.params)
     assert len(read_traces(folder / "again.parquet")) == len(found)
@@ -77,50 +82,36 @@ def use(found, folder):
     json.dumps(result, allow_nan=False)
 
 
-def imported(kind, source, folder):
-    try:
-        found = import_dump(kind, source, current_logprobs=True)
-    except FIPOError:
-        return
-    use(found, folder)
-
-
-@pytest.mark.parametrize("kind", LINES)
-def test_lines(kind, tmp_path):
-    rng = random.Random(kind)
+def save_lines(folder, kind, rng):
     name, record = LINES[kind]
-    for number in range(ROUNDS):
-        line = json.dumps(mutated(record, rng, HOSTILE)).encode()
-        (tmp_path / name).write_bytes(flipped(line, rng) if number % 4 == 0 else line)
-        imported(kind, tmp_path, tmp_path)
+    (folder / name).write_bytes(json.dumps(mutated(record, rng, HOSTILE)).encode())
 
 
-def test_slime_dumps(tmp_path):
-    rng = random.Random("slime")
-    dumps = {name: torch.load(SLIME / name, weights_only=True) for name in ("rollout_0.pt", "train_0.pt")}
-    for dump in dumps.values():
+def save_slime(folder, kind, rng):
+    for name in ("rollout_0.pt", "train_0.pt"):
+        dump = torch.load(SLIME / name, weights_only=True)
         dump["samples"] = dump["samples"][:2]
-    for number in range(ROUNDS):
-        for name, dump in dumps.items():
-            torch.save(mutated(dump, rng, HOSTILE + TENSORS), tmp_path / name)
-            if number % 4 == 0:
-                (tmp_path / name).write_bytes(flipped((tmp_path / name).read_bytes(), rng))
-        imported("slime", tmp_path, tmp_path)
+        torch.save(mutated(dump, rng, HOSTILE + TENSORS), folder / name)
 
 
-def test_trl_completions(tmp_path):
-    rng = random.Random("trl")
+def save_trl(folder, kind, rng):
     record = {"step": 3, "prompt": "2+2?", "completion": "4", "advantage": 0.5, "accuracy": 1.0}
+    with suppress(pa.ArrowException, OverflowError, UnicodeError):  # where Arrow cannot hold the value
+        pq.write_table(pa.Table.from_pylist([mutated(record, rng, HOSTILE)]), folder / "a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("kind", "save"), [*((kind, save_lines) for kind in LINES), ("slime", save_slime), ("trl", save_trl)]
+)
+def test_dumps(kind, save, tmp_path):
+    rng = random.Random(kind)
     (folder := tmp_path / "dump").mkdir()
     for number in range(ROUNDS):
-        try:
-            table = pa.Table.from_pylist([mutated(record, rng, HOSTILE)])
-            pq.write_table(table, folder / "a.parquet")
-        except (pa.ArrowException, OverflowError, UnicodeError):
-            continue  # Arrow cannot hold this value, so no file can
+        save(folder, kind, rng)
         if number % 4 == 0:
-            (folder / "a.parquet").write_bytes(flipped((folder / "a.parquet").read_bytes(), rng))
-        imported("trl", folder, tmp_path)
+            for file in folder.iterdir():
+                file.write_bytes(flipped(file.read_bytes(), rng))
+        use(tmp_path, import_dump, kind, folder, current_logprobs=True)
 
 
 def trace(rng):
@@ -139,11 +130,7 @@ def test_traces(tmp_path):
         file = write_traces([trace(numbers) for _ in range(2)], tmp_path / "a.parquet", params, control=control)
         if number % 2:
             file.write_bytes(flipped(file.read_bytes(), rng))
-        try:
-            found = read_traces(file, max_bytes=rng.choice([None, 1, 1000]))
-        except FIPOError:
-            continue
-        use(found, tmp_path)
+        use(tmp_path, read_traces, file, max_bytes=rng.choice([None, 1, 1000]))
 
 
 def test_metrics(tmp_path):

@@ -20,8 +20,7 @@ SLIME = Path(__file__).parents[1] / "data" / "slime"
 def test_slime_with_the_current_policys_log_probs(tmp_path):
     params = FIPOParams(decay_rate=8.0)
     found = import_dump("slime", SLIME / "use_rollout_logprobs", params=params, current_logprobs=True)
-    assert found.problems == []
-    assert len(found) == 12
+    assert found.problems == [] and len(found) == 12
     assert [trace.group for trace in found][5:7] == [5, 5]  # two samples of one prompt
     dump = torch.load(SLIME / "use_rollout_logprobs" / "train_0.pt", weights_only=True)["samples"]
     for trace, sample in zip(found, dump, strict=True):
@@ -45,17 +44,6 @@ def test_slime_with_the_old_policys_log_probs_has_no_credit():
     assert "12 of 12 completions do not decode to the dump's own text" in problems
 
 
-def test_a_hostile_or_damaged_dump_is_not_unpickled(tmp_path):
-    class Payload:
-        def __reduce__(self):
-            return (print, ("executed",))
-
-    (tmp_path / "rollout_0.pt").write_bytes((SLIME / "recomputed" / "rollout_0.pt").read_bytes()[:100])
-    torch.save({"format_version": 2, "samples": Payload()}, tmp_path / "train_0.pt")
-    with pytest.raises(DataError, match=r"train_0\.pt was left out"):
-        import_dump("slime", tmp_path)
-
-
 @pytest.mark.parametrize("tokenizer", [None, tiny.tokenizer()])
 def test_trl_completions(tokenizer, tmp_path):
     rows = {"step": [3, 3], "prompt": ["2+2?", "3+3?"], "completion": ["it is 4", " 6 "], "accuracy": [1.0, 0.5]}
@@ -63,8 +51,7 @@ def test_trl_completions(tokenizer, tmp_path):
     found = import_dump("trl", tmp_path, tokenizer=tokenizer)
     assert [trace.text for trace in found] == ["it is 4", " 6 "]
     assert [trace.rewards for trace in found] == [{"accuracy": 1.0}, {"accuracy": 0.5}]
-    assert found[1].advantages == pytest.approx(-0.7)
-    assert found[0].rollout == 3
+    assert found[1].advantages == pytest.approx(-0.7) and found[0].rollout == 3
     assert "text without log-probs" in found.problems[-1]
 
 
@@ -103,8 +90,7 @@ def test_prime_rl_token_exports(tmp_path):
     step = tmp_path / "token_exports" / "step_3"
     step.mkdir(parents=True)
     (step / "rank_1.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(row | {'schema_version': 2})}\n")
-    (trace, *others) = found = import_dump("prime-rl", tmp_path)
-    assert not others
+    (trace,) = found = import_dump("prime-rl", tmp_path)
     assert (trace.prompt, trace.text) == ("⟨1⟩⟨2⟩", "⟨3⟩⟨4⟩⟨5⟩")
     assert trace.trained.tolist() == [True, False, True]
     columns = [torch.tensor([numbers[name][2:]]) for name in ("trainer_logprobs", "inference_logprobs", "advantages")]
@@ -129,13 +115,18 @@ def test_hostile_lines_and_files_are_named_once_and_the_rest_is_read(line, tmp_p
     write_traces(found, tmp_path / "x.parquet")
 
 
-@pytest.mark.parametrize("dump", [[1], {"format_version": 2, "samples": 5}, {"format_version": torch.ones(2)}])
-def test_dumps_of_another_shape_are_a_sentence(dump, tmp_path):
-    with pytest.raises(DataError, match="does not exist; check the path"):
-        import_dump("slime", tmp_path / "nowhere")
+class Payload:
+    def __reduce__(self):
+        return pytest.fail, ("executed",)
+
+
+@pytest.mark.parametrize(
+    "dump", [[1], *({"format_version": 2, "samples": x} for x in (5, Payload())), {"format_version": torch.ones(2)}]
+)
+def test_dumps_that_cannot_be_read_are_a_sentence_and_not_unpickled(dump, tmp_path):
     torch.save(dump, tmp_path / "train_0.pt")
     torch.save({"rollout_id": 0, "samples": ["text"]}, tmp_path / "rollout_0.pt")
-    with pytest.raises(DataError, match="holds no slime dump that could be read"):
+    with pytest.raises(DataError, match=r"holds no slime dump that could be read: .*_0\.pt was left out"):
         import_dump("slime", tmp_path)
 
 
@@ -151,7 +142,7 @@ def test_rows_that_are_no_completions_are_named(wrong, tmp_path):
 
 def test_slime_dumps_that_a_killed_run_left_or_that_hold_chats_and_odd_text(tmp_path):
     (tmp_path / "train_0.pt").write_bytes((SLIME / "recomputed" / "train_0.pt").read_bytes())
-    (tmp_path / "train_9.pt").touch()
+    (tmp_path / "train_9.pt").write_bytes((SLIME / "recomputed" / "train_0.pt").read_bytes()[:100])
     rollout = torch.load(SLIME / "recomputed" / "rollout_0.pt", weights_only=True)
     for sample in rollout["samples"]:
         sample |= {"prompt": [{"role": "user", "content": "2+2?"}], "response": None, "status": "\ud800"}

@@ -41,12 +41,10 @@ def assert_same(found, expected):
 
 def test_round_trip(tmp_path):
     params = FIPOParams(decay_rate=float("inf"), clip_high_only=True)
-    traces = [make(0), make(1, length=0), make(2, entropy=None, old_logps=None, reward=None, rewards={})]
-    file = write_traces(traces, tmp_path / "deep" / "x.parquet", params)
-    found = read_traces(file)
-    assert found.params == params
-    assert found.problems == []
-    assert len(found) == 3
+    traces = [make(2, rollout=1, entropy=None, old_logps=None, reward=None, rewards={}), make(0), make(1, length=0)]
+    file = write_traces(traces[::-1], tmp_path / "deep" / "x.parquet", params)
+    found = read_traces(file)  # by rollout and sample
+    assert found.params == params and found.problems == []
     for a, b in zip(found, traces, strict=True):
         assert_same(a, b)
     assert os.listdir(file.parent) == ["x.parquet"]
@@ -54,8 +52,7 @@ def test_round_trip(tmp_path):
 
 def test_files_from_before_a_column_was_added(tmp_path):
     whole = pq.read_table(write_traces([make(0), make(1)], tmp_path / "new.parquet", updates_per_rollout=4))
-    for name in OPTIONAL:
-        whole = whole.drop_columns(name)
+    whole = whole.drop_columns(list(OPTIONAL))
     whole = whole.replace_schema_metadata(whole.schema.metadata | {b"fipo.schema_version": b"1"})
     pq.write_table(whole, tmp_path / "old.parquet")
     new, old = (read_traces(tmp_path / name) for name in ("new.parquet", "old.parquet"))
@@ -66,12 +63,6 @@ def test_files_from_before_a_column_was_added(tmp_path):
     for found, expected in zip(old, new, strict=True):
         assert found.rollout_logps is None and expected.rollout_logps is not None
         np.testing.assert_array_equal(found.logps, expected.logps)
-
-
-def test_a_folder_is_read_in_order(tmp_path):
-    for sample in (2, 0, 1):
-        write_traces([make(sample, rollout=9 - sample)], tmp_path / "run" / "traces" / f"{sample}.parquet")
-    assert [trace.sample for trace in read_traces(tmp_path / "run")] == [2, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -88,8 +79,6 @@ def test_what_is_no_trace_is_refused(changes, sentence):
 
 
 def test_no_traces(tmp_path):
-    with pytest.raises(DataError, match="nowhere does not exist"):
-        read_traces(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"holds no readable trace: it holds no \*.parquet file"):
         read_traces(tmp_path)
     write_traces([], tmp_path / "a.parquet")
@@ -97,26 +86,11 @@ def test_no_traces(tmp_path):
         read_traces(tmp_path)
 
 
-def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
-    file = write_traces([make(0)], tmp_path / "a.parquet")
-
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_traces([make(1)], file)
-    assert read_traces(file)[0].sample == 0
-
-
 def test_mixed_tokenizers_are_named_and_shown(tmp_path):
-    write_traces([make(run="one")], tmp_path / "a.parquet")
-    other = make(run="two")
-    other.token_bytes = [b"?", *other.token_bytes[1:]]
-    write_traces([other], tmp_path / "b.parquet")
-    found = read_traces(tmp_path)
-    assert len(found) == 2
-    assert "The traces mix tokenizers" in found.problems[0]
+    one, two = make(run="one"), make(run="two")
+    two.token_bytes = [b"?", *two.token_bytes[1:]]
+    found = read_traces(write_traces([one, two], tmp_path / "a.parquet"))
+    assert len(found) == 2 and "The traces mix tokenizers" in found.problems[0]
     assert "in run 'one' and b'?' in run 'two'" in found.problems[0]
 
 
@@ -163,9 +137,9 @@ def test_a_control_and_several_settings_are_told(tmp_path):
     write_traces([make()], tmp_path / "a.parquet", FIPOParams(decay_rate=2.0), control="shuffle")
     write_traces([make()], tmp_path / "b.parquet", FIPOParams(decay_rate=16.0))
     found = read_traces(tmp_path)
-    problems = " ".join(found.problems)
-    assert found.control == "shuffle" and "trained with the weights of shuffle" in problems
-    assert "several settings" in problems
+    control, settings = found.problems
+    assert found.control == "shuffle" and "trained with the weights of shuffle" in control
+    assert "several settings" in settings
 
 
 def test_of_too_much_the_last_files_are_read(tmp_path):
@@ -192,11 +166,12 @@ def test_of_one_large_file_the_last_row_groups_are_read(tmp_path, monkeypatch):
 
 
 PEAK_OF_READING = """
-import resource, sys
+import re, sys
+from pathlib import Path
 from fipo.traces import read_traces
 
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
 read_traces(sys.argv[1], max_bytes=1)
 before = peak()
@@ -206,31 +181,25 @@ print(peak() - before)
 
 
 def test_a_huge_file_is_read_in_bounded_memory(tmp_path):
-    """A real process: 2 M tokens need at most 80 bytes each in memory, and with a limit little more than the rest."""
+    """2 M tokens need at most 100 bytes each at the peak, and with a limit no more than their share."""
     whole = [make(sample, length=4096) for sample in range(8)]
     file = write_traces((whole[sample % 8] for sample in range(512)), tmp_path / "a.parquet", FIPOParams())
 
-    def peak(max_bytes):
+    def peak(max_bytes):  # of a process's own memory: ru_maxrss would begin at that of its parent
         command = [sys.executable, "-c", PEAK_OF_READING, str(file), str(max_bytes)]
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
-    assert peak(0) < 80 * 512 * 4096
-    assert peak(file.stat().st_size // 8) < 80 * 512 * 4096 / 4
+    assert 60 * 512 * 4096 < peak(0) < 100 * 512 * 4096
+    assert peak(file.stat().st_size // 8) < 100 * 512 * 4096 / 8
 
 
-@pytest.mark.parametrize(
-    ("change", "name", "expected"),
-    [
-        # a knob that fipo no longer has is dropped
-        (with_metadata("fipo.params", '{"decay_rate": 16.0, "chunk_size": 128}'), "params", FIPOParams(decay_rate=16)),
-        (with_column("stop_reason", pa.nulls(1, pa.string())), "stop_reason", ""),
-    ],
-)
-def test_what_is_odd_and_readable(change, name, expected, tmp_path):
-    file = write_traces([make()], tmp_path / "a.parquet")
-    pq.write_table(change(pq.read_table(file)), file)
-    found = read_traces(file)
-    assert not found.problems and getattr(found if name == "params" else found[0], name) == expected
+def test_a_knob_that_fipo_no_longer_has_and_no_reason_to_stop_are_readable(tmp_path):
+    table = pq.read_table(write_traces([make()], tmp_path / "a.parquet"))
+    table = with_column("stop_reason", pa.nulls(1, pa.string()))(table)
+    table = with_metadata("fipo.params", '{"decay_rate": 16.0, "chunk_size": 128}')(table)
+    pq.write_table(table, tmp_path / "a.parquet")
+    (trace,) = found = read_traces(tmp_path / "a.parquet")
+    assert (found.problems, found.params, trace.stop_reason) == ([], FIPOParams(decay_rate=16), "")
 
 
 def test_row_groups_cost_no_space(tmp_path):

@@ -4,6 +4,7 @@ import builtins
 import logging
 import sys
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -37,21 +38,19 @@ def completion(tokens=5, sample=0, rollout=8):
     )
 
 
-def writer(folder, tokenizer=None, **options):
-    of = {name: options.pop(name) for name in ("rank", "ranks") if name in options}
-    how = {"params": FIPOParams(), "tokenizer": tokenizer or tiny.tokenizer()}
-    return TraceWriter(options=TraceOptions(folder, **options), **how, **of)
+def writer(folder, tokenizer=None, **of):
+    return TraceWriter(options=TraceOptions(folder), params=FIPOParams(), tokenizer=tokenizer or tiny.tokenizer(), **of)
 
 
 def warnings(caplog):
     return [record.message for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_what_is_written_is_read(tmp_path):
-    writer(tmp_path / "run").write(8, 2, [completion(sample=7)])
-    traces = read_traces(tmp_path / "run")
-    (trace,) = traces
-    (file,) = (tmp_path / "run").glob("*.parquet")
+@pytest.mark.parametrize("folder", ["run", "run/traces"])
+def test_what_is_written_is_read(folder, tmp_path):
+    writer(tmp_path / folder).write(8, 2, [completion(sample=7)])
+    (trace,) = traces = read_traces(tmp_path / "run")
+    (file,) = (tmp_path / folder).glob("*.parquet")
     assert file.name == "rollout_000008_step_0002_rank_0.parquet"
     assert (trace.run, trace.rollout, trace.update, trace.group, trace.sample) == ("run", 8, 1, 3, 7)
     assert (trace.reward, trace.stop_reason, trace.entropy, trace.dropped) == (0.5, "stop", None, False)
@@ -60,24 +59,18 @@ def test_what_is_written_is_read(tmp_path):
     assert traces.params == FIPOParams()
 
 
-def test_a_folder_called_traces_lies_in_its_run(tmp_path):
-    writer(tmp_path / "qwen" / "traces").write(0, 0, [completion()])
-    assert read_traces(tmp_path / "qwen")[0].run == "qwen"
-
-
-def test_a_full_disk_costs_the_traces_and_one_warning(tmp_path, caplog, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
+@pytest.mark.parametrize("place", ["os.replace", "pyarrow.parquet.ParquetWriter.write_table"])
+def test_a_full_disk_costs_the_new_traces_and_one_warning(place, tmp_path, caplog, monkeypatch):
     one = writer(tmp_path)
-    monkeypatch.setattr("os.replace", full)
+    one.write(8, 0, [completion()])
+    monkeypatch.setattr(place, Mock(side_effect=OSError(28, "No space left on device")))
     for step in range(3):
-        one.write(8, step, [completion()])
+        one.write(8, step, [completion(sample=1)])
     (sentence,) = warnings(caplog)
     assert "step_0000" in sentence and "the run goes on" in sentence and "No space left on device" in sentence
     monkeypatch.undo()
-    one.write(8, 3, [completion()])  # somebody made room
-    assert len(read_traces(tmp_path)) == 1
+    one.write(8, 3, [completion(sample=2)])  # somebody made room
+    assert [trace.sample for trace in read_traces(tmp_path)] == [0, 2]
 
 
 @pytest.mark.parametrize("missing", ["pyarrow", "numpy"])
@@ -130,10 +123,8 @@ def test_a_resumed_run_replaces_its_traces_however_it_splits_them(tmp_path, capl
     (tmp_path / "rollout_of_mine_rank_0.parquet").write_bytes(b"")
     writer(tmp_path).write(8, 1, [completion(sample=7)])
     found = read_traces(tmp_path, "rollout_0*")
-    assert [(trace.rollout, trace.sample) for trace in found] == [
-        *((0, sample) for sample in (0, 1, 2, 100, 101, 102)),
-        (8, 7),
-    ]
+    expected = [*((0, sample) for sample in (0, 1, 2, 100, 101, 102)), (8, 7)]
+    assert [(trace.rollout, trace.sample) for trace in found] == expected
     assert (tmp_path / "rollout_of_mine_rank_0.parquet").exists()
     assert not warnings(caplog)
 

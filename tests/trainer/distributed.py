@@ -1,60 +1,50 @@
-"""Run by test_distributed.py on every rank: one update's gradient and metrics from this rank's share of a rollout.
+"""Run by test_distributed.py on every rank, through torchrun: rank and world size are in the environment.
 
-python distributed.py MODEL OUT           (through torchrun: rank and world size are in the environment)
+python distributed.py credit MODEL OUT     one update's gradient and metrics from this rank's share of a rollout
+python distributed.py folders OUT STRATEGY trains, with an output folder of each rank's own, as on machines that share
+                                           no disk
 """
 
 import json
 import os
 import sys
+from pathlib import Path
 
 import torch
 from support import tiny
+from support.harness import first_number_odd_is_random, make
 from transformers import AutoModelForCausalLM
 
-from fipo.trainer import FIPOConfig, FIPOTrainer
+from fipo import InvalidParameterError
 
 ROWS = 8
+RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
-def main(folder, out):
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    config = FIPOConfig(
-        os.path.join(out, "run"),
-        use_cpu=True,
-        bf16=False,
-        report_to="none",
-        beta=0.05,
-        num_generations=4,
-        per_device_train_batch_size=ROWS // world,
-        steps_per_generation=2,
-        gradient_checkpointing=False,
-        max_completion_length=12,
-    )
-    trainer = FIPOTrainer(
-        AutoModelForCausalLM.from_pretrained(folder),
-        lambda completions, **_: [0.0] * len(completions),
-        config,
-        train_dataset=tiny.prompts(),
-        processing_class=tiny.tokenizer(),
-    )
-    trainer.current_gradient_accumulation_steps = 1
-    trainer.model.train()
+def credit(folder, out):
+    options = {"beta": 0.05, "per_device_train_batch_size": ROWS // WORLD, "steps_per_generation": 2}
+    trainer = make(Path(out) / str(RANK), AutoModelForCausalLM.from_pretrained(folder), **options)
     wrapped = trainer.accelerator.prepare_model(trainer.model)
-    whole = tiny.rollout(rows=ROWS)
-    whole = tiny.with_old_logps(trainer, whole)
-    share = {
-        name: value[rank * ROWS // world : (rank + 1) * ROWS // world] if value.dim() else value
-        for name, value in whole.items()
-    }
-    loss = trainer.compute_loss(wrapped, share)
+    whole = tiny.with_old_logps(trainer, tiny.rollout(rows=ROWS))
+    mine = slice(RANK * ROWS // WORLD, (RANK + 1) * ROWS // WORLD)
+    loss = trainer.compute_loss(wrapped, {name: x[mine] if x.dim() else x for name, x in whole.items()})
     trainer.accelerator.backward(loss)
     losses = trainer.accelerator.gather(loss.detach().reshape(1))
     metrics = trainer.credit_metrics["train"].reduce(trainer.accelerator)
-    if rank == 0:
-        torch.save({name: p.grad for name, p in trainer.model.named_parameters()}, os.path.join(out, f"{world}.pt"))
-        with open(os.path.join(out, f"{world}.json"), "w") as file:
-            json.dump({"loss": losses.mean().item(), **metrics}, file)
+    if RANK == 0:
+        torch.save({name: p.grad for name, p in trainer.model.named_parameters()}, f"{out}/{WORLD}.pt")
+        Path(out, f"{WORLD}.json").write_text(json.dumps({"loss": losses.mean().item(), **metrics}))
+
+
+def folders(out, strategy):
+    options = {"per_device_train_batch_size": 4, "max_steps": 1, "save_strategy": strategy}
+    trainer = make(Path(out) / str(RANK), rewards=first_number_odd_is_random, **options)
+    try:
+        trainer.train()
+    except InvalidParameterError as error:
+        print(f"refused: {error}")
+    trainer.end()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    {"credit": credit, "folders": folders}[sys.argv[1]](*sys.argv[2:])

@@ -33,16 +33,19 @@ METHODS = {  # overridden or called, with their parameters
     "log": "self logs start_time",
     "train": "self resume_from_checkpoint",
 }
-KERNEL = (  # parameters of trl.trainer.utils._ChunkedLogProbFunction.forward, in whose place fipo's head stands
-    "ctx hidden weight bias targets temperature chunk_size final_logit_softcapping logit_scale outputs"
-)
-PHRASES = {  # method → what its source must hold
-    "_prepare_inputs": ("self._step % generate_every == 0", "self._buffered_inputs is None"),  # for WholeCheckpoints
-    "_compute_loss": ('advantages = inputs["advantages"]', 'inputs.get("old_per_token_logps")'),  # after scoring
+ELSEWHERE = {  # in whose place fipo's head stands; and what is wrapped
+    utils._ChunkedLogProbFunction.forward: (
+        "ctx hidden weight bias targets temperature chunk_size final_logit_softcapping logit_scale outputs"
+    ),
+    RepeatSampler.__init__: "self data_source mini_repeat_count batch_size repeat_count shuffle seed",
 }
-
+OF_FIPO = {"reward_total", "rewards_by_name"}
+PHRASES = {  # method → what its source must hold
+    "_prepare_inputs": ["self._step % generate_every == 0", "self._buffered_inputs is None"],  # for WholeCheckpoints
+    "_compute_loss": ['advantages = inputs["advantages"]', 'inputs.get("old_per_token_logps")'],  # after scoring
+    "_generate_and_score_completions": [f'"{name}"' for name in {*MERGED, "num_items_in_batch"} - OF_FIPO],
+}
 SOURCES = Path(fipo.__file__).parent
-OF_FIPO = ("reward_total", "rewards_by_name")
 LOST = f"TRL {trl.__version__} changed {{}}, which fipo read at {READ_AT}; adapt fipo.trainer."
 
 
@@ -53,27 +56,16 @@ def test_methods(name):
     assert found[: len(expected)] == expected, LOST.format(f"GRPOTrainer.{name}")
 
 
-def test_the_kernel_in_whose_place_fipos_head_stands():
-    found = list(inspect.signature(utils._ChunkedLogProbFunction.forward).parameters)
-    assert found == KERNEL.split(), LOST.format("ChunkedLogProbFunction")
+def test_what_is_replaced_or_wrapped():
+    for function, expected in ELSEWHERE.items():
+        assert list(inspect.signature(function).parameters) == expected.split(), LOST.format(function.__qualname__)
     assert callable(utils._use_triton) and callable(utils.maybe_gather_lm_head_ctx)
-
-
-def test_keys_of_a_rollout():
-    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
-    for name in [*MERGED, "num_items_in_batch"]:
-        assert name in OF_FIPO or f'"{name}"' in source, LOST.format(f"the rollout's {name}")
 
 
 @pytest.mark.parametrize("name", PHRASES)
 def test_phrases(name):
     for phrase in PHRASES[name]:
-        assert phrase in inspect.getsource(getattr(GRPOTrainer, name)), LOST.format(name)
-
-
-def test_the_sampler():
-    found = list(inspect.signature(RepeatSampler.__init__).parameters)[1:]
-    assert found == ["data_source", "mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed"]
+        assert phrase in inspect.getsource(getattr(GRPOTrainer, name)), LOST.format(f"{name}: {phrase}")
 
 
 def attributes_of(tree, owner):

@@ -2,45 +2,34 @@
 
 import pytest
 import torch
-from support.harness import GROUP, first_number_odd_is_random, group_batch, rollout_trainer
+from support import tiny
+from support.harness import GROUP, first_number_odd_is_random, group_batch, reward, rollout_trainer
 
 from fipo import InvalidParameterError
 from fipo.trainer.fresh_groups import FreshGroups, merge_groups
 
 
-def prompts_of(trainer, rollout):
-    texts = trainer.processing_class.batch_decode(rollout["prompt_ids"][::GROUP], skip_special_tokens=True)
-    return [int(text.split("+")[0]) for text in texts]
-
-
 def test_dynamic_sampling_replaces_groups_of_equal_rewards(tmp_path):
     trainer = rollout_trainer(tmp_path, first_number_odd_is_random, fipo_dynamic_sampling_rounds=20, beta=0.0)
     rollout = trainer._generate_and_score_completions(group_batch(trainer, [2, 3, 4, 6]))
-    prompts = prompts_of(trainer, rollout)
+    texts = trainer.processing_class.batch_decode(rollout["prompt_ids"][::GROUP], skip_special_tokens=True)
+    prompts = [int(text.split("+")[0]) for text in texts]
     assert prompts[1] == 3, "a group that is alive stays"
     assert all(prompt % 2 for prompt in prompts)
     metrics = trainer._metrics["train"]
     assert metrics["fipo/dynamic_sampling/replaced_groups"] == [3]
     assert metrics["fipo/dynamic_sampling/unfilled_groups"] == [0]
     assert len(metrics["reward"]) == 1, "a rollout reports its own prompts, whatever replaced them"
-    advantages = rollout["advantages"].view(-1, GROUP)
-    assert (advantages.std(-1) > 0.5).all()
+    assert (rollout["advantages"].view(-1, GROUP).std(-1) > 0.5).all()
     assert rollout["num_items_in_batch"] == rollout["completion_mask"].sum()
     # What was merged still belongs together: scoring the merged rows again gives the merged log-probs.
-    logps, _, _ = trainer._get_per_token_logps_and_entropies(
-        trainer.model,
-        torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], 1),
-        torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], 1),
-        rollout["completion_ids"].shape[1],
-    )
+    logps = tiny.with_old_logps(trainer, {**rollout, "drift": 0})["old_per_token_logps"]
     mask = rollout["completion_mask"].bool()
     torch.testing.assert_close(logps[mask], rollout["old_per_token_logps"][mask], rtol=1e-4, atol=1e-5)
 
 
 def test_dynamic_sampling_ends_at_its_limit_and_counts(tmp_path):
-    trainer = rollout_trainer(
-        tmp_path, lambda completions, **_: [1.0] * len(completions), fipo_dynamic_sampling_rounds=2
-    )
+    trainer = rollout_trainer(tmp_path, reward, fipo_dynamic_sampling_rounds=2)
     trainer._generate_and_score_completions(group_batch(trainer, [0, 1, 2, 3]))
     assert trainer._metrics["train"]["fipo/dynamic_sampling/unfilled_groups"] == [4]
     assert trainer._metrics["train"]["fipo/dynamic_sampling/rounds"] == [2]

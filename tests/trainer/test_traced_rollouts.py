@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 import torch
 import wandb
-from support import tiny
-from support.harness import COMMON
+from support.harness import make
 
 from fipo import fipo_loss
 from fipo.traces import read_traces
-from fipo.trainer import FIPOConfig, FIPOTrainer
 
 
 def more_ones(completions, **_):
@@ -17,13 +15,8 @@ def more_ones(completions, **_):
 
 
 def run(tmp_path, **options):
-    config = FIPOConfig(
-        str(tmp_path / "run"),
-        **{**COMMON, "learning_rate": 1e-2, "max_steps": 8, "save_strategy": "no", **options},
-    )
-    trainer = FIPOTrainer(
-        tiny.model(), more_ones, config, train_dataset=tiny.prompts(64), processing_class=tiny.tokenizer()
-    )
+    options = {"learning_rate": 1e-2, "max_steps": 8, "save_strategy": "no", **options}
+    trainer = make(tmp_path, rewards=more_ones, prompts=64, **options)
     trainer.train()
     return trainer
 
@@ -31,8 +24,7 @@ def run(tmp_path, **options):
 def test_a_run_leaves_its_traces(tmp_path):
     trainer = run(tmp_path, fipo_trace_every=1)
     traces = read_traces(tmp_path / "run")
-    assert traces.params == trainer.params
-    assert not traces.problems
+    assert traces.params == trainer.params and not traces.problems
     assert len(traces) == 64  # 2 rollouts of 4 updates of 8 completions
     assert sorted({(trace.rollout, trace.sample) for trace in traces}) == [(r, s) for r in (0, 1) for s in range(32)]
     for trace in traces:
@@ -70,13 +62,9 @@ def test_off(tmp_path):
 
 def test_trackers_show_the_report(tmp_path, monkeypatch):
     """Every second rollout's credit and that of the last, which ends early, reach W&B and Trackio, one report each."""
-    for name, value in {
-        "WANDB_MODE": "offline",
-        "WANDB_DIR": str(tmp_path),
-        "TRACKIO_DIR": str(tmp_path / "trackio"),
-        "TRACKIO_PROJECT": "fipo",
-    }.items():
-        monkeypatch.setenv(name, value)
+    trackers = {"WANDB_MODE": "offline", "WANDB_DIR": tmp_path, "TRACKIO_DIR": tmp_path / "trackio"}
+    for name, value in {**trackers, "TRACKIO_PROJECT": "fipo"}.items():
+        monkeypatch.setenv(name, str(value))
     run(tmp_path, fipo_trace_every=2, max_steps=14, report_to=["wandb", "trackio"], project="fipo")
     wandb.finish()
     logged = [*tmp_path.glob("wandb/*/files/media/html/**/*.html"), *tmp_path.glob("trackio/media/**/*.html")]

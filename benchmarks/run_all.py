@@ -95,8 +95,8 @@ def draw_heads(rows: list[dict[str, Any]]) -> None:
         names = [row["contender"] for row in here]
         for line, (key, label) in enumerate({"median_s": "seconds", "peak_mb": "peak memory, MB"}.items()):
             axis = axes[line][column]
-            axis.bar(names, [row[key] for row in here], color=[COLOURS[name] for name in names])
-            axis.set_ylabel(label)
+            axis.barh(names[::-1], [row[key] for row in here[::-1]], color=[COLOURS[name] for name in names[::-1]])
+            axis.set_xlabel(label)
             axis.spines[["top", "right"]].set_visible(False)
         axes[0][column].set_title(f"{case[0]}\n{case[1]}", fontsize=10)
     figure.suptitle("Hidden states → loss and gradients; lower is better")

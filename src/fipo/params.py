@@ -13,8 +13,7 @@ from typing import Any, Literal, get_args
 from fipo.errors import InvalidParameterError
 
 Distance = Literal["position", "trained"]
-FORMER_KNOBS = ("chunk_size",)  # the scan chooses its block itself; files and command lines may still name it
-NO_EFFECT = "has no effect, because fipo chooses it itself; remove it."  # said of these
+FORMER_KNOBS = ("chunk_size",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

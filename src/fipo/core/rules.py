@@ -9,9 +9,6 @@ and `cu_seqlens` (S + 1,), and returns a weight a token, finite and at least 0 w
 ends with its last trained token. Dropped sequences keep the factor 0, whoever made the weights.
 """
 
-import importlib
-import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +19,7 @@ from torch import Tensor
 
 from fipo.core.credit import TokenCredit
 from fipo.errors import InvalidParameterError
+from fipo.functions import function_of
 
 CONTROLS = {
     "none": "all weights are 1, which is GRPO with the same drop",
@@ -53,7 +51,7 @@ class Weighting:
             )
         if rule is None and control is None:
             return None
-        return cls(rule, None if rule is None else _load(rule, settings.format("rule")), control)
+        return cls(rule, None if rule is None else function_of(rule, settings.format("rule")), control)
 
     @property
     def name(self) -> str:
@@ -123,24 +121,6 @@ def _problem_of(found: Any, trained: Tensor) -> str | None:
         return f"shape {tuple(found.shape)} for {len(trained)} tokens"
     wrong = found[trained.to(found.device) & ~(found.isfinite() & (found >= 0))]
     return f"the weight {wrong[0].item()}" if len(wrong) else None
-
-
-def _load(name: str, setting: str) -> Callable[..., Tensor]:
-    module, _, function = name.removeprefix("python:").partition(":")
-    try:
-        if not (name.startswith("python:") and module and function):
-            raise ImportError("it has another form")
-        if os.getcwd() not in sys.path:  # where `python -m` and Ray's workers find a file of the user's too
-            sys.path.append(os.getcwd())
-        rule = getattr(importlib.import_module(module), function)
-        if not callable(rule):
-            raise ImportError(f"{function} is no function")
-    except Exception as error:
-        raise InvalidParameterError(
-            f"{setting} is {name!r}, which cannot be imported ({' '.join(str(error).split())}); write "
-            "python:package.module:function, and let its module lie where every process can import it."
-        ) from error
-    return rule
 
 
 def controlled(weight: Tensor, trained: Tensor, control: str, order: torch.Generator) -> Tensor:

@@ -1,52 +1,64 @@
-"""What `fipo train` takes beside the trainer's and the model's settings. Light: it is read before TRL is."""
+"""What `fipo train` takes: fields of three dataclasses, each a key of a recipe and a flag, by TRL's parser."""
 
-from dataclasses import dataclass, field
+import re
+from argparse import Action, Namespace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any, NoReturn
+
+from transformers.hf_argparser import string_to_bool
+from trl import ModelConfig, TrlParser
 
 from fipo.errors import InvalidParameterError
+from fipo.terminal import did_you_mean
+from fipo.trainer.config import FIPOConfig
 
 PROMPT_FORMATS = ("auto", "chat", "text")
 
 
+def _key(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
 @dataclass
 class RunArguments:
-    """Data, rewards and evaluation of a run; every field is a key of a recipe and a flag of `fipo train`."""
+    """Data, rewards and evaluation of a run."""
 
-    dataset: str = field(default="", metadata={"help": "rg:task?option=value, a local file, or a hub dataset."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub dataset."})
-    dataset_split: str = field(default="train", metadata={"help": "Split of a hub dataset."})
-    prompt_column: str = field(default="prompt", metadata={"help": "Column with text or chat messages."})
-    answer_column: str = field(default="answer", metadata={"help": "Column with the answer; empty: there is none."})
-    prompt_format: str = field(
-        default="auto",
-        metadata={"help": "chat, text, or auto: text prompts become chat messages where there is a chat template."},
+    dataset: str = _key("", "rg:task, {rg:task: {option: value}}, a local file, or a hub dataset.")
+    dataset_config: str | None = _key(None, "Configuration of a hub dataset.")
+    dataset_split: str = _key("train", "Split of a hub dataset.")
+    prompt_column: str = _key("prompt", "Column with text or chat messages.")
+    answer_column: str = _key("answer", "Column with the answer; empty: there is none.")
+    prompt_format: str = _key(
+        "auto", "chat, text, or auto: text prompts become chat messages where there is a chat template."
     )
-    system_prompt: str | None = field(default=None, metadata={"help": "System message before every prompt."})
-    chat_template: str | None = field(default=None, metadata={"help": "Jinja file that replaces the model's template."})
-    stop_character: str = field(
-        default="", metadata={"help": "A response ends with the first token that holds it, as a newline; empty: none."}
-    )
-    max_prompt_length: int = field(default=2048, metadata={"help": "Longer prompts, in tokens, are left out."})
+    system_prompt: str | None = _key(None, "System message before every prompt.")
+    chat_template: str | None = _key(None, "Jinja file that replaces the model's template.")
+    stop_character: str = _key("", "A response ends with the first token that holds it, as a newline; empty: none.")
+    max_prompt_length: int = _key(2048, "Longer prompts, in tokens, are left out.")
 
     rewards: list[str] = field(
         default_factory=list,
-        metadata={"help": "name or name?option=value&weight=w; the first one decides what counts as accurate."},
+        metadata={"help": "name, or {name: {option: value, weight: w}}; the first one decides accuracy."},
     )
 
-    eval_split: str = field(default="test", metadata={"help": "Split of a hub dataset in eval_dataset."})
-    eval_dataset: str | None = field(default=None, metadata={"help": "Held-out prompts; default: part of dataset."})
-    eval_size: int = field(default=64, metadata={"help": "Number of held-out prompts at most; 0: no evaluation."})
-    eval_k: int = field(default=4, metadata={"help": "Samples a held-out prompt, for avg@k and pass@k."})
-    eval_every: int = field(default=0, metadata={"help": "Evaluate every so many updates; 0: only before and after."})
-    sample_every: int = field(default=10, metadata={"help": "Print a completion every so many updates; 0: never."})
+    eval_dataset: str | None = _key(None, "Held-out prompts; default: part of dataset.")
+    eval_split: str = _key("test", "Split of a hub dataset in eval_dataset.")
+    eval_size: int = _key(64, "Number of held-out prompts at most; 0: no evaluation.")
+    eval_k: int = _key(4, "Samples a held-out prompt, for avg@k and pass@k.")
+    eval_every: int = _key(0, "Evaluate every so many updates; 0: only before and after.")
+    sample_every: int = _key(10, "Print a completion every so many updates; 0: never.")
 
-    resume: bool = field(default=False, metadata={"help": "Go on from the run's last checkpoint."})
-    overwrite: bool = field(default=False, metadata={"help": "Delete another run's checkpoints in output_dir."})
-    dry_run: bool = field(default=False, metadata={"help": "Check everything that needs no model, and stop."})
+    resume: bool = _key(False, "Go on from the run's last checkpoint.")
+    overwrite: bool = _key(False, "Delete another run's checkpoints in output_dir.")
+    dry_run: bool = _key(False, "Check everything that needs no model, and stop.")
 
     def __post_init__(self) -> None:
-        if isinstance(self.rewards, str):  # `rewards: math` in a recipe
-            self.rewards = [self.rewards]
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            is_text = isinstance(entry.default, str | None) and not entry.name.endswith("dataset")
+            if is_text and not isinstance(value, str | type(entry.default)):
+                raise InvalidParameterError(f"{entry.name} is {value!r}, but must be a text; change it.")
         for name, least in (("eval_size", 0), ("eval_k", 1), ("eval_every", 0), ("sample_every", 0)):
             value = getattr(self, name)
             if value < least:
@@ -64,3 +76,79 @@ class RunArguments:
         if self.chat_template and not Path(self.chat_template).is_file():
             found = "is a folder" if Path(self.chat_template).is_dir() else "does not exist"
             raise InvalidParameterError(f"The chat template {self.chat_template} {found}, but must be a Jinja file.")
+
+
+@dataclass
+class ModelArguments(ModelConfig):
+    """TRL's ModelConfig; `model_name_or_path` may also be a .gguf file or package:NAME."""
+
+    dtype: str = _key("auto", "float32, bfloat16 …; auto: bfloat16 under adapters where it is fast, else float32.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        only: Any = self.lora_target_modules  # type: ignore[has-type]
+        # TRL makes a text of a list of one, and to PEFT a text is a pattern of whole names.
+        if isinstance(only, str) and re.fullmatch(r"\w+", only):
+            self.lora_target_modules = [only]
+
+
+CLASSES = (RunArguments, FIPOConfig, ModelArguments)
+
+
+class Parser(TrlParser):
+    """TRL's, whose errors are one sentence."""
+
+    def __init__(self) -> None:
+        super().__init__(CLASSES, prog="fipo train", allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise InvalidParameterError(f"{message.removeprefix('argument ')}; change it.")
+
+    def values(self, recipe: dict[str, Any], flags: list[str]) -> Namespace:
+        """The value of every key: a flag's, the recipe's, or the default.
+
+        Raises:
+            InvalidParameterError: An unknown key, one that stands there twice, or a value of another type.
+        """
+        actions = {text.lstrip("-"): one for one in self._actions for text in one.option_strings if one.nargs != 0}
+        known: dict[str, Any] = {}
+        for key, value in recipe.items():  # a recipe may write hyphens, and `preset`
+            if key not in actions:
+                self._refuse(key)
+            if actions[key].dest in known:
+                raise InvalidParameterError(f"The recipe holds {actions[key].dest} in two spellings; drop one of them.")
+            known[actions[key].dest] = _as_a_flags(value, actions[key])
+        self.set_defaults_with_config(**known)
+        values, strays = self.parse_known_args(flags)
+        if strays and strays[0].startswith("--"):
+            self._refuse(strays[0][2:].partition("=")[0])
+        if strays:
+            raise InvalidParameterError(f"{strays[0]} is no flag and no value of one; remove it.")
+        return values
+
+    def _refuse(self, key: str) -> NoReturn:
+        names = [text.lstrip("-") for action in self._actions for text in action.option_strings]
+        remedy = did_you_mean(key, names, "`fipo train --help` lists fipo's keys, --help-all all of them.")
+        raise InvalidParameterError(f"{key} is no key of a recipe and no flag; {remedy}")
+
+
+def _as_a_flags(value: Any, action: Action) -> Any:
+    """A recipe's value such that argparse converts it as a flag's, which are texts: `1.5` is no int to it."""
+    if action.nargs == "+":
+        return value if isinstance(value, list) else [value]
+    if value is False and "no" in (action.choices or ()):  # what YAML makes of an unquoted no
+        return "no"
+    if isinstance(value, bool) and action.type in (str, string_to_bool):  # scale_rewards takes both
+        return value
+    if isinstance(value, list | dict) and action.type is not str:
+        raise InvalidParameterError(f"{action.dest} is {value}, but must be one value; change it.")
+    return str(value) if isinstance(value, bool | int | float) else value
+
+
+def parse(recipe: dict[str, Any], flags: list[str]) -> tuple[RunArguments, FIPOConfig, ModelArguments]:
+    """The dataclasses, with all their own checks, whose errors are of many kinds."""
+    values = vars(Parser().values(recipe, flags))
+    run, config, model = (
+        kind(**{entry.name: values[entry.name] for entry in fields(kind) if entry.init}) for kind in CLASSES
+    )
+    return run, config, model  # type: ignore[return-value]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fipo.run_folder import METRICS_FILE, whole_file
@@ -38,23 +39,28 @@ class MetricsFile(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Ctrl-C, SIGTERM or a lost terminal: finish the update, write a checkpoint, leave. A second one ends at once."""
+    """Ctrl-C, SIGTERM or a lost terminal: finish the update, write a checkpoint, leave. A second one ends at once.
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        """`tell` shows a line to the user."""
-        self.tell = tell
+    It also knows how far the run is: whether the training `began`, and how many `updates` it has made since.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
         self.began = self.stopped = False
+        self.updates = 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.began = True
+        self.began, self.is_main = True, state.is_world_process_zero
         self.before: dict[int, Any] = {number: signal.signal(number, self._stop) for number in SIGNALS}
 
     def _stop(self, number: int, frame: Any) -> None:
         self.stopped = True
-        self.tell("Stopping after this update, with a checkpoint; once more ends at once.")
+        if self.is_main:
+            self.console.print("Stopping after this update, with a checkpoint; once more ends at once.")
         signal.signal(number, self.before[number])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.updates += 1
         if args.world_size > 1:  # the signal may reach ranks at different updates
             flag = torch.tensor([float(self.stopped)], device=args.device)
             torch.distributed.all_reduce(flag)

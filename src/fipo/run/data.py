@@ -1,26 +1,29 @@
 """Prompts from the hub, from a local file, or from a procedural task of reasoning-gym."""
 
-import gzip
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, load_dataset
-from pyarrow import parquet
 
 from fipo.errors import DataError
+from fipo.run.recipe import name_and_options
 from fipo.run.rewards import TAKEN
-from fipo.run.sources import ENDINGS, PROCEDURAL, ending_of, file_of, task_of
-from fipo.terminal import one_line
+from fipo.terminal import did_you_mean, nearest_file, one_line
 
-READERS = {".jsonl": "json", ".tsv": "csv", ".txt": "text"}  # of datasets, for other endings than their names
-CHUNK = 2**20  # characters
+READERS = {  # ending, .gz may follow → reader of datasets, and its options
+    ".jsonl": ("json", {}),
+    ".json": ("json", {}),
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
+    ".txt": ("text", {}),
+    ".parquet": ("parquet", {}),
+}
+PROCEDURAL = "rg:"
 
 
 def load_prompts(
-    source: str,
+    source: Any,
     *,
     config: str | None = None,
     split: str = "train",
@@ -31,8 +34,8 @@ def load_prompts(
     """A dataset with text or chat messages in `prompt`, as the source has them, `answer`, and its other columns.
 
     Args:
-        source: `rg:task?option=value` (1,000 questions unless `size` is given), a .jsonl, .json, .csv, .tsv, .txt or
-            .parquet file, or a dataset's name on the Hugging Face hub.
+        source: `rg:task` or `{rg:task: {option: value}}` (1,000 questions unless `size` is given), a .jsonl, .json,
+            .csv, .tsv, .txt or .parquet file, or a dataset's name on the Hugging Face hub.
         config: Which configuration of a hub dataset.
         split: Which split of a hub dataset.
         prompt_column: Holds text or chat messages.
@@ -43,25 +46,19 @@ def load_prompts(
         DataError: No such source, split or column, or no rows.
     """
     dataset = read_source(source, config, split, seed)
-    if not len(dataset):
-        raise DataError(f"{source} has no rows, but training needs prompts; check the file or the split {split!r}.")
-    if prompt_column not in dataset.column_names:
-        raise DataError(
-            f"{source} has no column {prompt_column!r}, only {dataset.column_names}; name the prompt's column with "
-            "prompt_column."
-        )
-    if answer_column and answer_column not in dataset.column_names:
-        raise DataError(
-            f"{source} has no column {answer_column!r}, only {dataset.column_names}; name the answer's column with "
-            "answer_column, or set it to an empty text if no reward needs one."
-        )
+    for key, column in (("prompt_column", prompt_column), ("answer_column", answer_column)):
+        if column not in dataset.column_names and (column or key == "prompt_column"):
+            raise DataError(
+                f"{source} has no column {column!r}, only {dataset.column_names}; name it with {key}"
+                + (", or set that to an empty text if no reward needs answers." if key == "answer_column" else ".")
+            )
     if prompt_column == answer_column:
         raise DataError(f"prompt_column and answer_column are both {prompt_column}, but must differ; change one.")
     if pictures := {"image", "images"} & set(dataset.column_names):
         raise DataError(f"{source} has the column {pictures.pop()}, but fipo train reads text alone; remove it.")
     if taken := TAKEN & set(dataset.column_names) - {prompt_column, answer_column}:
         raise DataError(
-            f"{source} has the column {taken.pop()}, but rewards get something else under that name; rename it."
+            f"{source} has the column {min(taken)}, but rewards get something else under that name; rename it."
         )
     named = {prompt_column: "prompt", **({answer_column: "answer"} if answer_column else {})}
     replaced = {"prompt", *named.values()} & set(dataset.column_names) - named.keys()
@@ -70,98 +67,86 @@ def load_prompts(
     return dataset
 
 
-def read_source(source: str, config: str | None = None, split: str = "train", seed: int = 0) -> Dataset:
+def read_source(source: Any, config: str | None = None, split: str = "train", seed: int = 0) -> Dataset:
     """The rows of a task of reasoning-gym, of a file or of a hub dataset, as they are.
 
     Raises:
-        DataError: No such source or split.
+        DataError: No such source or split, or no rows.
     """
-    return _procedural(source, seed) if source.startswith(PROCEDURAL) else _stored(source, config, split)
+    name, options = name_and_options(source, "dataset")
+    if name.startswith(PROCEDURAL):
+        dataset = _procedural(name.removeprefix(PROCEDURAL), options, seed)
+    else:
+        dataset = _stored(name, config, split)
+    if not len(dataset):
+        raise DataError(f"{name} has no rows, but training needs prompts; check the file or the split {split!r}.")
+    return dataset
 
 
-def _require_prompts(dataset: Dataset, source: str) -> None:
+def _stored(source: str, config: str | None, split: str) -> Dataset:
+    path = Path(source)
+    ending = Path(path.name.lower().removesuffix(".gz")).suffix
+    if ending in READERS and not path.is_file():
+        raise DataError(f"The dataset file {source} does not exist; {nearest_file(path)}")
+    if ending not in READERS and (path.is_file() or _must_be_local(path, source)):
+        found = "is a file of an unknown kind" if path.is_file() else "does not exist"
+        raise DataError(f"The dataset {source} {found}; name a file that ends in {', '.join(READERS)}.")
+    try:
+        if ending in READERS:
+            reader, options = READERS[ending]
+            return load_dataset(reader, data_files=str(path), split="train", **options)
+        return load_dataset(source, config, split=split)
+    except Exception as error:  # readers raise many kinds, and say the cause in another
+        what, reason = ending[1:] if ending in READERS else f"a dataset with split {split!r}", error.__cause__ or error
+        raise DataError(f"{source} cannot be read as {what} ({one_line(reason)}); repair or rename it.") from error
+
+
+def _must_be_local(path: Path, source: str) -> bool:
+    return not path.is_dir() and (source.startswith((".", "/", "~")) or source.count("/") > 1)
+
+
+def _procedural(name: str, options: dict[str, Any], seed: int) -> Dataset:
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+
+    if name not in DATASETS:
+        known = f"choose one of {', '.join(sorted(DATASETS))}."
+        raise DataError(f"reasoning-gym has no task {name!r}; {did_you_mean(name, DATASETS, known)}")
+    try:
+        task = reasoning_gym.create_dataset(name, **{"size": 1000, "seed": seed, **options})
+        rows = list(task)
+    except Exception as error:  # each task checks its options in its own way, some when the first question is made
+        raise DataError(f"reasoning-gym's {name} does not take {options} ({one_line(error)}); change them.") from error
+    return Dataset.from_list(
+        [
+            {"prompt": row["question"], "answer": str(row["answer"]), "reasoning_gym": json.dumps(row, default=str)}
+            for row in rows
+        ]
+    )
+
+
+def _require_prompts(dataset: Dataset, source: Any) -> None:
     try:
         prompts = list(dataset["prompt"])
     except UnicodeDecodeError as error:
         raise DataError(f"{source} is not text in UTF-8 ({error}); convert it.") from error
     for prompt in prompts:
-        _require_prompt(prompt, source)
+        if not isinstance(prompt, str) and not _is_chat(prompt):
+            hint = " (readers of CSV make numbers of what looks like one)" if isinstance(prompt, int | float) else ""
+            raise DataError(
+                f"{source} has the prompt {str(prompt)[:80]}, but prompts are text or a list of chat messages with "
+                f"role and content, both text; convert it{hint}."
+            )
     if len({isinstance(prompt, str) for prompt in prompts}) > 1:
         raise DataError(f"{source} has prompts that are text and prompts that are chat messages; choose one of both.")
 
 
-def _require_prompt(prompt: Any, source: str) -> None:
-    if isinstance(prompt, str) or _is_chat(prompt):
-        return
-    hint = " (readers of CSV make numbers of what looks like one)" if isinstance(prompt, int | float) else ""
-    raise DataError(
-        f"{source} has the prompt {str(prompt)[:80]}, but prompts are text or a list of chat messages with role and "
-        f"content, both text; convert it{hint}."
-    )
-
-
 def _is_chat(prompt: Any) -> bool:
-    messages = prompt if isinstance(prompt, list) else []
-    return bool(messages) and all(
-        isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
-        for message in messages
-    )
-
-
-def _stored(source: str, config: str | None, split: str) -> Dataset:
-    path = file_of(source)
-    if path is not None:
-        ending = ending_of(path)
-        with _failing_as(f"{source} cannot be read as {ending[1:]}", "repair the file"):
-            return _read(path, READERS.get(ending, ending[1:]), {"sep": "\t"} if ending == ".tsv" else {})
-    remedy = f"name a hub dataset, a {', '.join(ENDINGS)} file, or {PROCEDURAL}task"
-    with _failing_as(f"The dataset {source!r} with split {split!r} cannot be loaded", remedy):
-        return load_dataset(source, config, split=split)
-
-
-@contextmanager
-def _failing_as(what: str, remedy: str) -> Iterator[None]:
-    """Around the readers, which raise many kinds, and tell the cause in another."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"{what} ({one_line(error.__cause__ or error)}); {remedy}.") from error
-
-
-def _read(path: Path, reader: str, options: dict[str, Any]) -> Dataset:
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty, but training needs prompts; write at least one row.")
-    if reader == "parquet" and not parquet.read_metadata(path).num_rows:  # load_dataset fails without naming it
-        raise DataError(f"{path} has no rows, but training needs prompts; write at least one.")
-    if reader != "parquet":
-        _require_utf8(path)
-    return load_dataset(reader, data_files=str(path), split="train", **options)
-
-
-def _require_utf8(path: Path) -> None:
-    """The reader of JSON lets other encodings pass, and the first look at a text fails."""
-    with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rt", encoding="utf-8") as file:
-        while file.read(CHUNK):
-            pass
-
-
-def _procedural(source: str, seed: int) -> Dataset:
-    import reasoning_gym
-
-    name, options = task_of(source)
-    try:
-        task = reasoning_gym.create_dataset(name, **{"size": 1000, "seed": seed, **options})
-    except (TypeError, ValueError, AssertionError) as error:
-        raise DataError(f"reasoning-gym's {name} does not take {options} ({error}); change them.") from error
-    return Dataset.from_list(
-        [
-            {
-                "prompt": entry["question"],
-                "answer": str(entry["answer"]),
-                "reasoning_gym": json.dumps(entry, default=str),
-            }
-            for entry in task
-        ]
+    return (
+        isinstance(prompt, list)
+        and bool(prompt)
+        and all(
+            isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+            for message in prompt
+        )
     )

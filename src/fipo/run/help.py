@@ -5,14 +5,9 @@ import shutil
 import textwrap
 from dataclasses import MISSING, Field, fields
 
-from trl import TrlParser
-
 from fipo.params import KNOBS
-from fipo.run.arguments import RunArguments
-from fipo.run.model_arguments import ModelArguments
-from fipo.trainer.config import FIPOConfig
+from fipo.run.arguments import CLASSES, Parser
 
-ALL = (RunArguments, FIPOConfig, ModelArguments)
 GROUPS = {
     "Model": "model_name_or_path dtype use_peft lora_r gradient_checkpointing",
     "Data": "dataset prompt_column answer_column prompt_format",
@@ -29,9 +24,9 @@ NAME = 31  # the width of the names
 def print_help(everything: bool) -> int:
     """Returns the exit code."""
     if everything:
-        print(TrlParser(ALL, prog="fipo train").format_help())
+        print(Parser().format_help())
         return 0
-    known = {entry.name: entry for kind in reversed(ALL) for entry in fields(kind)}
+    known = {entry.name: entry for kind in reversed(CLASSES) for entry in fields(kind)}
     print("fipo train recipe.yaml [--key value …], or fipo train --model_name_or_path … --dataset … --rewards …\n")
     print("Every key of a recipe is a flag, and a flag wins. `fipo init recipe.yaml` writes a recipe for your data.")
     for title, names in GROUPS.items():

@@ -8,9 +8,8 @@ import torch
 from datasets import Dataset
 
 from fipo.errors import DataError, InvalidParameterError
-from fipo.run.data import read_source
+from fipo.run.data import PROCEDURAL, read_source
 from fipo.run.doctor import require_vllm
-from fipo.run.sources import PROCEDURAL
 from fipo.terminal import did_you_mean
 
 PROMPTS = ("prompt", "question", "problem", "query", "instruction", "input")
@@ -33,8 +32,8 @@ prompt_format: auto	# chat messages if the model has a chat template; `text` for
 # stop_character: "\\n"	# where a base model would go on after its answer
 {system_prompt}
 
-# The first reward decides what counts as accurate. Others: math, last_number, exact, regex?pattern=…, overlong, or a
-# function of yours in a file in the folder that you start from, python:my_reward:score.
+# The first reward decides what counts as accurate. Others: math, last_number, exact, {{regex: {{pattern: …}}}},
+# overlong, or a function of yours in a file in the folder that you start from, python:my_reward:score.
 rewards: [{reward}]
 
 # A rollout is {prompts} prompts × {samples} samples (on n GPUs n times as many), and feeds {updates} updates;

@@ -30,11 +30,8 @@ def prompts_of(run: RunArguments, config: FIPOConfig) -> Prompts:
         raise InvalidParameterError(
             "dataset is empty, but training needs prompts; name a file, a hub dataset or rg:task."
         )
-    options: dict[str, Any] = {
-        "config": run.dataset_config,
-        "prompt_column": run.prompt_column,
-        "answer_column": run.answer_column,
-    }
+    columns = {"prompt_column": run.prompt_column, "answer_column": run.answer_column}
+    options: dict[str, Any] = {"config": run.dataset_config, **columns}
     seed = config.seed if config.data_seed is None else config.data_seed
     train = load_prompts(run.dataset, split=run.dataset_split, seed=seed, **options)
     held_out = None
@@ -81,41 +78,40 @@ def ready_for(
         DataError: Too few are left for a rollout, or the chat template cannot be used.
         InvalidParameterError: The format cannot be had, or the longest prompt and a completion exceed the context.
     """
-    train = _fitting(prompts.train, "training", tokenizer, run, config, model_config)
-    held_out = prompts.held_out
-    if held_out is not None:
-        held_out = _fitting(held_out, "held-out", tokenizer, run, config, model_config)
+    longest = 0
+
+    def fitting(dataset: Dataset, name: str) -> Dataset:
+        nonlocal longest
+        formatted = _formatted(dataset, run, has_template=tokenizer.chat_template is not None)
+        lengths = _lengths(formatted, tokenizer, config)
+        if not min(lengths):
+            raise DataError(
+                f"Row {lengths.index(0)} of the {name} prompts has no tokens, so there is nothing to begin from; "
+                "remove what is empty, or repair the chat template."
+            )
+        fit = [i for i, tokens in enumerate(lengths) if tokens <= run.max_prompt_length]
+        if len(fit) < len(formatted):
+            logger.warning(
+                f"{len(formatted) - len(fit)} of {len(formatted)} {name} prompts are longer than max_prompt_length "
+                f"({run.max_prompt_length} tokens) and left out."
+            )
+        longest = max([longest, *(lengths[i] for i in fit)])
+        return formatted.select(fit)
+
+    train = fitting(prompts.train, "training")
+    held_out = None if prompts.held_out is None else fitting(prompts.held_out, "held-out")
     _require_a_rollout(
         train, config, f"max_prompt_length ({run.max_prompt_length} tokens) leaves", "raise it, or lower"
     )
+    # A rollout engine cuts responses at the model's limit without a word, which looks like a truncated answer.
+    limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    tokens = longest + config.max_completion_length
+    if limit is not None and tokens > limit:
+        raise InvalidParameterError(
+            f"The longest prompt and max_completion_length are {tokens} tokens together, but the model's config.json "
+            f"allows {limit}; lower max_completion_length, or raise max_position_embeddings in a copy of the model."
+        )
     return Prompts(train, held_out or None)
-
-
-def _fitting(
-    dataset: Dataset,
-    name: str,
-    tokenizer: PreTrainedTokenizerBase,
-    run: RunArguments,
-    config: FIPOConfig,
-    model_config: PretrainedConfig,
-) -> Dataset:
-    if not len(dataset):
-        return dataset
-    formatted = _formatted(dataset, run, has_template=tokenizer.chat_template is not None)
-    lengths = _lengths(formatted, tokenizer, config)
-    if not min(lengths):
-        raise DataError(
-            f"Row {lengths.index(0)} of the {name} prompts has no tokens, so there is nothing to begin from; "
-            "remove what is empty, or repair the chat template."
-        )
-    fitting = [i for i, tokens in enumerate(lengths) if tokens <= run.max_prompt_length]
-    if len(fitting) < len(formatted):
-        logger.warning(
-            f"{len(formatted) - len(fitting)} of {len(formatted)} {name} prompts are longer than max_prompt_length "
-            f"({run.max_prompt_length} tokens) and left out."
-        )
-    _require_room(max((lengths[i] for i in fitting), default=0) + (config.max_completion_length or 0), model_config)
-    return formatted.select(fitting)
 
 
 def _formatted(prompts: Dataset, run: RunArguments, *, has_template: bool) -> Dataset:
@@ -171,13 +167,3 @@ def _lengths(prompts: Dataset, tokenizer: PreTrainedTokenizerBase, config: FIPOC
             f"The chat template cannot be applied to the prompts ({one_line(error)}); repair it, or name "
             "another with chat_template."
         ) from error
-
-
-def _require_room(tokens: int, model_config: PretrainedConfig) -> None:
-    """A rollout engine cuts responses at the model's limit without a word, which looks like a truncated answer."""
-    limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and tokens > limit:
-        raise InvalidParameterError(
-            f"The longest prompt and max_completion_length are {tokens} tokens together, but the model's config.json "
-            f"allows {limit}; lower max_completion_length, or raise max_position_embeddings in a copy of the model."
-        )

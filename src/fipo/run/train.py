@@ -1,29 +1,29 @@
 """A whole run of `fipo train`, top to bottom."""
 
 import atexit
+import errno
 import json
 import os
-import re
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from peft import PeftConfig
 from rich.console import Console
+from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback
 from trl import get_peft_config, get_quantization_config
 
 from fipo.errors import DataError, FIPOError, InvalidParameterError
 from fipo.report import render_report
 from fipo.run import console as view
-from fipo.run.arguments import RunArguments
+from fipo.run.arguments import ModelArguments, RunArguments, parse
 from fipo.run.callbacks import AtTheEnd, MetricsFile, StopOnSignal
 from fipo.run.doctor import require_vllm
 from fipo.run.evaluate import Accuracy
 from fipo.run.model import end_at, load_model
-from fipo.run.model_arguments import ModelArguments
 from fipo.run.output_folder import checkpoint_before, checkpoint_to_resume, make_room, require_usable
 from fipo.run.prompts import Prompts, forms_of, prompts_of, ready_for
 from fipo.run.rewards import Reward, load_rewards
@@ -32,27 +32,49 @@ from fipo.terminal import one_line
 from fipo.trainer.config import FIPOConfig
 from fipo.trainer.trainer import FIPOTrainer
 
-DIVERGED = "probability tensor contains either `inf`, `nan`"
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) -> int:
-    """Trains as the recipe says and returns the exit code: 0, or 130 after Ctrl-C.
+def train(recipe: dict[str, Any], flags: list[str]) -> int:
+    """Trains as the recipe and the flags say and returns the exit code: 0, or 130 after Ctrl-C.
 
     Raises:
-        FIPOError: Something in the recipe cannot work; raised before the model is loaded wherever possible.
+        FIPOError: Something that was asked for cannot work, whoever found it before the first update; or the disk is
+            full. Other errors after the first update, and mistakes of fipo's own, stay what they are.
     """
-    require_usable(Path(config.output_dir))
-    if run.dry_run or config.process_index > 0:
-        code = _train(run, config, model_args)
-    else:
-        with locked(Path(config.output_dir)) as lock:  # before it is looked at
-            code = _train(run, config, model_args)
-            lock.end(STOPPED if code else FINISHED)
+    console = Console(highlight=False)
+    stop = StopOnSignal(console)
+    try:
+        run, config, model_args = parse(recipe, flags)
+        require_usable(Path(config.output_dir))
+        if run.dry_run or config.process_index > 0:
+            code = _train(run, config, model_args, stop, console)
+        else:
+            with locked(Path(config.output_dir)) as lock:  # before it is looked at
+                code = _train(run, config, model_args, stop, console)
+                lock.end(STOPPED if code else FINISHED)
+    except FIPOError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
+            raise DataError(
+                f"{one_line(error)}; the last whole checkpoint is untouched: make room and go on with --resume true."
+            ) from error
+        if stop.updates or _is_fipos_own(error):
+            raise
+        reason = f"{type(error).__name__}: {one_line(error)}".rstrip(".")
+        raise InvalidParameterError(f"The run cannot start: {reason}; change what it names.") from error
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     if config.world_size > 1:
         _leave(code)
     return code
+
+
+def _is_fipos_own(error: Exception) -> bool:
+    """Whether fipo's own Python raised it: torch's C++ raises RuntimeErrors from there too."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals["__name__"].startswith("fipo.") and not isinstance(error, RuntimeError | OSError)
 
 
 def _leave(code: int) -> NoReturn:
@@ -63,9 +85,10 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) -> int:
+def _train(
+    run: RunArguments, config: FIPOConfig, model_args: ModelArguments, stop: StopOnSignal, console: Console
+) -> int:
     started = time.monotonic()
-    console = Console(highlight=False)
     checkpoint = checkpoint_to_resume(run, config)
     if config.use_vllm:
         require_vllm()
@@ -76,8 +99,7 @@ def _train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) ->
     if not model_args.model_name_or_path:
         raise InvalidParameterError("model_name_or_path is empty, but training needs a model; name one.")
     first = prompts.train[0]
-    forms = forms_of(first["prompt"], run)
-    scores = [reward.try_on(first, forms, strict=run.dry_run) for reward in rewards]
+    scores = [reward.try_on(first, forms_of(first["prompt"], run), strict=run.dry_run) for reward in rewards]
     if prompts.held_out is not None:
         _try_on_held_out(rewards[0], prompts.held_out[0], run)
     if run.dry_run:
@@ -85,34 +107,11 @@ def _train(run: RunArguments, config: FIPOConfig, model_args: ModelArguments) ->
         return 0
     trainer, prompts = build_trainer(run, config, model_args, prompts, rewards)
     make_room(config, checkpoint)
-    stopped = _run_to_the_end(trainer, run, model_args, prompts, rewards[0], checkpoint, console, started)
-    return 130 if stopped else 0
 
-
-def _try_on_held_out(reward: Reward, first: dict[str, Any], run: RunArguments) -> None:
-    try:
-        reward.try_on(first, forms_of(first["prompt"], run), strict=run.dry_run)
-    except InvalidParameterError as error:
-        raise InvalidParameterError(f"On the held-out prompts: {error}") from error
-
-
-def _run_to_the_end(
-    trainer: FIPOTrainer,
-    run: RunArguments,
-    model_args: ModelArguments,
-    prompts: Prompts,
-    reward: Reward,
-    checkpoint: str | None,
-    console: Console,
-    started: float,
-) -> bool:
-    """Trains, and writes model, summary and report; returns whether the run was stopped before its end."""
-    config: FIPOConfig = trainer.args
     main = trainer.is_world_process_zero()
-    stop = StopOnSignal(lambda line: console.print(line) if main else None)
     trainer.remove_callback(PrinterCallback)
     display = view.Display(console, trainer, model_args.model_name_or_path, run.sample_every)
-    accuracy = Accuracy(trainer, prompts.held_out, reward, run)
+    accuracy = Accuracy(trainer, prompts.held_out, rewards[0], run)
     for callback in (stop, *((display, MetricsFile(config.output_dir)) if main else ()), accuracy):
         trainer.add_callback(callback)
 
@@ -131,33 +130,44 @@ def _run_to_the_end(
             console.print(
                 f"Stopped at update {trainer.state.global_step}, with a checkpoint; go on with --resume true."
             )
-        return True
+        return 130
     if main:
-        _tell_the_end(console, config, prompts, accuracy, time.monotonic() - started)
-    return False
+        _show_the_end(console, config, prompts, accuracy, time.monotonic() - started)
+    return 0
+
+
+def _try_on_held_out(reward: Reward, first: dict[str, Any], run: RunArguments) -> None:
+    try:
+        reward.try_on(first, forms_of(first["prompt"], run), strict=run.dry_run)
+    except InvalidParameterError as error:
+        raise InvalidParameterError(f"On the held-out prompts: {error}") from error
 
 
 def _run_training(trainer: FIPOTrainer, checkpoint: str | None, stop: StopOnSignal) -> None:
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
-    except (FIPOError, ImportError):
+    except FIPOError:
         raise
     except Exception as error:
         _require_folder(trainer)
-        reason = one_line(error)
-        if DIVERGED in reason:
+        if not _weights_are_finite(trainer):
             raise DataError(
-                "The model has diverged: its probabilities are inf or nan; lower learning_rate, or go on from an "
-                "earlier checkpoint with --resume_from_checkpoint."
+                "The model has diverged: its weights are inf or nan; lower learning_rate, or go on from an earlier "
+                "checkpoint with --resume_from_checkpoint."
             ) from error
         if checkpoint is not None and not stop.began:
             raise DataError(
-                f"{checkpoint} cannot be loaded ({type(error).__name__}: {reason}); {checkpoint_before(checkpoint)}."
+                f"{checkpoint} cannot be loaded ({type(error).__name__}: {one_line(error)}); "
+                f"{checkpoint_before(checkpoint)}."
             ) from error
-        if isinstance(error, ValueError | TypeError) and not stop.began:  # of optimizers, schedulers and loaders
-            raise InvalidParameterError(f"The run cannot be set up: {reason}; change what it names.") from error
         raise
     trainer.scores.require_some()
+
+
+def _weights_are_finite(trainer: FIPOTrainer) -> bool:
+    """Of this rank's part."""
+    weights = (p.data.to_local() if isinstance(p.data, DTensor) else p.data for p in trainer.model.parameters())
+    return all(bool(weight.isfinite().all()) for weight in weights)
 
 
 def _require_folder(trainer: FIPOTrainer) -> None:
@@ -174,12 +184,12 @@ def _save(trainer: FIPOTrainer, config: FIPOConfig) -> None:
     trainer.save_model(config.output_dir)
 
 
-def _tell_the_end(console: Console, config: FIPOConfig, prompts: Prompts, accuracy: Accuracy, seconds: float) -> None:
+def _show_the_end(console: Console, config: FIPOConfig, prompts: Prompts, accuracy: Accuracy, seconds: float) -> None:
     before = _shares_before(config.output_dir)
     console.print(view.summary(before, accuracy.latest, seconds, config.output_dir), markup=False, soft_wrap=True)
     if prompts.held_out is not None and accuracy.before and accuracy.latest:
-        told = view.before_and_after(prompts.held_out["prompt"], accuracy.before, accuracy.latest)
-        console.print(told, markup=False, soft_wrap=True)
+        shown = view.before_and_after(prompts.held_out["prompt"], accuracy.before, accuracy.latest)
+        console.print(shown, markup=False, soft_wrap=True)
     console.print(write_report(config.output_dir), markup=False, soft_wrap=True)
 
 
@@ -206,8 +216,8 @@ def write_report(output_dir: str) -> str:
 def _refuse_what_recipes_replace(config: FIPOConfig) -> None:
     if config.reward_weights is not None:
         raise InvalidParameterError(
-            f"reward_weights is {config.reward_weights}, but a recipe's rewards carry their own; write weight=… behind "
-            "each, as in overlong?weight=0.5."
+            f"reward_weights is {config.reward_weights}, but a recipe's rewards carry their own; write them there, as "
+            "in {overlong: {weight: 0.5}}."
         )
     if config.model_init_kwargs is not None:
         raise InvalidParameterError(
@@ -248,21 +258,14 @@ def build_trainer(
         config.model_init_kwargs = {"revision": model_args.model_revision}
     config.disable_tqdm = True
     prompts = ready_for(tokenizer, prompts, run, config, model.config)
-    try:
-        peft_config: PeftConfig | None = get_peft_config(model_args)
-        trainer = FIPOTrainer(
-            model,
-            rewards,
-            config,
-            train_dataset=prompts.train,
-            processing_class=tokenizer,
-            peft_config=peft_config,
-        )
-    except FIPOError:
-        raise
-    except (ValueError, RuntimeError, OSError, re.error) as error:  # of TRL, PEFT, accelerate and the trackers
-        reason = one_line(error).rstrip(".")
-        raise InvalidParameterError(f"The run cannot be set up: {reason}; change what it names.") from error
+    trainer = FIPOTrainer(
+        model,
+        rewards,
+        config,
+        train_dataset=prompts.train,
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_args),
+    )
     return trainer, prompts
 
 

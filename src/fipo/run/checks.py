@@ -7,19 +7,13 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-TIMEOUT = 120  # seconds: SGLang's import takes half a minute on a cold disk; Ray waits for a dead cluster forever
+TIMEOUT = 120  # seconds: an engine's import takes half a minute on a cold disk
 
 IMPORT = """
 import importlib, json, os, sys
 try:
     module = importlib.import_module(sys.argv[1])
     answer = {"path": list(getattr(module, "__path__", []))[:1], "version": str(getattr(module, "__version__", ""))}
-    if not answer["version"]:
-        from importlib.metadata import PackageNotFoundError, version
-        try:
-            answer["version"] = version(sys.argv[1].partition(".")[0])
-        except PackageNotFoundError:
-            pass
 except BaseException as error:
     answer = {"error": f"{type(error).__name__}: {error}"}
 print("\\n" + json.dumps(answer), flush=True)
@@ -40,7 +34,7 @@ class Check:
         return f"{'ok' if self.ok else 'fails':<6} {self.name}: {self.found}" + f"; {self.remedy}" * (not self.ok)
 
 
-def tell(checks: list[Check], as_json: bool) -> int:
+def show(checks: list[Check], as_json: bool) -> int:
     """Prints one line a check, or all of them as JSON; returns the exit code: 1 where a run would fail."""
     if as_json:
         print(json.dumps([asdict(check) for check in checks], indent=1))
@@ -49,9 +43,9 @@ def tell(checks: list[Check], as_json: bool) -> int:
     return 0 if all(check.ok for check in checks) else 1
 
 
-def package(name: str, module: str, remedy: str) -> tuple[Check, str]:
-    """Whether a module can be imported, and the folder where it lies."""
-    answer = imported(module)
+def package(name: str, remedy: str) -> tuple[Check, str]:
+    """Whether a package can be imported, and the folder where it lies."""
+    answer = imported(name)
     if "error" in answer:
         return Check(name, False, answer["error"], remedy), ""
     if not answer["path"]:
@@ -62,10 +56,10 @@ def package(name: str, module: str, remedy: str) -> tuple[Check, str]:
 
 def imported(module: str) -> dict[str, Any]:
     """`path` and `version` of a module, or the `error` of its import."""
-    return run("-c", IMPORT, module)
+    return python("-c", IMPORT, module)
 
 
-def run(*arguments: str) -> dict[str, Any]:
+def python(*arguments: str) -> dict[str, Any]:
     """The JSON on the last line that a Python of its own prints, so that no import can end, hang or change this one."""
     try:
         # -P: what lies in the current folder is not there for Ray's actors either.
@@ -77,7 +71,7 @@ def run(*arguments: str) -> dict[str, Any]:
     try:
         answer = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
-        answer = {"error": (done.stderr.strip() or f"ended with exit code {done.returncode}").splitlines()[-1]}
+        answer = {"error": done.stderr.strip().rpartition("\n")[2] or f"ended with exit code {done.returncode}"}
     if "error" in answer:
         answer["error"] = answer["error"].strip().splitlines()[0].rstrip(".;: ")
     return answer

@@ -2,29 +2,30 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from fipo.errors import DataError
-from fipo.run.recipe import read_settings
+from fipo.run.arguments import Parser
 from fipo.run.rewards import TAKEN, as_completion, load_rewards
 from fipo.terminal import printable
 
 
-def score_file(recipe: str, completions: Path, flags: list[str]) -> int:
+def score_file(recipe: dict[str, Any], flags: list[str], completions: Path) -> int:
     """Prints a table of scores; returns 1 if a reward raised.
 
     `completions` is JSONL: `completion`, and whatever the rewards read, such as `answer`. A line may hold
     `completion_ids`; without them a completion counts as many tokens as it has words.
     """
-    settings = read_settings([recipe, *flags])
-    rewards = load_rewards(settings.run.rewards, max_completion_length=settings.max_completion_length)
+    values = Parser().values(recipe, flags)  # alone: the trainer's own checks may want a GPU
+    rewards = load_rewards(values.rewards, max_completion_length=values.max_completion_length)
     rows = _read(completions)
     names = {name for row in rows for name in row} - {"prompt", "completion", "completion_ids"}
     if taken := TAKEN & names:
-        raise DataError(f"{completions} has the key {taken.pop()}, but rewards get something else under it; rename it.")
+        raise DataError(f"{completions} has the key {min(taken)}, but rewards get something else under it; rename it.")
     columns = {name: [row.get(name) for row in rows] for name in names}
     prompts = [row.get("prompt", []) for row in rows]
     texts = [as_completion(row["completion"], prompt) for row, prompt in zip(rows, prompts, strict=True)]

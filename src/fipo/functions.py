@@ -1,0 +1,38 @@
+"""Functions of a user's own, which settings name as python:module:function."""
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from fipo.errors import InvalidParameterError
+
+
+def function_of(name: str, setting: str) -> Callable[..., Any]:
+    """What `python:package.module:function` names; the module may lie in the current folder.
+
+    Args:
+        name: The value of the setting.
+        setting: How the error messages call the setting.
+
+    Raises:
+        InvalidParameterError: It has another form, cannot be imported, or is no plain function.
+    """
+    module, _, attribute = name.removeprefix("python:").partition(":")
+    try:
+        if not (name.startswith("python:") and module and attribute):
+            raise ImportError("it has another form")
+        if os.getcwd() not in sys.path:  # where `python -m` and Ray's workers find a file of the user's too
+            sys.path.append(os.getcwd())
+        function = getattr(importlib.import_module(module), attribute)
+        if not callable(function) or inspect.iscoroutinefunction(function):
+            raise ImportError(f"{attribute} is no plain function, but a {type(function).__name__}")
+    except (Exception, SystemExit) as error:
+        said = " ".join(str(error).split())
+        raise InvalidParameterError(
+            f"{setting} is {name!r}, which cannot be imported ({type(error).__name__}: {said}); write "
+            "python:package.module:function, and let its module lie where every process can import it."
+        ) from error
+    return function

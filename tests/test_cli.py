@@ -17,7 +17,7 @@ from fipo.traces import Trace, write_traces
 def recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sparse.py").write_text("def sparse(completions, **columns):\n    return [None] * len(completions)\n")
-    rewards = ["last_number", "overlong?buffer=4&limit=8&weight=0.5", "python:sparse:sparse"]
+    rewards = ["last_number", {"overlong": {"buffer": 4, "limit": 8, "weight": 0.5}}, "python:sparse:sparse"]
     recipe = {"dataset": "rg:chain_sum", "rewards": rewards, "output_dir": "nowhere", "use_cpu": True, "bf16": False}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
     return "recipe.yaml"
@@ -51,29 +51,6 @@ def test_without_the_extra_it_says_what_to_install(recipe):
     done = subprocess.run([sys.executable, "-c", code, recipe], capture_output=True, text=True)
     assert done.returncode == 2
     assert "pip install 'fipo[train]' (in a clone: '.[train]')" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("raised", "said"),
-    [
-        ("deepspeed is not available", "deepspeed is not installed … pip install deep"),
-        ("vllm is not available", "vllm is not installed … pip install '.[vllm]'"),
-        ("cannot import name 'x' from 'wandb'", "wandb is installed, but cannot be used (cannot import name 'x'"),
-    ],
-)
-def test_a_package_that_no_extra_brings_has_its_own_remedy(raised, said, recipe, monkeypatch, capsys):
-    """And one that is there and does not fit is not called missing."""
-    monkeypatch.setattr("fipo.run.train.train", Mock(side_effect=ImportError(raised)))
-    assert main(["train", recipe]) == 2
-    error = capsys.readouterr().err
-    assert all(words in error for words in said.split(" … "))
-
-
-def test_an_import_error_of_the_users_own_is_not_blamed_on_extras(recipe, monkeypatch):
-    error = ImportError("No module named 'my_judge'", name="my_judge")
-    monkeypatch.setattr("fipo.run.train.train", Mock(side_effect=error))
-    with pytest.raises(ImportError, match="my_judge"):
-        main(["train", recipe])
 
 
 def test_help_shows_fipos_own_settings_first(capsys, monkeypatch):

@@ -12,7 +12,7 @@ def printable(text: str) -> str:
 
 def one_line(error: BaseException) -> str:
     """What a library says about an error, as a part of a sentence: such messages may have several lines."""
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def nearest_file(path: Path) -> str:

@@ -31,7 +31,7 @@ def written(dataset, *more):
         return yaml.safe_load(file)
 
 
-@pytest.mark.parametrize("dataset", [*DATA, "rg:chain_sum?size=50"])
+@pytest.mark.parametrize("dataset", [*DATA, "rg:chain_sum"])
 def test_a_recipe_runs_as_it_is(folder, dataset, capsys):
     recipe = written(dataset)
     assert recipe["rewards"] == [DATA[dataset][1] if dataset in DATA else "reasoning_gym"]
@@ -51,7 +51,7 @@ def test_answers_that_no_reward_fits_and_a_column_of_answers_by_another_name(fol
 
 def test_on_a_gpu(folder, monkeypatch):
     monkeypatch.setattr(init.torch.cuda, "is_available", lambda: True)
-    recipe = written("rg:chain_sum?size=500")
+    recipe = written("rg:chain_sum")
     rollout = recipe["per_device_train_batch_size"] * recipe["steps_per_generation"]
     assert rollout == 64 * recipe["num_generations"]
     assert recipe["steps_per_generation"] // recipe["gradient_accumulation_steps"] == 8

@@ -12,7 +12,6 @@ from fipo import InvalidParameterError
 from fipo.run.data import load_prompts
 from fipo.run.rewards import load_rewards
 from fipo.run.safe_tasks import SAFE_TASKS
-from fipo.run.specs import Spec, typed
 
 
 def score(spec, completion, answer="83", length=10, **columns):
@@ -31,9 +30,10 @@ def score(spec, completion, answer="83", length=10, **columns):
         ("last_number", "x = -3", "-3", 1),
         ("exact", " yes \n", "yes", 1),
         ("exact", "yes.", "yes", 0),
-        (r"regex?pattern=^\d%2B$", "123", "", 1),
-        (r"regex?pattern=answer: (?P<answer>\w%2B)", "the answer: 83", "83", 1),
-        (r"regex?pattern=answer: (?P<answer>\w%2B)", "the answer: 84", "83", 0),
+        ({"regex": {"pattern": r"^\d+$"}}, "123", "", 1),
+        (r"{regex: {pattern: '^\d+$'}}", "12a", "", 0),  # as a flag writes it
+        ({"regex": {"pattern": r"answer: (?P<answer>\w+)"}}, "the answer: 83", "83", 1),
+        ({"regex": {"pattern": r"answer: (?P<answer>\w+)"}}, "the answer: 84", "83", 0),
         ("math", r"so it is \boxed{\frac{1}{2}}", "0.5", 1),
         ("math", r"so it is \boxed{2}", "0.5", 0),
         ("last_number", [{"role": "assistant", "content": "83"}], "83", 1),
@@ -46,11 +46,11 @@ def test_scores(spec, completion, answer, expected):
 def test_overlong_is_dapos_soft_penalty():
     for length, expected in {80: 0.0, 90: -0.5, 100: -1.0, 10: 0.0}.items():
         assert score("overlong", "", length=length) == expected
-        assert score("overlong?buffer=20&limit=100&weight=0.5", "", length=length) == expected
+        assert score("{overlong: {buffer: 20, limit: 100, weight: 0.5}}", "", length=length) == expected
 
 
 def test_reasoning_gym_scores_its_own_answers():
-    row = load_prompts("rg:chain_sum?size=3&max_terms=2", seed=1)[0]
+    row = load_prompts({"rg:chain_sum": {"size": 3, "max_terms": 2}}, seed=1)[0]
     columns = {"reasoning_gym": row["reasoning_gym"]}
     assert score("reasoning_gym", row["answer"], **columns) == 1
     assert score("reasoning_gym", f"<answer>{row['answer']}</answer> so", **columns) == 1
@@ -61,12 +61,13 @@ def test_reasoning_gym_scores_its_own_answers():
 def own(tmp_path, monkeypatch):
     """Writes a module of somebody's own, and loads the reward `f` of it."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
 
-    def load(code, options=""):
+    def load(code, **options):
         (tmp_path / "own.py").write_text(code)
         sys.modules.pop("own", None)
         importlib.invalidate_caches()
-        return load_rewards([f"python:own:f{options}"], max_completion_length=100)[0]
+        return load_rewards([{"python:own:f": options}], max_completion_length=100)[0]
 
     return load
 
@@ -93,16 +94,16 @@ def f(completions, gold): return [float(one == right) for one, right in zip(comp
 @pytest.mark.parametrize(
     ("code", "scale", "expected", "failed"),
     [
-        ("def f(completions, answer, scale=1, **_): return [scale * len(c) for c in completions]", "2", [4, 0, 2], 0),
-        ("def f(completions, **_): return [1 / len(c) for c in completions]", "", [0.5, None, 1.0], 1),
-        ("def f(completions, **_): return [None, 1.0, 2.0]", "", [None, 1.0, 2.0], 0),  # None: it does not apply
-        (JUDGE, "2", [4, 0, 2], 0),  # an object, which changes its arguments
-        (WRAPPED, "", [1, 0, 0], 0),  # a wrapper that takes every column needs none of what it wraps
+        ("def f(completions, answer, scale=1, **_): return [scale * len(c) for c in completions]", 2, [4, 0, 2], 0),
+        ("def f(completions, **_): return [1 / len(c) for c in completions]", None, [0.5, None, 1.0], 1),
+        ("def f(completions, **_): return [None, 1.0, 2.0]", None, [None, 1.0, 2.0], 0),  # None: it does not apply
+        (JUDGE, 2, [4, 0, 2], 0),  # an object, which changes its arguments
+        (WRAPPED, None, [1, 0, 0], 0),  # a wrapper that takes every column needs none of what it wraps
     ],
 )
 def test_a_function_of_ones_own(code, scale, expected, failed, own):
     """Where it raises, only the sample fails that it raises for."""
-    reward = own(code, f"?scale={scale}&weight=0.1" if scale else "?weight=0.1")
+    reward = own(code, weight=0.1, **({"scale": scale} if scale else {}))
     assert (reward.__name__, reward.weight) == ("f", 0.1)
     for _ in range(2):
         assert reward(["ab", "", "a"], [[1]] * 3, answer=["ab", "x", "x"]) == expected
@@ -139,15 +140,15 @@ def test_a_refusal_after_a_failure_is_still_a_refusal(own):
 
 @pytest.mark.parametrize("task", ["countdown", "puzzle24", "n_queens", "simple_integration"])
 def test_what_a_model_writes_is_not_run_as_code(task):
-    row = load_prompts(f"rg:{task}?size=1", seed=1)[0]
+    row = load_prompts({f"rg:{task}": {"size": 1}}, seed=1)[0]
     columns = {"reasoning_gym": row["reasoning_gym"]}
     with pytest.raises(InvalidParameterError, match=f"scorer of {task} calls eval or the like"):
         score("reasoning_gym", "1", **columns)
-    assert score("reasoning_gym?allow_eval=true", row["answer"], **columns) == 1
+    assert score({"reasoning_gym": {"allow_eval": True}}, row["answer"], **columns) == 1
 
 
 def test_rewards_of_one_name_are_told_apart():
-    rewards = load_rewards(["regex?pattern=a", "exact", "regex?pattern=b"], max_completion_length=1)
+    rewards = load_rewards([{"regex": {"pattern": "a"}}, "exact", {"regex": {"pattern": "b"}}], max_completion_length=1)
     assert [reward.__name__ for reward in rewards] == ["regex", "exact", "regex_2"]
 
 
@@ -156,23 +157,26 @@ def test_rewards_of_one_name_are_told_apart():
     [
         ([], "rewards is empty"),
         (["nope"], "The reward 'nope' is unknown; use one of math"),
-        (["python:nowhere:f"], "The reward 'python:nowhere:f' cannot be imported"),
-        (["exact?pattern=1"], "the reward 'exact' has no option 'pattern'; it takes none"),
-        (["overlong?bufer=1"], "the reward 'overlong' has no option 'bufer'; did you mean buffer?"),
-        (["overlong?buffer=1.5"], "buffer of the reward 'overlong' is '1.5', but must be a whole number"),
-        (["overlong?buffer=1&buffer=2"], "has the option buffer twice"),
-        (["exact?weight=abc"], "weight of the reward 'exact' is 'abc', but must be a finite number"),
-        (["exact?weight="], "is '', but must be a finite number"),
+        (["python:nowhere:f"], "A reward is 'python:nowhere:f', which cannot be imported"),
+        ([{"exact": {"pattern": 1}}], "The reward 'exact' has no option 'pattern'; it takes none"),
+        (["{overlong: {bufer: 1}}"], "The reward 'overlong' has no option 'bufer'; did you mean buffer?"),
+        ([{"overlong": {"buffer": 1.5}}], "overlong has buffer 1.5 and limit 100, but the buffer must be a whole"),
+        ([{"overlong": {"buffer": 0}}], "overlong has buffer 0"),
+        (["{overlong: {buffer: 1, buffer: 2}}"], "not YAML .the key buffer stands there twice"),
+        ([{"exact": {}, "math": {}}], "but must be a name, or one name with its options"),
+        ([{"exact": 2}], "but must be a name, or one name with its options"),
+        ([3], "A reward is 3, but must be a name"),
+        ([{"exact": {"weight": "abc"}}], "weight of the reward 'exact' is 'abc', but must be a finite number"),
+        ([{"exact": {"weight": float("nan")}}], "is nan, but must be a finite number"),
         (["regex"], "The reward 'regex' needs a pattern"),
-        (["python:broken_syntax:f"], "cannot be imported: SyntaxError"),
-        (["python:broken_start:f"], "cannot be imported: RuntimeError: no"),
-        (["python:waits:f"], "is a coroutine, but must be a plain function"),
-        (["python:math:pi"], "is a float, but must be a function"),
-        (["python:builtins:int?x=1"], "The parameters of the reward 'python:builtins:int' cannot be read"),
-        (["reasoning_gym?allow_eval=maybe"], "allow_eval of the reward 'reasoning_gym' is 'maybe', but must be true"),
-        (["regex?pattern=("], r"pattern is '\(', which is no regular expression"),
-        (["overlong?buffer=0"], "overlong has buffer 0"),
-        (["overlong?buffer"], "has the option 'buffer', but options are key=value"),
+        ([{"regex": {"pattern": "("}}], r"pattern is '\(', which is no regular expression"),
+        ([{"regex": {"pattern": 12}}], r"pattern is 12, which is no regular expression"),
+        (["python:broken_syntax:f"], "cannot be imported .SyntaxError"),
+        (["python:broken_start:f"], "cannot be imported .RuntimeError: no"),
+        (["python:waits:f"], "f is no plain function, but a function"),
+        (["python:math:pi"], "pi is no plain function, but a float"),
+        (["python:math"], "it has another form"),
+        ([{"reasoning_gym": {"allow_eval": "maybe"}}], "allow_eval is 'maybe', but must be true or false"),
     ],
 )
 def test_bad_specs(names, sentence, tmp_path, monkeypatch):
@@ -182,29 +186,6 @@ def test_bad_specs(names, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InvalidParameterError, match=sentence):
         load_rewards(names, max_completion_length=100)
-
-
-def test_spec_values():
-    spec = Spec.parse("a?x=1&y=0.5&z=true&w=text&v=%26+")
-    assert spec.options == {"x": "1", "y": "0.5", "z": "true", "w": "text", "v": "&+"}
-
-    def takes(completions, x: int, y: float, z: bool, w, v: str, n: int | None = None):
-        pass
-
-    found = {"x": 1, "y": 0.5, "z": True, "w": "text", "v": "&+", "n": None}
-    assert typed(spec.options | {"n": "none"}, takes, "it") == found
-
-
-@pytest.mark.parametrize("pattern", ["[1,2]", "(12)", "1e3", "0x41", "{:1}", "True", "007"])
-def test_patterns_reach_the_regex_as_written(pattern):
-    for text in (f"a {pattern} b", "1, 2"):
-        assert score(f"regex?pattern={pattern}", text) == float(re.search(pattern, text) is not None)
-
-
-def test_options_without_an_annotation_are_numbers_where_they_are_written_so(own):
-    code = "def f(completions, x, **_): return [float(type(x) in (int, float))]\n"
-    for text, is_number in [("2", 1), ("-0.5", 1), ("007", 0), ("1e3", 0), ("2,3", 0)]:
-        assert own(code, f"?x={text}")(["a"], [[1]]) == [is_number]
 
 
 def test_safe_tasks_call_nothing_that_runs_text():
@@ -218,12 +199,12 @@ def test_safe_tasks_call_nothing_that_runs_text():
         ("return 'good'", "returned 'good', but must return a list of numbers"),
         ("return {0: 1.0}", "returned {0: 1.0}, but must return a list of numbers"),
         ("return [10**400]", "but must return a list of numbers"),
-        ("exit()", "raised; the first traceback"),
+        ("exit()", "f raised; its samples are counted"),
     ],
 )
 def test_what_a_reward_did_is_said(body, words, own, monkeypatch):
     warnings = []
-    monkeypatch.setattr("fipo.run.rewards.logger.warning", warnings.append)
+    monkeypatch.setattr("fipo.run.rewards.logger.warning", lambda line, **_: warnings.append(line))
     assert own(f"def f(completions, **_): {body}\n")(["a"], [[1]]) == [None]
     assert words in warnings[0]
 
@@ -235,8 +216,8 @@ def test_hostile_text_is_only_text():
         assert score(name, hostile) in (0, 0.0, None)
 
 
-@pytest.mark.parametrize("name", ["exact", "last_number", "math", "regex?pattern=(?P<answer>.)"])
+@pytest.mark.parametrize("name", ["exact", "last_number", "math", "{regex: {pattern: '(?P<answer>.)'}}"])
 def test_a_comparison_without_an_answer_is_refused_whatever_the_completion(name):
     (reward,) = load_rewards([name], max_completion_length=8)
-    with pytest.raises(InvalidParameterError, match=f"The reward '{name[:4]}.*compares with an answer, but the data"):
+    with pytest.raises(InvalidParameterError, match="A reward compares with an answer, but the data"):
         reward([""], [[]], level=[1])

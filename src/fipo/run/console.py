@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from accelerate import Accelerator, DistributedType
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -21,39 +20,35 @@ def header(trainer: FIPOTrainer, model_name: str, updates: int) -> str:
     """One line: model, parameters trained, prompts × samples, updates per rollout and their size, device, dtype."""
     args: FIPOConfig = trainer.args
     parameters = list(trainer.model.parameters())
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
-    total = sum(p.numel() for p in parameters)
+    trained, total = (sum(p.numel() for p in parameters if p.requires_grad or every) for every in (False, True))
     sequences = args.generation_batch_size * args.num_iterations // args.updates_per_rollout
+    state = trainer.accelerator.state
+    kind = state.distributed_type.value  # accelerate may have chosen another way than its configuration says
+    if kind == "DEEPSPEED":
+        kind += f" ZeRO-{state.deepspeed_plugin.zero_stage}"
+    elif kind == "FSDP":
+        kind += str(state.fsdp_plugin.fsdp_version)
+    processes = f" × {state.num_processes} by {kind}" if state.num_processes > 1 else ""
     return (
-        f"{model_name}: {_millions(trained)} of {_millions(total)} parameters trained · a rollout is "
+        f"{model_name}: {trained / 1e6:.1f} M of {total / 1e6:,.1f} M parameters trained · a rollout is "
         f"{args.generation_batch_size // args.num_generations} prompts × {args.num_generations} samples and feeds "
         f"{args.updates_per_rollout} updates of {sequences} completions, each at most "
-        f"{args.max_completion_length:,} tokens · {updates} updates · "
-        f"{trainer.accelerator.device} × {trainer.accelerator.num_processes}{_engine(trainer.accelerator)}, "
+        f"{args.max_completion_length:,} tokens · {updates} updates · {trainer.accelerator.device}{processes}, "
         f"{str(parameters[0].dtype).removeprefix('torch.')}"
     )
-
-
-def _engine(accelerator: Accelerator) -> str:
-    """How processes share the work: accelerate may have chosen another way than its configuration says."""
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        return f" by DeepSpeed ZeRO-{accelerator.state.deepspeed_plugin.zero_stage}"
-    if accelerator.distributed_type == DistributedType.FSDP:
-        return f" by FSDP{accelerator.state.fsdp_plugin.fsdp_version}"
-    return " by DDP" if accelerator.num_processes > 1 else ""
 
 
 def dry_run(
     config: FIPOConfig, prompts: int, first: dict[str, Any], rewards: Sequence[Any], scores: Sequence[float | None]
 ) -> str:
     """What is known without a model: the first prompt, what the rewards say of its own answer, and the updates."""
-    told = ", ".join(
+    scored = ", ".join(
         f"{reward.__name__} {'does not apply' if score is None else f'{score:g}'}"
         for reward, score in zip(rewards, scores, strict=True)
     )
     given = f"its answer {_one_line(str(first['answer']))!r}" if "answer" in first else "an empty completion"
     return (
-        f"First prompt: {_last(first['prompt'])}\n  rewards of {given}: {told}\n"
+        f"First prompt: {_last(first['prompt'])}\n  rewards of {given}: {scored}\n"
         f"{prompts} prompts; a rollout feeds {config.updates_per_rollout} updates; nothing was run."
     )
 
@@ -62,11 +57,9 @@ def summary(before: dict[str, float], after: Evaluation | None, seconds: float, 
     """The end of a run: shares of accuracy before, as far as they are known, and after, and where things lie."""
     lines = [f"Finished in {seconds / 60:.1f} minutes. Model, checkpoints and {METRICS_FILE}: {run}"]
     for name, end in after.shares().items() if after else ():
-        line = f"  held-out {name:>8}  {end:6.1%}"
-        if name in before:
-            start = before[name]
-            line = f"  held-out {name:>8}  {start:6.1%} → {end:6.1%}  ({100 * (end - start):+.1f} points)"
-        lines.append(line)
+        start = before.get(name)
+        known = f"{end:6.1%}" if start is None else f"{start:6.1%} → {end:6.1%}  ({100 * (end - start):+.1f} points)"
+        lines.append(f"  held-out {name:>8}  {known}")
     if after and after.failed:
         lines.append(f"  {after.failed} completions could not be scored and do not count.")
     return "\n".join(lines)
@@ -134,10 +127,6 @@ class Display(TrainerCallback):
         if logs["completion"]:
             prompt, completion = _last(logs["prompt"][-1]), _one_line(text_of(logs["completion"][-1]))
             self.console.print(f"[dim]sample:[/] {escape(prompt)} [bold]→[/] {escape(completion)}", soft_wrap=True)
-
-
-def _millions(count: int) -> str:
-    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
 
 
 def _last(prompt: Any) -> str:

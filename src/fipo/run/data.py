@@ -94,7 +94,9 @@ def _stored(source: str, config: str | None, split: str) -> Dataset:
     try:
         if ending in READERS:
             reader, options = READERS[ending]
-            return load_dataset(reader, data_files=str(path), split="train", **options)
+            dataset = load_dataset(reader, data_files=str(path), split="train", **options)
+            dataset.data.table.validate(full=True)  # the reader of JSON lets other encodings than UTF-8 pass
+            return dataset
         return load_dataset(source, config, split=split)
     except Exception as error:  # readers raise many kinds, and say the cause in another
         what, reason = ending[1:] if ending in READERS else f"a dataset with split {split!r}", error.__cause__ or error
@@ -126,10 +128,7 @@ def _procedural(name: str, options: dict[str, Any], seed: int) -> Dataset:
 
 
 def _require_prompts(dataset: Dataset, source: Any) -> None:
-    try:
-        prompts = list(dataset["prompt"])
-    except UnicodeDecodeError as error:
-        raise DataError(f"{source} is not text in UTF-8 ({error}); convert it.") from error
+    prompts = list(dataset["prompt"])
     for prompt in prompts:
         if not isinstance(prompt, str) and not _is_chat(prompt):
             hint = " (readers of CSV make numbers of what looks like one)" if isinstance(prompt, int | float) else ""

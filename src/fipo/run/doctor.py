@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fipo import FIPOParams, fipo_loss, head_logps, token_mean
-from fipo.run.checks import Check, imported
 from fipo.errors import DataError
+from fipo.run.checks import Check, imported
 
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet

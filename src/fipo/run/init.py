@@ -1,15 +1,15 @@
 """`fipo init`: a commented recipe for somebody's own model and data. What can be found out is not asked."""
 
 import json
+import math
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from datasets import Dataset
 
 from fipo.errors import DataError, InvalidParameterError
 from fipo.run.data import PROCEDURAL, read_source
-from fipo.run.doctor import require_vllm
 from fipo.terminal import did_you_mean
 
 PROMPTS = ("prompt", "question", "problem", "query", "instruction", "input")
@@ -61,9 +61,6 @@ report_to: none	# or wandb, trackio, tensorboard
 """
 BRIEF = "system_prompt: Answer with nothing but the answer.\t# delete it where prompts stay text"
 THOUGHTFUL = "# system_prompt: Think step by step, and end with the answer."
-ON_A_CPU = "use_cpu: true\t# no GPU was found when this was written"
-ON_A_GPU = "bf16: true"
-BY_VLLM = "\nuse_vllm: true\t# rollouts by vLLM in the same process\nvllm_mode: colocate"
 
 
 def write_recipe(
@@ -87,67 +84,61 @@ def write_recipe(
 
     Raises:
         InvalidParameterError: The file exists.
-        DataError: The dataset cannot be read, or has no column of prompts that can be told.
+        DataError: The dataset cannot be read, or no column of prompts is found in it.
     """
     if path.exists():
         raise InvalidParameterError(f"{path} exists already; name another file, or delete it.")
     rows = read_source(dataset, config, split or "train")
-    if not len(rows):
-        raise DataError(f"{dataset} has no rows, but training needs prompts; check the file.")
-    prompt = prompt_column or _column(rows, PROMPTS)
-    if prompt not in rows.column_names:
-        remedy = did_you_mean(str(prompt), rows.column_names, "name it with --prompt-column.")
-        raise DataError(f"{dataset} has no column of prompts among {rows.column_names}; {remedy}")
-    answer = answer_column or _column(rows, ANSWERS) or ""
-    reward = _reward(dataset, rows, answer)
+    columns = rows.column_names
+    prompt = prompt_column or next((name for name in PROMPTS if name in columns), None)
+    if prompt not in columns:
+        remedy = did_you_mean(str(prompt), columns, "name it with --prompt-column.")
+        raise DataError(f"{dataset} has no column of prompts among {columns}; {remedy}")
+    answer = answer_column or next((name for name in ANSWERS if name in columns), "")
+    reward = _reward(dataset, [str(value) for value in rows[:LOOKED_AT][answer]] if answer in columns else [])
     named = {"dataset_config": config, "dataset_split": split}
     texts = {"model": model, "output": f"runs/{path.stem}", "dataset": dataset, "prompt": prompt, "answer": answer}
-    quoted = {name: json.dumps(text, ensure_ascii=False) for name, text in (texts | {"reward": reward}).items()}
-    settings = _sizes(len(rows)) | quoted
-    settings |= {
-        "rows": len(rows),
-        "more": "".join(f"{key}: {json.dumps(value)}\n" for key, value in named.items() if value is not None),
-        "system_prompt": BRIEF if reward == "exact" else THOUGHTFUL,
-    }
-    recipe = re.sub("^(.*)\t", lambda line: f"{line[1]:<{ALIGNED - 1}} ", RECIPE.format(**settings), flags=re.MULTILINE)
-    path.write_text(recipe, encoding="utf-8")
-    own = " Write my_reward.py first, with `def score(completions, **columns)`, which returns a list of numbers."
-    others = [name for name in rows.column_names if name not in (prompt, answer)]
-    unnamed = (
-        "" if answer else f" None of its columns {', '.join(others)} is called answer; name one with --answer-column."
+    recipe = RECIPE.format(
+        rows=len(rows),
+        more="".join(f"{key}: {json.dumps(value)}\n" for key, value in named.items() if value is not None),
+        system_prompt=BRIEF if reward == "exact" else THOUGHTFUL,
+        **{name: json.dumps(text, ensure_ascii=False) for name, text in (texts | {"reward": reward}).items()},
+        **_sizes(len(rows)),
     )
-    return (
-        f"{path}: {len(rows)} prompts, reward {reward}.{unnamed if others else ''}"
-        f"{own if reward.startswith('python:') else ''} Next: fipo train {path} --dry_run true"
-    )
+    aligned = re.sub("^(.*)\t", lambda line: f"{line[1]:<{ALIGNED - 1}} ", recipe, flags=re.MULTILINE)
+    path.write_text(aligned, encoding="utf-8")
+    told = f"{path}: {len(rows)} prompts, reward {reward}."
+    others = [name for name in columns if name not in (prompt, answer)]
+    if not answer and others:
+        told += f" None of its columns {', '.join(others)} is called answer; name one with --answer-column."
+    if reward.startswith("python:"):
+        told += " Write my_reward.py first, with `def score(completions, **columns)`, which returns a list of numbers."
+    return f"{told} Next: fipo train {path} --dry_run true"
 
 
-def _column(rows: Dataset, usual: tuple[str, ...]) -> str | None:
-    return next((name for name in usual if name in rows.column_names), None)
-
-
-def _reward(dataset: str, rows: Dataset, answer: str) -> str:
+def _reward(dataset: str, answers: list[str]) -> str:
     """What fits the answers: a task's own scorer, numbers, mathematics, or short texts."""
     if dataset.startswith(PROCEDURAL):
         return "reasoning_gym"
-    if answer not in rows.column_names:
-        return "python:my_reward:score"
-    answers = [str(value) for value in rows[:LOOKED_AT][answer]]
-    if all(NUMBER.fullmatch(text) or "####" in text for text in answers):  # GSM8K's mark before the number
+    if answers and all(NUMBER.fullmatch(text) or "####" in text for text in answers):  # GSM8K's mark of the number
         return "last_number"
     if any("\\" in text or "$" in text for text in answers):
         return "math"
-    return "exact" if max(map(len, answers)) < 40 else "python:my_reward:score"
+    return "exact" if answers and max(map(len, answers)) < 40 else "python:my_reward:score"
 
 
 def _sizes(rows: int) -> dict[str, object]:
     """Of a rollout and its updates, for a GPU or a CPU and for few prompts."""
     gpu = torch.cuda.is_available()
     eval_size = min(64 if gpu else 16, rows // 5)
-    prompts = next(size for size in (64, 32, 16, 8, 4, 2, 1) if size <= max(rows - eval_size, 1) and (gpu or size <= 8))
+    prompts = min(64 if gpu else 8, 2 ** int(math.log2(max(rows - eval_size, 1))))
     samples, updates = 8, min(8, prompts) if prompts > 1 else 2
     batch = min(prompts * samples // updates, 16 if gpu else 8)
     accumulation = prompts * samples // updates // batch
+    machine = "use_cpu: true\t# no GPU was found when this was written"
+    if gpu:
+        vllm = "use_vllm: true\t# rollouts by vLLM in the same process\nvllm_mode: colocate"
+        machine = f"bf16: true\n{vllm if find_spec('vllm') else ''}"
     return {
         "eval_size": eval_size,
         "prompts": prompts,
@@ -159,13 +150,5 @@ def _sizes(rows: int) -> dict[str, object]:
         "length": 1024 if gpu else 128,
         "max_steps": 400 if gpu else 80,
         "rate": "1.0e-5" if gpu else "1.0e-4",
-        "machine": (ON_A_GPU + BY_VLLM * _has_vllm()) if gpu else ON_A_CPU,
+        "machine": machine,
     }
-
-
-def _has_vllm() -> bool:
-    try:
-        require_vllm()
-    except (ImportError, DataError):
-        return False
-    return True

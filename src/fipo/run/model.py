@@ -4,18 +4,17 @@ import hashlib
 import importlib.util
 import os
 import shutil
-import struct
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fipo.core.precision import processor_has_bfloat16
 from fipo.errors import DataError, InvalidParameterError
+from fipo.terminal import one_line
 
 PACKAGE = "package:"
 CACHE = Path(os.environ.get("FIPO_CACHE", Path.home() / ".cache" / "fipo"))
@@ -43,20 +42,19 @@ def load_model(
     Raises:
         DataError: The model cannot be found or loaded.
     """
+    fast = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else processor_has_bfloat16()
+    weights = (torch.bfloat16 if adapters and fast else torch.float32) if dtype == "auto" else getattr(torch, dtype, 0)
+    if not isinstance(weights, torch.dtype):
+        raise InvalidParameterError(f"dtype is {dtype!r}, but must be auto, float32, bfloat16 or float16; change it.")
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
-    weights_dtype = _choose_dtype(dtype, adapters)
     try:
         path = _unpacked(_gguf_file(name)) if name.endswith(".gguf") or name.startswith(PACKAGE) else name
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=weights_dtype, **common, **kwargs)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=weights, **common, **kwargs)
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", **common)
-    except DataError:
-        raise
-    except ImportError as error:
-        raise DataError(f"The model {name!r} needs a package that is not installed ({error}); install it.") from error
-    except (OSError, ValueError, RuntimeError, KeyError, struct.error, SafetensorError) as error:
+    except Exception as error:  # of readers of configurations, weights and tokenizers, of many kinds
         raise DataError(
-            f"The model {name!r} cannot be loaded ({(str(error).splitlines() or [''])[0]}); give a hub name, a folder "
-            f"with a model, a .gguf file, or {PACKAGE}NAME."
+            f"The model {name!r} cannot be loaded ({type(error).__name__}: {one_line(error)}); give a hub name, a "
+            f"folder with a model, a .gguf file, or {PACKAGE}NAME."
         ) from error
     return model, tokenizer
 
@@ -75,41 +73,22 @@ def end_at(character: str, model: PreTrainedModel, tokenizer: PreTrainedTokenize
             f"stop_character is {character!r}, but no token of the model's vocabulary holds it; choose another."
         )
     known = model.generation_config.eos_token_id
-    known = [known] if isinstance(known, int) else known or []
-    ends = sorted({*known, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]), *holding})
+    known = known if isinstance(known, list) else [known]
+    ends = sorted({*known, tokenizer.eos_token_id, *holding} - {None})
     model.generation_config.eos_token_id = ends
     return ends
 
 
-def _choose_dtype(name: str, adapters: bool) -> torch.dtype:
-    if name != "auto":
-        dtype = getattr(torch, name, None)
-        if not isinstance(dtype, torch.dtype):
-            raise InvalidParameterError(
-                f"dtype is {name!r}, but must be auto, float32, bfloat16 or float16; change it."
-            )
-        return dtype
-    fast = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else processor_has_bfloat16()
-    return torch.bfloat16 if adapters and fast else torch.float32
-
-
 def _gguf_file(name: str) -> Path:
-    if not name.startswith(PACKAGE):
-        path = Path(name)
-        if not path.is_file():
-            raise DataError(f"The model file {name} does not exist; check the path.")
-        return path
-    package = name.removeprefix(PACKAGE)
-    try:
-        found = importlib.util.find_spec(package)
-    except (ImportError, ValueError):  # of a package's parent, or of an empty name
-        found = None
-    files = sorted(Path(found.origin).parent.glob("*.gguf")) if found and found.origin else []
-    if not files:
-        raise DataError(
-            f"No installed package {package!r} holds a GGUF file; check the name, or install the package that does."
-        )
-    return files[0]
+    if name.startswith(PACKAGE):
+        found = importlib.util.find_spec(name.removeprefix(PACKAGE))
+        files = sorted(Path(found.origin).parent.glob("*.gguf")) if found and found.origin else []
+        if not files:
+            raise FileNotFoundError("no installed package of that name holds a GGUF file")
+        return files[0]
+    if not Path(name).is_file():
+        raise FileNotFoundError("there is no such file")
+    return Path(name)
 
 
 def _unpacked(gguf: Path) -> Path:
@@ -122,12 +101,12 @@ def _unpacked(gguf: Path) -> Path:
     CACHE.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".partial", dir=CACHE))
     try:
-        config = GgufConfig(dequantize=True)
+        config, file = GgufConfig(dequantize=True), {"gguf_file": gguf.name}
         model = AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent), gguf_file=gguf.name, quantization_config=config, dtype=torch.bfloat16
+            str(gguf.parent), quantization_config=config, dtype=torch.bfloat16, **file
         )
         model.save_pretrained(partial)
-        AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(partial)
+        AutoTokenizer.from_pretrained(str(gguf.parent), **file).save_pretrained(partial)
         with suppress(OSError):  # another process was faster
             partial.rename(folder)
     finally:

@@ -38,22 +38,18 @@ def prompts_of(run: RunArguments, config: FIPOConfig) -> Prompts:
     if run.eval_size and run.eval_dataset:
         held_out = load_prompts(run.eval_dataset, split=run.eval_split, seed=seed + 1, **options)
         held_out = held_out.select(range(min(run.eval_size, len(held_out))))
-        train = _without(train, held_out)
     elif run.eval_size and len(train) >= 2:
         parts = train.train_test_split(test_size=min(run.eval_size, -(-len(train) // 5)), seed=0)
-        held_out = parts["test"]
-        train = _without(parts["train"], held_out)
+        train, held_out = parts["train"], parts["test"]
+    if held_out is not None:
+        held = {str(prompt) for prompt in held_out["prompt"]}
+        rest = train.select([i for i, prompt in enumerate(train["prompt"]) if str(prompt) not in held])
+        if len(rest) < len(train):
+            both = len(train) - len(rest)
+            logger.warning(f"{both} training prompts are held out too, and are left out of the training.")
+        train = rest
     _require_a_rollout(train, config, f"{run.dataset} leaves", "give more prompts, or lower eval_size,")
     return Prompts(train, held_out)
-
-
-def _without(train: Dataset, held_out: Dataset) -> Dataset:
-    """The training prompts that are not held out; what is left out is counted."""
-    held = {str(prompt) for prompt in held_out["prompt"]}
-    rest = train.select([i for i, prompt in enumerate(train["prompt"]) if str(prompt) not in held])
-    if len(rest) < len(train):
-        logger.warning(f"{len(train) - len(rest)} training prompts are held out too, and are left out of the training.")
-    return rest
 
 
 def _require_a_rollout(prompts: Dataset, config: FIPOConfig, which: str, remedy: str) -> None:
@@ -100,9 +96,7 @@ def ready_for(
 
     train = fitting(prompts.train, "training")
     held_out = None if prompts.held_out is None else fitting(prompts.held_out, "held-out")
-    _require_a_rollout(
-        train, config, f"max_prompt_length ({run.max_prompt_length} tokens) leaves", "raise it, or lower"
-    )
+    _require_a_rollout(train, config, f"max_prompt_length ({run.max_prompt_length}) leaves", "raise it, or lower")
     # A rollout engine cuts responses at the model's limit without a word, which looks like a truncated answer.
     limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     tokens = longest + config.max_completion_length
@@ -118,20 +112,21 @@ def _formatted(prompts: Dataset, run: RunArguments, *, has_template: bool) -> Da
     """Text stays text where it is asked for or no chat template is there; else prompts are chat messages."""
     is_text = isinstance(prompts[0]["prompt"], str)
     chat = not is_text or run.prompt_format == "chat" or (run.prompt_format == "auto" and has_template)
+    problem = None
     if chat and not has_template:
-        raise InvalidParameterError(
+        problem = (
             f"The prompts {'are to become' if is_text else 'are'} chat messages, but the model's tokenizer has no chat "
             "template; name a Jinja file with chat_template, or a text dataset with prompt_format: text."
         )
-    if not is_text and run.prompt_format == "text":
-        raise InvalidParameterError(
-            "prompt_format is text, but the dataset holds chat messages; set it to auto, or give text prompts."
-        )
-    if not chat and run.system_prompt is not None:
-        raise InvalidParameterError(
+    elif not is_text and run.prompt_format == "text":
+        problem = "prompt_format is text, but the dataset holds chat messages; set it to auto, or give text prompts."
+    elif not chat and run.system_prompt is not None:
+        problem = (
             "system_prompt is set, but the prompts stay text, which has no system message; put it into the prompts, or "
             "set prompt_format to chat."
         )
+    if problem:
+        raise InvalidParameterError(problem)
     if not chat:
         return prompts
     messages = [_messages(prompt, run.system_prompt) for prompt in prompts["prompt"]]
@@ -164,6 +159,6 @@ def _lengths(prompts: Dataset, tokenizer: PreTrainedTokenizerBase, config: FIPOC
         return [len(tokenizer.apply_chat_template(p, **options)["input_ids"]) for p in prompts["prompt"]]
     except Exception as error:  # templates are programs, and raise what programs raise
         raise DataError(
-            f"The chat template cannot be applied to the prompts ({one_line(error)}); repair it, or name "
-            "another with chat_template."
+            f"The chat template cannot be applied to the prompts ({one_line(error)}); repair it, or name another with "
+            "chat_template."
         ) from error

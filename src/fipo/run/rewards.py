@@ -1,6 +1,7 @@
 """Rewards by name. Each scores one completion; a sample whose reward raises is reported and left out of the loss."""
 
 import inspect
+import json
 import logging
 import math
 import re
@@ -45,8 +46,9 @@ class Reward:
             raise InvalidParameterError(
                 f"weight of the reward {name!r} is {self.weight!r}, but must be a finite number; change it."
             )
-        self.__name__ = name.rpartition(":")[2] if name.startswith("python:") else name
-        self._batch = _batch_function(name, options, max_completion_length)
+        is_own = name.startswith("python:")
+        self.__name__ = name.rpartition(":")[2] if is_own else name
+        self._batch = _of_ones_own(name, options) if is_own else _built_in(name, options, max_completion_length)
         self.failed: list[bool] = []
         self.failures = 0
 
@@ -121,7 +123,7 @@ class Reward:
         return scores
 
     def _scores(self, batch: dict[str, Any]) -> list[float | None]:
-        returned, expected = self._batch(**batch), len(batch["completions"])
+        expected, returned = len(batch["completions"]), self._batch(**batch)
         try:
             if isinstance(returned, str | dict):
                 raise TypeError
@@ -143,10 +145,6 @@ class Reward:
 
 class UnusableScoresError(ValueError):
     """A reward returned something that is not a finite score for each completion; the message begins with a verb."""
-
-
-class _NoAnswerError(LookupError):
-    """The data have no answer to compare with."""
 
 
 def load_rewards(written: list[Any], *, max_completion_length: int) -> list[Reward]:
@@ -176,52 +174,18 @@ def as_completion(text: str, prompt: Any) -> Any:
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
 
 
-def _batch_function(name: str, options: dict[str, Any], max_completion_length: int) -> Callable[..., list[float]]:
-    if name.startswith("python:"):
-        return _of_ones_own(name, options)
-    if name not in BUILT_IN:
-        known = f"use one of {', '.join(BUILT_IN)} or python:package.module:function."
-        raise InvalidParameterError(f"The reward {name!r} is unknown; {did_you_mean(name, BUILT_IN, known)}")
-    if name == "overlong":
-        options.setdefault("limit", max_completion_length)
-    if name == "regex" and "pattern" not in options:
-        raise InvalidParameterError("The reward 'regex' needs a pattern; write {regex: {pattern: …}}.")
-    takes = inspect.signature(BUILT_IN[name]).parameters
-    for option in options.keys() - takes.keys():
-        choice = did_you_mean(option, takes, f"it takes {', '.join(takes) or 'none'}.")
-        raise InvalidParameterError(f"The reward {name!r} has no option {option!r}; {choice}")
-    score = BUILT_IN[name](**options)
-
-    def scored(completions: list[Any], completion_ids: list[list[int]], **columns: Any) -> list[float]:
-        rows = [
-            {key: value[i] for key, value in columns.items() if isinstance(value, list) and len(value) > i}
-            for i in range(len(completions))
-        ]
-        try:
-            return [
-                score(text_of(completion), row=row, length=len(ids))
-                for completion, row, ids in zip(completions, rows, completion_ids, strict=True)
-            ]
-        except _NoAnswerError:
-            raise InvalidParameterError(
-                f"The reward {name!r} compares with an answer, but the data have no such column; name it with "
-                "answer_column, or choose another reward."
-            ) from None
-
-    return scored
-
-
 def _of_ones_own(name: str, options: dict[str, Any]) -> Callable[..., list[float]]:
     function = function_of(name, "A reward")
     try:
-        parameters = list(inspect.signature(function, follow_wrapped=False).parameters.values())
+        parameters = inspect.signature(function, follow_wrapped=False).parameters.values()
+        needed = {
+            p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        }
     except (TypeError, ValueError):  # of C
-        parameters = []
-    by_name = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    needed = set(by_name) - TAKEN - options.keys()
+        needed = set()
 
     def called(**batch: Any) -> list[float]:
-        if missing := needed - batch.keys():
+        if missing := needed - TAKEN - options.keys() - batch.keys():
             raise InvalidParameterError(
                 f"The reward {name!r} reads {', '.join(sorted(missing))}, but the data's columns are "
                 f"{', '.join(sorted(batch.keys() - TAKEN)) or 'none'} beside the prompt; rename the column or the "
@@ -232,9 +196,34 @@ def _of_ones_own(name: str, options: dict[str, Any]) -> Callable[..., list[float
     return called
 
 
+def _built_in(name: str, options: dict[str, Any], max_completion_length: int) -> Callable[..., list[float]]:
+    if name not in BUILT_IN:
+        known = f"use one of {', '.join(BUILT_IN)} or python:package.module:function."
+        raise InvalidParameterError(f"The reward {name!r} is unknown; {did_you_mean(name, BUILT_IN, known)}")
+    if name == "overlong":
+        options.setdefault("limit", max_completion_length)
+    takes = inspect.signature(BUILT_IN[name]).parameters
+    for option in options.keys() - takes.keys():
+        choice = did_you_mean(option, takes, f"it takes {', '.join(takes) or 'none'}.")
+        raise InvalidParameterError(f"The reward {name!r} has no option {option!r}; {choice}")
+    score = BUILT_IN[name](**options)
+
+    def scored(completions: list[Any], completion_ids: list[list[int]], **columns: Any) -> list[float]:
+        scores = []
+        for index, (completion, ids) in enumerate(zip(completions, completion_ids, strict=True)):
+            row = {key: value[index] for key, value in columns.items() if isinstance(value, list) and value}
+            scores.append(score(text_of(completion), row=row, length=len(ids)))
+        return scores
+
+    return scored
+
+
 def _answer(row: dict[str, Any]) -> str:
     if "answer" not in row:
-        raise _NoAnswerError
+        raise InvalidParameterError(
+            "A reward compares with an answer, but the data have no such column; name it with answer_column, or choose "
+            "another reward."
+        )
     return str(row["answer"])
 
 
@@ -255,15 +244,11 @@ def _math() -> Score:
 def _last_number() -> Score:
     """1 if the last number in the completion equals the last one in the answer."""
 
-    def last(text: str) -> float | None:
-        numbers = NUMBER.findall(text)
-        return float(numbers[-1].replace(",", "")) if numbers else None
-
     def score(completion: str, *, row: dict[str, Any], length: int) -> float:
-        gold = last(_answer(row))
-        if gold is None:
+        gold, found = (NUMBER.findall(text)[-1:] for text in (_answer(row), completion))
+        if not gold:
             raise ValueError(f"the answer {row['answer']!r} holds no number")
-        return float(last(completion) == gold)
+        return float(bool(found) and float(found[0].replace(",", "")) == float(gold[0].replace(",", "")))
 
     return score
 
@@ -273,8 +258,10 @@ def _exact() -> Score:
     return lambda completion, *, row, length: float(completion.strip() == _answer(row).strip())
 
 
-def _regex(pattern: str) -> Score:
+def _regex(pattern: str = "") -> Score:
     """1 if the pattern is found; a group named `answer`, where there is one, must then equal the answer."""
+    if pattern == "":
+        raise InvalidParameterError("The reward 'regex' needs a pattern; write {regex: {pattern: …}}.")
     try:
         compiled = re.compile(pattern, re.DOTALL)
     except (re.error, TypeError) as error:
@@ -292,8 +279,6 @@ def _regex(pattern: str) -> Score:
 
 def _reasoning_gym(allow_eval: bool = False) -> Score:
     """The task's own score in [0, 1], for datasets named `rg:…`; of what stands in <answer> tags, where there are."""
-    import json
-
     from reasoning_gym import get_score_answer_fn
     from reasoning_gym.utils import extract_answer
 
@@ -314,8 +299,7 @@ def _reasoning_gym(allow_eval: bool = False) -> Score:
                 "writes may run as code; choose another task, or write the reward {reasoning_gym: {allow_eval: true}} "
                 "where that is safe."
             )
-        answer = extract_answer(completion) or completion.strip()
-        return get_score_answer_fn(task)(answer, entry)
+        return get_score_answer_fn(task)(extract_answer(completion) or completion.strip(), entry)
 
     return score
 

@@ -1,14 +1,12 @@
 """A whole run of `fipo train`, top to bottom."""
 
-import atexit
 import errno
+import gc
 import json
-import os
-import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -33,14 +31,19 @@ from fipo.trainer.config import FIPOConfig
 from fipo.trainer.trainer import FIPOTrainer
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+REPLACED = {  # settings of TRL's that a recipe says in another way → what to do
+    "reward_weights": "a recipe's rewards carry their own; write them there, as in {overlong: {weight: 0.5}}.",
+    "model_init_kwargs": "fipo loads the model itself; set dtype, attn_implementation and the like as keys.",
+    "eval_strategy": "fipo evaluates accuracy itself; set eval_every to the updates between two evaluations.",
+}
 
 
 def train(recipe: dict[str, Any], flags: list[str]) -> int:
     """Trains as the recipe and the flags say and returns the exit code: 0, or 130 after Ctrl-C.
 
     Raises:
-        FIPOError: Something that was asked for cannot work, whoever found it before the first update; or the disk is
-            full. Other errors after the first update, and mistakes of fipo's own, stay what they are.
+        FIPOError: What was asked for cannot work, whoever found it before the first update; or the disk is full. Other
+            errors after the first update, and mistakes of fipo's own, stay what they are.
     """
     console = Console(highlight=False)
     stop = StopOnSignal(console)
@@ -60,29 +63,16 @@ def train(recipe: dict[str, Any], flags: list[str]) -> int:
             raise DataError(
                 f"{one_line(error)}; the last whole checkpoint is untouched: make room and go on with --resume true."
             ) from error
-        if stop.updates or _is_fipos_own(error):
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        is_fipos_own = frame.f_globals["__name__"].startswith("fipo.") and not isinstance(error, RuntimeError | OSError)
+        if stop.updates or is_fipos_own:  # torch's C++ raises RuntimeErrors from fipo's lines too
             raise
         reason = f"{type(error).__name__}: {one_line(error)}".rstrip(".")
         raise InvalidParameterError(f"The run cannot start: {reason}; change what it names.") from error
     if torch.distributed.is_initialized():
+        gc.collect()
         torch.distributed.destroy_process_group()
-    if config.world_size > 1:
-        _leave(code)
     return code
-
-
-def _is_fipos_own(error: Exception) -> bool:
-    """Whether fipo's own Python raised it: torch's C++ raises RuntimeErrors from there too."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return frame.f_globals["__name__"].startswith("fipo.") and not isinstance(error, RuntimeError | OSError)
-
-
-def _leave(code: int) -> NoReturn:
-    """Ends a rank's process without Python's own end, where a thread of gloo's may drop a tensor and so abort."""
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def _train(
@@ -90,20 +80,13 @@ def _train(
 ) -> int:
     started = time.monotonic()
     checkpoint = checkpoint_to_resume(run, config)
-    if config.use_vllm:
-        require_vllm()
-    _refuse_what_recipes_replace(config)
+    _refuse_what_cannot_work(config, model_args)
     rewards = load_rewards(run.rewards, max_completion_length=config.max_completion_length)
     config.reward_weights = [reward.weight for reward in rewards]
     prompts = prompts_of(run, config)
-    if not model_args.model_name_or_path:
-        raise InvalidParameterError("model_name_or_path is empty, but training needs a model; name one.")
-    first = prompts.train[0]
-    scores = [reward.try_on(first, forms_of(first["prompt"], run), strict=run.dry_run) for reward in rewards]
-    if prompts.held_out is not None:
-        _try_on_held_out(rewards[0], prompts.held_out[0], run)
+    scores = _try_on(rewards, prompts, run)
     if run.dry_run:
-        console.print(view.dry_run(config, len(prompts.train), first, rewards, scores))
+        console.print(view.dry_run(config, len(prompts.train), prompts.train[0], rewards, scores))
         return 0
     trainer, prompts = build_trainer(run, config, model_args, prompts, rewards)
     make_room(config, checkpoint)
@@ -116,7 +99,7 @@ def _train(
         trainer.add_callback(callback)
 
     def finish() -> None:
-        _save(trainer, config)
+        _save(trainer)
         accuracy.measure()
 
     trainer.callback_handler.callbacks.insert(0, AtTheEnd(finish))
@@ -125,112 +108,43 @@ def _train(
     finally:
         display.close()
         trainer.end()
-    if stop.stopped and trainer.state.global_step < trainer.state.max_steps:
-        if main:
-            console.print(
-                f"Stopped at update {trainer.state.global_step}, with a checkpoint; go on with --resume true."
-            )
-        return 130
-    if main:
-        _show_the_end(console, config, prompts, accuracy, time.monotonic() - started)
-    return 0
+    updates = trainer.state.global_step
+    stopped = stop.stopped and updates < trainer.state.max_steps
+    if main and stopped:
+        console.print(f"Stopped at update {updates}, with a checkpoint; go on with --resume true.")
+    elif main:
+        before = _shares_before(Path(config.output_dir) / METRICS_FILE)
+        lines = [view.summary(before, accuracy.latest, time.monotonic() - started, config.output_dir)]
+        if prompts.held_out is not None and accuracy.before and accuracy.latest:
+            lines.append(view.before_and_after(prompts.held_out["prompt"], accuracy.before, accuracy.latest))
+        console.print(*lines, write_report(config.output_dir), sep="\n", markup=False, soft_wrap=True)
+    return 130 if stopped else 0
 
 
-def _try_on_held_out(reward: Reward, first: dict[str, Any], run: RunArguments) -> None:
-    try:
-        reward.try_on(first, forms_of(first["prompt"], run), strict=run.dry_run)
-    except InvalidParameterError as error:
-        raise InvalidParameterError(f"On the held-out prompts: {error}") from error
-
-
-def _run_training(trainer: FIPOTrainer, checkpoint: str | None, stop: StopOnSignal) -> None:
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    except FIPOError:
-        raise
-    except Exception as error:
-        _require_folder(trainer)
-        if not _weights_are_finite(trainer):
-            raise DataError(
-                "The model has diverged: its weights are inf or nan; lower learning_rate, or go on from an earlier "
-                "checkpoint with --resume_from_checkpoint."
-            ) from error
-        if checkpoint is not None and not stop.began:
-            raise DataError(
-                f"{checkpoint} cannot be loaded ({type(error).__name__}: {one_line(error)}); "
-                f"{checkpoint_before(checkpoint)}."
-            ) from error
-        raise
-    trainer.scores.require_some()
-
-
-def _weights_are_finite(trainer: FIPOTrainer) -> bool:
-    """Of this rank's part."""
-    weights = (p.data.to_local() if isinstance(p.data, DTensor) else p.data for p in trainer.model.parameters())
-    return all(bool(weight.isfinite().all()) for weight in weights)
-
-
-def _require_folder(trainer: FIPOTrainer) -> None:
-    folder = Path(trainer.args.output_dir)
-    if trainer.is_world_process_zero() and not (folder / LOCK_FILE).exists():
-        raise DataError(f"{folder} was deleted while the run was under way, so its model is lost; start it again.")
-
-
-def _save(trainer: FIPOTrainer, config: FIPOConfig) -> None:
-    """The model, in output_dir."""
-    _require_folder(trainer)
-    if trainer.is_fsdp_enabled:  # else nothing is saved where the state is sharded
-        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    trainer.save_model(config.output_dir)
-
-
-def _show_the_end(console: Console, config: FIPOConfig, prompts: Prompts, accuracy: Accuracy, seconds: float) -> None:
-    before = _shares_before(config.output_dir)
-    console.print(view.summary(before, accuracy.latest, seconds, config.output_dir), markup=False, soft_wrap=True)
-    if prompts.held_out is not None and accuracy.before and accuracy.latest:
-        shown = view.before_and_after(prompts.held_out["prompt"], accuracy.before, accuracy.latest)
-        console.print(shown, markup=False, soft_wrap=True)
-    console.print(write_report(config.output_dir), markup=False, soft_wrap=True)
-
-
-def _shares_before(output_dir: str) -> dict[str, float]:
-    """Held-out accuracy before the first update, which a resumed run finds in its metrics."""
-    try:
-        with (Path(output_dir) / METRICS_FILE).open() as file:
-            first = json.loads(file.readline())
-        evaluated = {name.removeprefix("eval_"): value for name, value in first.items() if name.startswith("eval_")}
-    except (OSError, ValueError, AttributeError):  # none was written, or somebody wrote into it
-        return {}
-    return {name: value for name, value in evaluated.items() if first.get("step") == 0 and value is not None}
-
-
-def write_report(output_dir: str) -> str:
-    """Writes the run's report and says where it is. A trained model is not lost over a report that cannot be."""
-    try:
-        report = render_report(output_dir, Path(output_dir) / REPORT_FILE)
-    except (FIPOError, OSError) as error:
-        return f"No report was written: {error} Once that is mended, `fipo report {output_dir}` writes it."
-    return f"Every token's credit, and the curves: {report}"
-
-
-def _refuse_what_recipes_replace(config: FIPOConfig) -> None:
-    if config.reward_weights is not None:
-        raise InvalidParameterError(
-            f"reward_weights is {config.reward_weights}, but a recipe's rewards carry their own; write them there, as "
-            "in {overlong: {weight: 0.5}}."
-        )
-    if config.model_init_kwargs is not None:
-        raise InvalidParameterError(
-            f"model_init_kwargs is {config.model_init_kwargs}, but fipo loads the model itself; set dtype, "
-            "attn_implementation, model_revision and the like as keys of their own."
-        )
+def _refuse_what_cannot_work(config: FIPOConfig, model_args: ModelArguments) -> None:
+    if config.use_vllm:
+        require_vllm()
+    for name, remedy in REPLACED.items():
+        value = getattr(config, name)
+        if value not in (None, "no"):
+            raise InvalidParameterError(f"{name} is {getattr(value, 'value', value)!r}, but {remedy}")
     if config.max_completion_length is None:
         raise InvalidParameterError("max_completion_length is None, but a rollout needs a limit; set it.")
-    if config.eval_strategy != "no":
-        raise InvalidParameterError(
-            f"eval_strategy is {config.eval_strategy.value!r}, but fipo evaluates accuracy itself; set eval_every to "
-            "the updates between two evaluations."
-        )
+    if not model_args.model_name_or_path:
+        raise InvalidParameterError("model_name_or_path is empty, but training needs a model; name one.")
+
+
+def _try_on(rewards: list[Reward], prompts: Prompts, run: RunArguments) -> list[float | None]:
+    """What the rewards say of the first prompt's own answer; the first reward must also take a held-out prompt."""
+    first = prompts.train[0]
+    scores = [reward.try_on(first, forms_of(first["prompt"], run), strict=run.dry_run) for reward in rewards]
+    if prompts.held_out is not None:
+        held = prompts.held_out[0]
+        try:
+            rewards[0].try_on(held, forms_of(held["prompt"], run), strict=run.dry_run)
+        except InvalidParameterError as error:
+            raise InvalidParameterError(f"On the held-out prompts: {error}") from error
+    return scores
 
 
 def build_trainer(
@@ -238,7 +152,6 @@ def build_trainer(
 ) -> tuple[FIPOTrainer, Prompts]:
     """Loads the model and makes the trainer, on the prompts that are short enough, which are returned too."""
     quantization = get_quantization_config(model_args)
-    kwargs = {"quantization_config": quantization} if quantization else {}
     model, tokenizer = load_model(
         model_args.model_name_or_path,
         dtype=model_args.dtype,
@@ -246,14 +159,19 @@ def build_trainer(
         revision=model_args.model_revision,
         trust_remote_code=config.trust_remote_code,
         attn_implementation=model_args.attn_implementation,
-        **kwargs,
+        **({"quantization_config": quantization} if quantization else {}),
     )
     if run.stop_character:
         ends = end_at(run.stop_character, model, tokenizer)
         if config.use_vllm:  # it does not read the loaded model's
             config.generation_kwargs = {**(config.generation_kwargs or {}), "stop_token_ids": ends}
     if run.chat_template:
-        tokenizer.chat_template = _read_template(run.chat_template)
+        try:
+            tokenizer.chat_template = Path(run.chat_template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(
+                f"The chat template {run.chat_template} is no text in UTF-8 ({error}); convert it."
+            ) from error
     if config.beta and model_args.model_revision != "main":  # TRL loads the reference by the model's name
         config.model_init_kwargs = {"revision": model_args.model_revision}
     config.disable_tqdm = True
@@ -269,8 +187,63 @@ def build_trainer(
     return trainer, prompts
 
 
-def _read_template(path: str) -> str:
+def _run_training(trainer: FIPOTrainer, checkpoint: str | None, stop: StopOnSignal) -> None:
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"The chat template {path} is no text in UTF-8 ({error}); convert it.") from error
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except FIPOError:
+        raise
+    except Exception as error:
+        _require_folder(trainer)
+        weights = (p.data.to_local() if isinstance(p.data, DTensor) else p.data for p in trainer.model.parameters())
+        if not all(bool(weight.isfinite().all()) for weight in weights):
+            raise DataError(
+                "The model has diverged: its weights are inf or nan; lower learning_rate, or go on from an earlier "
+                "checkpoint with --resume_from_checkpoint."
+            ) from error
+        if checkpoint is not None and not stop.began:
+            raise DataError(
+                f"{checkpoint} cannot be loaded ({type(error).__name__}: {one_line(error)}); "
+                f"{checkpoint_before(checkpoint)}."
+            ) from error
+        raise
+    trainer.scores.require_some()
+
+
+def _require_folder(trainer: FIPOTrainer) -> None:
+    folder = Path(trainer.args.output_dir)
+    if trainer.is_world_process_zero() and not (folder / LOCK_FILE).exists():
+        raise DataError(f"{folder} was deleted while the run was under way, so its model is lost; start it again.")
+
+
+def _save(trainer: FIPOTrainer) -> None:
+    """The model, in output_dir."""
+    _require_folder(trainer)
+    if trainer.is_fsdp_enabled:  # else nothing is saved where the state is sharded
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    try:
+        trainer.save_model(trainer.args.output_dir)
+    except Exception as error:  # a full disk has no error number in safetensors' words
+        raise DataError(
+            f"The model cannot be written to {trainer.args.output_dir} ({one_line(error)}); make room on the disk, or "
+            "mend what is said, and --resume true writes it."
+        ) from error
+
+
+def _shares_before(metrics: Path) -> dict[str, float]:
+    """Held-out accuracy before the first update, which a resumed run finds in its metrics."""
+    try:
+        with metrics.open() as file:
+            first = json.loads(file.readline())
+        evaluated = {name.removeprefix("eval_"): value for name, value in first.items() if name.startswith("eval_")}
+    except (OSError, ValueError, AttributeError):  # none was written, or somebody wrote into it
+        return {}
+    return {name: value for name, value in evaluated.items() if first.get("step") == 0 and value is not None}
+
+
+def write_report(output_dir: str) -> str:
+    """Writes the run's report and says where it is. A trained model is not lost over a report that cannot be."""
+    try:
+        report = render_report(output_dir, Path(output_dir) / REPORT_FILE)
+    except (FIPOError, OSError) as error:
+        return f"No report was written: {error} Once that is mended, `fipo report {output_dir}` writes it."
+    return f"Every token's credit, and the curves: {report}"

@@ -70,6 +70,12 @@ class WholeCheckpoints:
             fresh = None if trainer.fresh_groups is None else trainer.fresh_groups.drawn
             state = {"step": trainer._step, "rollout": trainer._buffered_inputs, "fresh_prompts": fresh}
             torch.save(state | {"shape": self._rollout_shape()}, self._rollout_file(staged))  # plain values and tensors
+        except Exception as error:  # a full disk has no error number in torch's and safetensors' words
+            said = " ".join(str(error).split())
+            raise DataError(
+                f"{run / name} cannot be written ({said}); the last whole checkpoint is untouched: make room on the "
+                "disk, or mend what is said, and go on with --resume true."
+            ) from error
         finally:
             self.staging = False
         wait()

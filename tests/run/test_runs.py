@@ -42,6 +42,17 @@ def of_text(prompts, completions, **_):
 """
 
 
+AND_LIST_THREADS = """
+import sys
+from pathlib import Path
+from fipo.cli import main
+
+code = main()
+print("threads:", *(task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")))
+sys.exit(code)
+"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A model, data, and a recipe of 12 updates in 3 rollouts over 4 prompts: three epochs, dynamic sampling and a KL
@@ -159,16 +170,18 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(folder):
 
 def test_two_ranks_resume_in_the_middle_of_an_epoch(folder):
     """Rollouts, dynamic sampling, evaluation of an uneven share, checkpoints and resuming, on two processes."""
+    (folder / "and_list_threads.py").write_text(AND_LIST_THREADS)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    command = [*launcher, "-m", "fipo.cli", "train", "recipe.yaml"]
+    command = [*launcher, "and_list_threads.py", "train", "recipe.yaml"]
     flags = ["--output_dir", "ranks", "--per_device_train_batch_size", "2", "--steps_per_generation", "4"]
     flags += ["--num_generations", "2", "--save_steps", "7", "--eval_size", "3"]
     train(folder, *flags, command=command)
     expected = curve(folder / "ranks", *NAMES)
     assert sorted(expected) == list(range(1, 13))
     shutil.rmtree(folder / "ranks" / "checkpoint-12")
-    train(folder, *flags, "--resume", "true", command=command)
+    done = train(folder, *flags, "--resume", "true", command=command)
     assert curve(folder / "ranks", *NAMES) == expected
+    assert done.stdout.count("threads: ") == 2 and "gloo" not in done.stdout  # they would abort Python at its end
 
 
 def test_trackers_and_a_prompt_that_is_too_long(folder):

@@ -16,8 +16,9 @@ from fipo.run.arguments import RunArguments
 from fipo.run.rewards import Reward, as_completion
 from fipo.trainer.trainer import FIPOTrainer
 
-_AS_IN_TRAINING = {"log_extra": lambda *_: None, "log_metric": lambda *_: None}  # which evaluation does not log
 CORRECT = 1.0  # a completion is correct when the recipe's first reward gives it at least this
+
+Scored = tuple[str, float | None]  # a completion and its score; None where scoring raised
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Evaluation:
     pass_at_k: float
     k: int
     failed: int
-    completions: list[tuple[str, float | None]]
+    completions: list[Scored]
 
     def shares(self) -> dict[str, float]:
         """By the names under which they are logged."""
@@ -48,7 +49,8 @@ def evaluate(trainer: FIPOTrainer, prompts: Dataset, reward: Reward, k: int) -> 
     was_training = trainer.model.training
     trainer.model.eval()
     numbered = list(enumerate(prompts))
-    with trainer.accelerator.split_between_processes(numbered, apply_padding=True) as local, _fixed_randomness(trainer):
+    with trainer.accelerator.split_between_processes(numbered, apply_padding=True) as local, torch.random.fork_rng():
+        torch.manual_seed(trainer.args.seed + trainer.accelerator.process_index)
         rows = [row for _, row in local]
         with _greedy(trainer):
             greedy = _score(trainer, rows, reward, 1)
@@ -56,9 +58,8 @@ def evaluate(trainer: FIPOTrainer, prompts: Dataset, reward: Reward, k: int) -> 
     trainer.model.train(was_training)
     mine = [(index, *scores) for (index, _), *scores in zip(local, greedy, sampled, strict=True)]
     results = {index: scores for index, *scores in gather_object(mine)}  # the last rank's padding repeats an index
-    first = [samples[0] for samples, _ in results.values()]
     return Evaluation(
-        greedy=_mean([_correct(first)]),
+        greedy=_mean([[correct for row, _ in results.values() for correct in _correct(row)]]),
         avg_at_k=_mean([_correct(samples) for _, samples in results.values()]),
         pass_at_k=_mean([[any(_correct(samples))] for _, samples in results.values()]),
         k=k,
@@ -98,33 +99,29 @@ class Accuracy(TrainerCallback):
             self.measure()
 
 
-def _score(
-    trainer: FIPOTrainer, rows: list[dict[str, Any]], reward: Reward, k: int
-) -> list[list[tuple[str, float | None]]]:
-    """For every row k pairs of completion and score; the score is None where scoring raised."""
+def _score(trainer: FIPOTrainer, rows: list[dict[str, Any]], reward: Reward, k: int) -> list[list[Scored]]:
+    """For every row its k completions."""
     size = len(rows) if trainer.use_vllm else max(trainer.args.per_device_eval_batch_size // k, 1)
     groups = []
     for start in range(0, len(rows), size):
         batch = [row for row in rows[start : start + size] for _ in range(k)]
         prompts = [row["prompt"] for row in batch]
-        prompt_ids, images, fields = trainer._tokenize_prompts(prompts)
-        ids, _ = trainer._generate_single_turn(prompt_ids, images, fields, k)
+        ids, _ = trainer._generate_single_turn(*trainer._tokenize_prompts(prompts), k)
         texts = trainer.processing_class.batch_decode(ids, skip_special_tokens=True)
-        columns = {name: [row[name] for row in batch] for name in rows[0] if name != "prompt"}
         scores = reward(
             prompts=prompts,
             completions=[as_completion(text, prompt) for text, prompt in zip(texts, prompts, strict=True)],
             completion_ids=ids,
-            **_AS_IN_TRAINING,
             trainer_state=trainer.state,
-            **columns,
+            **dict.fromkeys(("log_extra", "log_metric"), lambda *_: None),  # as in training, but nothing is logged
+            **{name: [row[name] for row in batch] for name in rows[0] if name != "prompt"},
         )
-        pairs = list(zip(texts, scores, strict=True))
-        groups += [pairs[i : i + k] for i in range(0, len(pairs), k)]
+        scored = list(zip(texts, scores, strict=True))
+        groups += [scored[i : i + k] for i in range(0, len(scored), k)]
     return groups
 
 
-def _correct(samples: list[tuple[str, float | None]]) -> list[bool]:
+def _correct(samples: list[Scored]) -> list[bool]:
     return [score >= CORRECT for _, score in samples if score is not None]
 
 
@@ -147,10 +144,3 @@ def _greedy(trainer: FIPOTrainer) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, before)
-
-
-@contextmanager
-def _fixed_randomness(trainer: FIPOTrainer) -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(trainer.args.seed + trainer.accelerator.process_index)
-        yield

@@ -112,17 +112,18 @@ def fill(document: str, blocks: dict[str, str]) -> str:
 
 def settings_table() -> str:
     """What the settings of (a) differ in."""
-    settings = SETTINGS.values()
-    rows = {
-        "problems × responses in a rollout": [f"{s.prompts} × {s.group}" for s in settings],
-        "rollouts": [f"{s.rollouts}" for s in settings],
-        "of which warm-up, linear": [f"{s.warmup_rollouts}" for s in settings],
-        "updates": [f"{8 * s.rollouts}" for s in settings],
-        "learning rate": [f"{s.learning_rate:g}" for s in settings],
-        "held-out problems, every … rollouts": [f"{s.eval_problems}, every {s.eval_every}" for s in settings],
-        "held-out problems at the end": [f"{s.final_problems}" for s in settings],
+    columns = {
+        "setting": "{s.name}",
+        "problems × responses per rollout": "{s.prompts} × {s.group}",
+        "rollouts": "{s.rollouts}",
+        "of which warm-up, linear": "{s.warmup_rollouts}",
+        "updates": "{updates}",
+        "learning rate": "{s.learning_rate:g}",
+        "held-out problems, every … rollouts": "{s.eval_problems}, {s.eval_every}",
+        "at the end": "{s.final_problems}",
     }
-    return table(["", *(s.name for s in settings)], [[name, *cells] for name, cells in rows.items()])
+    rows = [[cell.format(s=s, updates=8 * s.rollouts) for cell in columns.values()] for s in SETTINGS.values()]
+    return table(list(columns), rows)
 
 
 def accuracy_table(results: Results, settings: Sequence[Setting | Elsewhere] = COMPARED) -> str:
@@ -161,11 +162,10 @@ def comparison_table(
                     row.append(interval(paired_difference(*pair), sign="+", bold=len(shared) >= len(seeds)))
                     if name == "final accuracy":
                         row += [f"{sign_flip_p(*pair):.2g}", f"{100 * detectable_difference(*pair):.1f}"]
-                        row.append(interval(probability_of_improvement(*pair)))
                         row += [seed_by_seed(*pair)] if each_seed else []
             rows += [row] if len(row) > 2 else []
     final, area = (f"{name}: difference, points" for name in SCORES)
-    columns = ["sign-flip p", "detectable at 80 % power, points", "P(better), %", *["of each seed"] * each_seed]
+    columns = ["sign-flip p", "detectable at 80 % power, points", *["of each seed"] * each_seed]
     return table(["setting", "pair", final, *columns, area], rows)
 
 
@@ -176,8 +176,9 @@ def seed_table(results: Results) -> str:
         for ours, theirs in PAIRS[:2]:
             a, b = (scores(results, setting, arm, final_accuracy) for arm in (ours, theirs))
             if a.keys() & b.keys():
-                rows.append([setting.name, f"{ours.name} − {theirs.name}", seed_by_seed(a, b)])
-    return table(["setting", "pair", "final accuracy of each seed: difference, points"], rows)
+                better = interval(probability_of_improvement(a, b))
+                rows.append([setting.name, f"{ours.name} − {theirs.name}", better, seed_by_seed(a, b)])
+    return table(["setting", "pair", "P(better), %", "final accuracy of each seed: difference, points"], rows)
 
 
 def ablation_table(results: Results) -> str:

@@ -72,7 +72,6 @@ def facts_table(facts: dict) -> str:
         "right": "of which right",
         "decided": "with a deciding token",
         "samples": "samples",
-        "mean standard error": "standard error of V, mean",
     }
     rows = [
         [
@@ -135,7 +134,7 @@ def split_table(rows: pd.DataFrame, columns: list[str], heading: str) -> str:
 
 def gradient_table(facts: dict) -> str:
     """Means over units, the chains side by side."""
-    measures = {"with the truth": "cosine with the truth's", "signal-to-noise": "signal-to-noise of a batch"}
+    measures = {"with the truth": "cosine with the truth's", "signal-to-noise": "signal-to-noise"}
     of_chain = {
         chain: [one["gradients"] for unit, one in facts.items() if unit.chain == chain and "gradients" in one]
         for chain in CHAINS

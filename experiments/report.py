@@ -6,7 +6,7 @@ python -m experiments.report
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,27 +55,15 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "evidence.md"
 COMPARED = [*SETTINGS.values(), SMOLLM2]
 PAIRS = [(FIPO, GRPO), (FIPO, SHUFFLED), (FIPO, UNIFORM), (SHUFFLED, GRPO), (UNIFORM, GRPO)]
 SIGNED_PAIRS = [*((arm, other) for arm in SIGNED for other in (GRPO, FIPO)), (FIPO, GRPO)]
-WEIGHT_COLUMNS = {  # column → heading; means over a run's rollouts
-    "log_ratio": "mean size of log_ratio",
-    "future_kl_abs": "of future_kl",
+WEIGHT_COLUMNS = {  # column → heading
+    "log_ratio": "abs(log_ratio)",
+    "future_kl_abs": "abs(future_kl)",
     "fipo/weight_at_low": "below the bounds",
     "fipo/weight_at_high": "above",
     "fipo/policy_kl": "policy KL",
     "fipo/weight_mean": "mean weight",
-    "weight_where_positive": "where A > 0",
-    "weight_where_negative": "where A < 0",
     "weight_std": "its standard deviation",
     "weight_std_within": "within responses",
-    "fipo/participation": "participation",
-    "dropped": "dropped",
-    "noise_floor": "noise floor",
-}
-END_COLUMNS = {  # column → heading; after the last rollout
-    "length": "tokens a response",
-    "entropy": "entropy, nats",
-    "last_fipo/policy_kl": "policy KL, last update",
-    "seconds": "wall-clock, s",
-    "cpu_seconds": "processor, s",
 }
 
 
@@ -101,11 +89,9 @@ def blocks(results: Results, excluded: dict[str, str], total: int) -> dict[str, 
         "seeds": seed_table(main),
         "ablations": ablation_table(of_seeds(results, ABLATION_SEEDS)),
         "confirmation": confirmation_table(of_seeds(results, CONFIRMATION_SEEDS)),
-        "signed": comparison_table(signed, [SETTINGS[ABLATION_SETTING]], SIGNED_PAIRS, SIGNED_SEEDS),
-        "signed seeds": seed_table(signed, [SETTINGS[ABLATION_SETTING]], SIGNED_PAIRS),
-        "weights": means_table(main, WEIGHT_COLUMNS, np.mean),
+        "signed": comparison_table(signed, [SETTINGS[ABLATION_SETTING]], SIGNED_PAIRS, SIGNED_SEEDS, each_seed=True),
+        "weights": weight_table(main),
         "alignment": alignment_table(),
-        "ends": means_table(main, END_COLUMNS, lambda column: column[-1]),
         "excluded": excluded_list(excluded, total),
     }
 
@@ -126,17 +112,18 @@ def fill(document: str, blocks: dict[str, str]) -> str:
 
 def settings_table() -> str:
     """What the settings of (a) differ in."""
-    settings = SETTINGS.values()
-    rows = {
-        "problems × responses in a rollout": [f"{s.prompts} × {s.group}" for s in settings],
-        "rollouts": [f"{s.rollouts}" for s in settings],
-        "of which warm the learning rate up, linearly": [f"{s.warmup_rollouts}" for s in settings],
-        "updates": [f"{8 * s.rollouts}" for s in settings],
-        "learning rate, chosen as below": [f"{s.learning_rate:g}" for s in settings],
-        "held-out problems, every so many rollouts": [f"{s.eval_problems}, every {s.eval_every}" for s in settings],
-        "held-out problems at the end": [f"{s.final_problems}" for s in settings],
+    columns = {
+        "setting": "{s.name}",
+        "problems × responses per rollout": "{s.prompts} × {s.group}",
+        "rollouts": "{s.rollouts}",
+        "of which warm-up, linear": "{s.warmup_rollouts}",
+        "updates": "{updates}",
+        "learning rate": "{s.learning_rate:g}",
+        "held-out problems, every … rollouts": "{s.eval_problems}, {s.eval_every}",
+        "at the end": "{s.final_problems}",
     }
-    return table(["", *(s.name for s in settings)], [[name, *cells] for name, cells in rows.items()])
+    rows = [[cell.format(s=s, updates=8 * s.rollouts) for cell in columns.values()] for s in SETTINGS.values()]
+    return table(list(columns), rows)
 
 
 def accuracy_table(results: Results, settings: Sequence[Setting | Elsewhere] = COMPARED) -> str:
@@ -152,7 +139,7 @@ def accuracy_table(results: Results, settings: Sequence[Setting | Elsewhere] = C
                 spread = [f"{100 * np.std(ends, ddof=1):.1f}" if count > 1 else "–", f"{100 * min(ends):.1f}"]
                 rows.append([setting.name, arm.name, str(count), f"{100 * start:.1f}", *estimates, *spread])
     headings = ["at the start, %", *(f"{name}, %" for name in SCORES)]
-    return table(["setting", "arm", "seeds", *headings, "deviation of final accuracy", "its lowest seed, %"], rows)
+    return table(["setting", "arm", "seeds", *headings, "standard deviation of final accuracy", "lowest seed, %"], rows)
 
 
 def comparison_table(
@@ -160,6 +147,8 @@ def comparison_table(
     settings: Sequence[Setting | Elsewhere] = COMPARED,
     pairs: Sequence[tuple[Arm, Arm]] = PAIRS,
     seeds: range = SEEDS,
+    *,
+    each_seed: bool = False,
 ) -> str:
     """An interval is in bold where it excludes zero and comes from all seeds: over few it is too narrow to say so."""
     rows = []
@@ -173,47 +162,46 @@ def comparison_table(
                     row.append(interval(paired_difference(*pair), sign="+", bold=len(shared) >= len(seeds)))
                     if name == "final accuracy":
                         row += [f"{sign_flip_p(*pair):.2g}", f"{100 * detectable_difference(*pair):.1f}"]
-                    row.append(interval(probability_of_improvement(*pair)))
+                        row += [seed_by_seed(*pair)] if each_seed else []
             rows += [row] if len(row) > 2 else []
     final, area = (f"{name}: difference, points" for name in SCORES)
-    better = "P(better), %"
-    return table(["setting", "pair", final, "sign-flip p", "found 4 times in 5, points", better, area, better], rows)
+    columns = ["sign-flip p", "detectable at 80 % power, points", *["of each seed"] * each_seed]
+    return table(["setting", "pair", final, *columns, area], rows)
 
 
-def seed_table(
-    results: Results,
-    settings: Sequence[Setting | Elsewhere] = COMPARED,
-    pairs: Sequence[tuple[Arm, Arm]] = PAIRS[:2],
-) -> str:
-    """Comparisons seed by seed."""
+def seed_table(results: Results) -> str:
+    """The primary comparisons, seed by seed."""
     rows = []
-    for setting in settings:
-        for ours, theirs in pairs:
+    for setting in COMPARED:
+        for ours, theirs in PAIRS[:2]:
             a, b = (scores(results, setting, arm, final_accuracy) for arm in (ours, theirs))
             if a.keys() & b.keys():
-                rows.append([setting.name, f"{ours.name} − {theirs.name}", seed_by_seed(a, b)])
-    return table(["setting", "pair", "difference in final accuracy of each seed, points"], rows)
+                better = interval(probability_of_improvement(a, b))
+                rows.append([setting.name, f"{ours.name} − {theirs.name}", better, seed_by_seed(a, b)])
+    return table(["setting", "pair", "P(better), %", "final accuracy of each seed: difference, points"], rows)
 
 
 def ablation_table(results: Results) -> str:
-    """Differences from GRPO and from FIPO with the default knobs, on the seeds that both have."""
+    """Differences from GRPO and from FIPO with default hyper-parameters, on the seeds that both have."""
     setting, rows = SETTINGS[ABLATION_SETTING], []
-    for subject, arms in ABLATIONS.items():
-        for arm in [arm for arm in arms if arm.control != GRPO.control]:
-            row = [subject, arm.name, str(len(scores(results, setting, arm, final_accuracy)))]
-            for score in SCORES.values():
-                ours = scores(results, setting, arm, score)
-                for other in (baseline(arm), FIPO):
-                    theirs = scores(results, setting, other, score)
-                    shared = ours.keys() & theirs.keys()
-                    row.append(interval(paired_difference(ours, theirs), sign="+") if shared else "not run")
-            rows.append(row)
-    headings = [f"{name} − {other}, points" for name in SCORES for other in ("its GRPO", "FIPO")]
-    return table(["ablation", "arm", "seeds", *headings], rows)
+    for arm in [arm for arms in ABLATIONS.values() for arm in arms if arm.control != GRPO.control]:
+        row = [arm.name]
+        for name, other in (
+            ("final accuracy", baseline(arm)),
+            ("final accuracy", FIPO),
+            ("area under curve", baseline(arm)),
+        ):
+            ours, theirs = (scores(results, setting, one, SCORES[name]) for one in (arm, other))
+            row.append(
+                interval(paired_difference(ours, theirs), sign="+") if ours.keys() & theirs.keys() else "not run"
+            )
+        rows.append(row)
+    headings = ["final accuracy − its GRPO", "final accuracy − FIPO", "area under curve − its GRPO"]
+    return table(["arm", *(f"{heading}, points" for heading in headings)], rows)
 
 
 def confirmation_table(results: Results) -> str:
-    """What stood out among the ablations, against its GRPO and FIPO with the default knobs."""
+    """What stood out among the ablations, against its GRPO and FIPO with default hyper-parameters."""
     rows = []
     for arm in CONFIRMED:
         for other in dict.fromkeys((FIPO, baseline(arm))):
@@ -225,26 +213,24 @@ def confirmation_table(results: Results) -> str:
 
 
 def selection_table(results: Results) -> str:
+    """A row a learning rate, with both seeds' scores in each setting."""
     rows = []
-    for setting in SETTINGS.values():
-        for arm in SELECTION:
-            found = [list(scores(results, setting, arm, score).values()) for score in SCORES.values()]
-            if found[0]:
-                cells = [", ".join(f"{100 * value:.1f}" for value in values) for values in found]
-                rows.append([setting.name, f"{arm.learning_rate:g}", *cells])
-    return table(["setting", "learning rate", *(f"{name} of each seed, %" for name in SCORES)], rows)
+    for arm in SELECTION:
+        found = [list(scores(results, s, arm, score).values()) for s in SETTINGS.values() for score in SCORES.values()]
+        rows.append([f"{arm.learning_rate:g}", *(", ".join(f"{100 * value:.1f}" for value in one) for one in found)])
+    return table(["learning rate", *(f"{s}, {name}, %" for s in SETTINGS for name in SCORES)], rows)
 
 
-def means_table(results: Results, columns: dict[str, str], reduce: Callable[[list[float]], float]) -> str:
-    """Mean over seeds of each column, reduced over a run's rollouts."""
+def weight_table(results: Results) -> str:
+    """Means over seeds and rollouts."""
     rows = []
     for setting in COMPARED:
         for arm in ARMS:
             found = [r["rollouts"] for run, r in results.items() if (run.setting, run.arm) == (setting, arm)]
             if found:
-                cells = [number([reduce(one[name]) for one in found if name in one]) for name in columns]
-                rows.append([setting.name, arm.name, *cells])
-    return table(["setting", "arm", *columns.values()], rows)
+                means = [number([np.mean(one[name]) for one in found if name in one]) for name in WEIGHT_COLUMNS]
+                rows.append([setting.name, arm.name, *means])
+    return table(["setting", "arm", *WEIGHT_COLUMNS.values()], rows)
 
 
 def alignment_table() -> str:

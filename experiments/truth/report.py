@@ -16,9 +16,10 @@ from fipo.errors import DataError
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "credit_truth.md"
 CHAINS = ("short", "long", SMOLLM2)
-FEWEST = 20  # responses with a deciding token: of fewer, no interval is shown
+FEWEST, TOO_FEW = 20, "–"  # responses with a deciding token: of fewer, no interval is shown
 RANK, AUC, LEFT = "rank correlation", "AUC", "left"
 KINDS = {"right": True, "wrong": False}  # responses
+KNOWN = ("uniform (GRPO)", "truth")  # what their measures are, they are by definition
 FOLLOWED = ["FIPO", "FIPO, high only", "FIPO, signed", "own log-ratio, signed", "shuffled"]
 
 
@@ -44,9 +45,12 @@ def fill_page() -> None:
         "facts": facts_table(facts),
         "signals": signal_table(at_tuned),
         "prediction": prediction_table(at_tuned),
-        "updates": split_table(replayed[replayed.factor == 1], "update", "before update {}"),
-        "rates": split_table(replayed[replayed["update"] == SHOWN_UPDATE], "factor", "{:g} × rate"),
-        "stages": split_table(at_tuned[at_tuned.chain != SMOLLM2], "rollout", "rollout {}"),
+        "updates": split_table(
+            replayed[(replayed.factor == 1) | (replayed["update"] == SHOWN_UPDATE)],
+            ["update", "factor"],
+            "update {:g}, rate × {:.2g}",
+        ),
+        "stages": split_table(at_tuned[at_tuned.chain != SMOLLM2], ["rollout"], "rollout {}"),
         "gradients": gradient_table(facts),
     }
     DOCUMENT.write_text(fill(DOCUMENT.read_text(), blocks))
@@ -67,12 +71,7 @@ def facts_table(facts: dict) -> str:
         "responses": "responses",
         "right": "of which right",
         "decided": "with a deciding token",
-        "tokens": "tokens",
-        "prefixes sampled": "prefixes sampled",
         "samples": "samples",
-        "mean standard error": "standard error of V, mean",
-        "largest standard error": "largest",
-        "seconds": "seconds",
     }
     rows = [
         [
@@ -89,66 +88,76 @@ def facts_table(facts: dict) -> str:
 
 
 def signal_table(rows: pd.DataFrame) -> str:
-    """Every signal's measures, over both kinds of responses and each."""
-    found = []
-    for chain in CHAINS:
-        for name in SIGNALS:
+    """A table a chain: every signal's rank correlation, over both kinds of responses and each, and AUC over each."""
+    tables = []
+    for chain in present(rows):
+        found = []
+        for name in [name for name in SIGNALS if name not in KNOWN]:
             own = rows[(rows.chain == chain) & (rows.signal == name)]
             if len(own):
-                measures = [interval(own, column) for column in (RANK, AUC, "share")]
-                kinds = [
-                    interval(own[own.right == right], column) for column in (RANK, AUC) for right in KINDS.values()
-                ]
-                found.append([chain, name, *measures, *kinds])
-    chances = [
-        f"{chain} {rows[rows.chain == chain].chance.mean():.3f}" for chain in CHAINS if (rows.chain == chain).any()
-    ]
-    headings = [RANK, AUC, f"share (of a constant: {', '.join(chances)})"]
-    return table(["chain", "signal", *headings, *(f"{c}, {kind}" for c in (RANK, AUC) for kind in KINDS)], found)
+                kinds = [own[own.right == right] for right in KINDS.values()]
+                found.append([name, interval(own, RANK), *(interval(some, of) for of in (RANK, AUC) for some in kinds)])
+        tables.append(table([chain, RANK, *(f"{column}, {kind}" for column in (RANK, AUC) for kind in KINDS)], found))
+    return "\n\n".join(tables)
 
 
 def prediction_table(rows: pd.DataFrame) -> str:
     """What log-ratio and future_kl themselves follow: what a token changed, or what was still open."""
     found = []
-    for chain in CHAINS:
+    for chain in present(rows):
         for name in RAW:
-            for kind, right in KINDS.items():
-                own = rows[(rows.chain == chain) & (rows.signal == name) & (rows.right == right)]
-                if len(own):
-                    found.append([chain, name, kind, interval(own, RANK), interval(own, LEFT)])
-    return table(["chain", "", "responses", "with V(y≤t) − V(y<t)", "with R − V(y<t)"], found)
+            own = rows[(rows.chain == chain) & (rows.signal == name)]
+            kinds = [own[own.right == right] for right in KINDS.values()]
+            found.append([chain, name, *(interval(some, column) for some in kinds for column in (RANK, LEFT))])
+    headings = [f"{kind}: with {what}" for kind in KINDS for what in ("V(y≤t) − V(y<t)", "R − V(y<t)")]
+    return table(["chain", "", *headings], found)
 
 
-def split_table(rows: pd.DataFrame, column: str, heading: str) -> str:
-    """The followed signals where `column` differs, a row a measure."""
-    found = []
-    for chain in CHAINS:
+def split_table(rows: pd.DataFrame, columns: list[str], heading: str) -> str:
+    """A table a chain: the followed signals, a row a measure, a column where `columns` differ."""
+    tables = []
+    for chain in present(rows):
         here = rows[rows.chain == chain]
-        present = sorted(here[column].unique())
-        for name in FOLLOWED if len(here) else ():
-            own = here[here.signal == name]
-            measures = {RANK: (own, RANK)} | {f"AUC, {k}": (own[own.right == right], AUC) for k, right in KINDS.items()}
-            for measure, (some, of) in measures.items():
-                cells = [f"{heading.format(at)}: {interval(some[some[column] == at], of)}" for at in present]
-                found.append([chain, name, measure, *cells])
-    width = max((len(row) for row in found), default=3)
-    return table(["chain", "signal", "", *[""] * (width - 3)], [row + [""] * (width - len(row)) for row in found])
+        cases = here[columns].drop_duplicates().sort_values(columns).values.tolist()
+        found = []
+        for name in FOLLOWED:
+            for kind in ("", *KINDS):
+                if (name, kind) == ("FIPO, signed", "right"):
+                    continue  # FIPO's own: the advantage is positive
+                own = here[(here.signal == name) & (here.right == KINDS[kind] if kind else True)]
+                cells = [interval(own[(own[columns] == case).all(axis=1)], AUC if kind else RANK) for case in cases]
+                if set(cells) != {TOO_FEW}:
+                    found.append([f"{name}: {AUC}, {kind}" if kind else f"{name}: {RANK}", *cells])
+        tables.append(table([chain, *(heading.format(*case) for case in cases)], found))
+    return "\n\n".join(tables)
 
 
 def gradient_table(facts: dict) -> str:
-    """Means over units."""
+    """Means over units, the chains side by side."""
+    measures = {"with the truth": "cosine with the truth's", "signal-to-noise": "signal-to-noise"}
+    of_chain = {
+        chain: [one["gradients"] for unit, one in facts.items() if unit.chain == chain and "gradients" in one]
+        for chain in CHAINS
+    }
+    of_chain = {chain: own for chain, own in of_chain.items() if own}
     found = []
-    for chain in CHAINS:
-        own = [one["gradients"] for unit, one in facts.items() if unit.chain == chain and "gradients" in one]
-        for name in [name for name in SIGNALS if own and all(name in one for one in own)]:
-            columns = [sum(one[name][column] for one in own) / len(own) for column in next(iter(own[0].values()))]
-            found.append([chain, name, *(f"{value:.3f}" for value in columns)])
-    return table(["chain", "signal", "cosine with the truth's", "with GRPO's", "signal-to-noise of a batch"], found)
+    for name in SIGNALS:
+        means = [
+            f"{sum(one[name][measure] for one in own) / len(own):.3f}" if all(name in one for one in own) else TOO_FEW
+            for own in of_chain.values()
+            for measure in measures
+        ]
+        found += [[name, *means]] if set(means) - {TOO_FEW} else []
+    return table(["signal", *(f"{chain}: {measure}" for chain in of_chain for measure in measures.values())], found)
+
+
+def present(rows: pd.DataFrame) -> list[str]:
+    return [chain for chain in CHAINS if (rows.chain == chain).any()]
 
 
 def interval(rows: pd.DataFrame, column: str) -> str:
     if len(rows) < FEWEST:
-        return "–"
+        return TOO_FEW
     middle, low, high = over_responses(rows[column].tolist(), rows.prompt.tolist())
     return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
 
@@ -156,7 +165,7 @@ def interval(rows: pd.DataFrame, column: str) -> str:
 def draw(rows: pd.DataFrame, file: Path) -> None:
     """Where the deciding token ranks by each signal's size, with intervals, a panel a chain."""
     names = [name for name in SIGNALS if name not in ("truth", "uniform (GRPO)") and (rows.signal == name).any()][::-1]
-    chains = [chain for chain in CHAINS if (rows.chain == chain).any()]
+    chains = present(rows)
     how = {"figsize": (2.5 + 3.5 * len(chains), 5), "sharey": True, "layout": "constrained", "squeeze": False}
     figure, (panels,) = plt.subplots(1, len(chains), **how)
     for panel, chain in zip(panels, chains, strict=True):

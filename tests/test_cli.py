@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from unittest.mock import Mock
 
 import numpy as np
 import pytest

@@ -128,4 +128,4 @@ def status_of(folder: Path) -> str:
         return UNKNOWN
     if said in (FINISHED, STOPPED, FAILED):
         return said
-    return KILLED if said == RUNNING else UNKNOWN  # fipo once left it empty
+    return KILLED if said == RUNNING else UNKNOWN

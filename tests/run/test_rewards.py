@@ -1,7 +1,6 @@
 """Rewards by name: what they score, and that one that raises never becomes a silent 0."""
 
 import importlib
-import re
 import sys
 
 import harmless

@@ -25,15 +25,10 @@ def checkpoint_to_resume(run: RunArguments, config: FIPOConfig) -> str | None:
             )
         return last
     checkpoint = config.resume_from_checkpoint
-    if checkpoint and not Path(checkpoint).is_dir():
-        raise DataError(
-            f"resume_from_checkpoint is {checkpoint}, which is no folder; check the path, or use --resume true for the "
-            "last checkpoint."
-        )
     if checkpoint and not (Path(checkpoint) / TRAINER_STATE_NAME).is_file():
         raise DataError(
             f"resume_from_checkpoint is {checkpoint}, which holds no {TRAINER_STATE_NAME}; name a folder checkpoint-… "
-            "of a run."
+            "of a run, or use --resume true for the last one."
         )
     in_the_way = other_runs_files(folder, checkpoint)
     if in_the_way and not run.overwrite and not run.dry_run:
@@ -52,16 +47,13 @@ def require_usable(folder: Path) -> None:
             "output_dir is trainer_output, which TRL takes where none is given; name a folder of the run's own."
         )
     try:
-        is_file = not stat.S_ISDIR(folder.stat().st_mode)
+        reason = None if stat.S_ISDIR(folder.stat().st_mode) else "it is a file"
     except FileNotFoundError:
-        is_file = False
+        reason = None
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", error)
-        raise DataError(
-            f"output_dir is {str(folder)[:40]}…, which cannot be a folder ({reason}); change it."
-        ) from error
-    if is_file:
-        raise DataError(f"output_dir is {folder}, which is a file, but must be a folder; choose another.")
+        reason = str(getattr(error, "strerror", error))
+    if reason is not None:
+        raise DataError(f"output_dir is {str(folder)[:40]}, which cannot be a folder ({reason}); choose another.")
 
 
 def other_runs_files(folder: Path, checkpoint: str | None) -> list[Path]:

@@ -69,8 +69,8 @@ def train(recipe: dict[str, Any], flags: list[str]) -> int:
             raise
         reason = f"{type(error).__name__}: {one_line(error)}".rstrip(".")
         raise InvalidParameterError(f"The run cannot start: {reason}; change what it names.") from error
-    if config.world_size > 1:  # the trainer is out of use, and holds gloo's threads, which would abort Python at its end
-        gc.collect()
+    if config.world_size > 1:
+        gc.collect()  # of the trainer, whose DDP keeps threads of gloo's, which may abort Python at its end
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     return code

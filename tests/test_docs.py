@@ -36,7 +36,7 @@ def test_the_two_rewards(tmp_path, monkeypatch):
     (tmp_path / "readmes_reward.py").write_text(blocks("README.md")[1])
     (tmp_path / "myrewards.py").write_text(blocks("docs/training.md")[0])
     monkeypatch.chdir(tmp_path)
-    names = ["python:readmes_reward:score", "python:myrewards:brief?limit=200&weight=0.5"]
+    names = ["python:readmes_reward:score", "{python:myrewards:brief: {limit: 200, weight: 0.5}}"]
     readmes, reward = load_rewards(names, max_completion_length=300)
     chat = [{"role": "assistant", "content": "It is 84"}]
     assert readmes(["It is 83\n", chat], [[0], [0]], prompts=["", []], answer=["83", "83"]) == [1.0, 0.0]

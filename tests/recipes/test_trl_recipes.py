@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fipo.run.recipe import parse_recipe, read_settings
+from fipo.run.arguments import parse
+from fipo.run.recipe import split_command
 from fipo.run.train import train
 from fipo.traces import read_traces
 
@@ -23,16 +24,15 @@ def test_dry_run(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     flags = ["--output_dir", str(tmp_path), "--dry_run", "true", "--use_vllm", "false"]
     if path.stem not in ("demo", "recipe"):  # the hub is out of reach: a procedural task with the same columns
-        flags += ["--dataset", "rg:chain_sum?size=4000", "--eval_dataset", ""]
+        flags += ["--dataset", "{rg:chain_sum: {size: 4000}}", "--eval_dataset", ""]
         flags += ["--prompt_column", "prompt", "--answer_column", "answer"]
-    run, config, model = parse_recipe(read_settings([str(path), *flags]))
-    assert train(run, config, model) == 0
+    assert train(*split_command([str(path), *flags])) == 0
     assert "nothing was run" in capsys.readouterr().out
 
 
 def test_the_papers_7b_run():
     flags = ["--use_vllm", "false", "--bf16", "false"]
-    _, config, _ = parse_recipe(read_settings([str(ROOT / "recipes" / "trl" / "math_qwen2.5_7b.yaml"), *flags]))
+    _, config, _ = parse(*split_command([str(ROOT / "recipes" / "trl" / "math_qwen2.5_7b.yaml"), *flags]))
     gpus = 8
     assert config.updates_per_rollout == 8
     assert gpus * config.generation_batch_size == 512 * 32

@@ -182,7 +182,7 @@ KEYS = [
     ({"answer_column": "solution"}, "has no column 'solution', only"),
     ({"prompt_column": "answer"}, "prompt_column and answer_column are both answer"),
     ({"resume": True, **RUN}, "run holds no checkpoint to resume"),
-    ({"resume_from_checkpoint": "nowhere", **RUN}, "resume_from_checkpoint is nowhere, which holds no trainer_state.json"),
+    ({"resume_from_checkpoint": "nowhere", **RUN}, "is nowhere, which holds no trainer_state.json"),
     ({"resume_from_checkpoint": ".", **RUN}, "which holds no trainer_state.json"),
     ({"output_dir": None}, "output_dir is trainer_output, which TRL takes where none is given"),
     ({"output_dir": "data.jsonl", **RUN}, "output_dir is data.jsonl, which cannot be a folder (it is a file)"),

@@ -4,8 +4,6 @@ import json
 from importlib import metadata
 
 import pytest
-import torch
-from accelerate.commands.config import config_args
 
 from fipo.cli import main
 from fipo.run import doctor
@@ -27,11 +25,6 @@ def install(folder, name, version, *needs):
     (about / "METADATA").write_text("\n".join(lines) + "\n")
 
 
-@pytest.fixture(autouse=True)
-def no_configuration(monkeypatch, tmp_path):
-    monkeypatch.setattr(config_args, "default_config_file", str(tmp_path / "default_config.yaml"))
-
-
 def test_this_machine_can_train(capsys):
     found = checks(capsys)
     assert {name for name, check in found.items() if not check["ok"]} == set()
@@ -46,7 +39,7 @@ def test_versions_that_do_not_fit(capsys, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     found = checks(capsys)
     assert found["trl"]["found"] == "1.15.0 (fipo needs <1.17,>=1.16)"
-    assert found["vllm"]["found"] == "is 0.31.0, but fipo needs <0.31,>=0.28"
+    assert found["vllm"]["found"] == "0.31.0 (fipo needs <0.31,>=0.28)"
     assert found["versions"]["found"].startswith("vllm 0.31.0 needs transformers<5.18.0,>=5.10.4, but 5.")
     assert [name for name, check in found.items() if not check["ok"]] == ["trl", "versions", "vllm"]
     assert "fipo.trainer" not in found  # it would not be the cause
@@ -59,9 +52,9 @@ def test_versions_that_do_not_fit(capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("version", "found"),
     [
-        (None, "vllm is not installed, but the run asks for it; pip install '.[vllm]'"),
-        ("0.31.0", "vLLM cannot be used: vllm is 0.31.0, but fipo needs <0.31,>=0.28; pip install '.[vllm]'"),
-        ("0.30.0", "vLLM cannot be used: versions vllm 0.30.0 needs transformers<5.18.0, but 5.23.0 is installed"),
+        (None, "use_vllm is true, but vLLM is not installed; pip install '.[vllm]'"),
+        ("0.31.0", "vLLM cannot be used: vllm: 0.31.0 (fipo needs <0.31,>=0.28); pip install '.[vllm]'"),
+        ("0.30.0", "vLLM cannot be used: versions: vllm 0.30.0 needs transformers<5.18.0, but 5.23.0 is installed"),
     ],
 )
 def test_a_vllm_that_does_not_fit_is_refused_before_data_are_read(version, found, capsys, monkeypatch, tmp_path):
@@ -71,14 +64,6 @@ def test_a_vllm_that_does_not_fit_is_refused_before_data_are_read(version, found
     flags = ["--use_vllm", "true", "--dataset", "nowhere/nothing", "--rewards", "exact", "--use_cpu", "true"]
     assert main(["train", "--output_dir", str(tmp_path / "run"), *flags]) == 2
     assert found in capsys.readouterr().err
-
-
-def test_a_sharded_configuration_without_gpus(monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
-    config = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "FSDP", "num_processes": 2}
-    (tmp_path / "default_config.yaml").write_text(json.dumps(config))
-    (check,) = doctor._accelerate()
-    assert not check.ok and check.found.endswith("default_config.yaml, which it runs as plain data parallelism here")
 
 
 def test_a_lost_gradient(monkeypatch):

@@ -43,7 +43,7 @@ def require_vllm() -> None:
         raise DataError("use_vllm is true, but vLLM is not installed; pip install '.[vllm]' in a clone of fipo.")
     for check in checks:
         if not check.ok:
-            raise DataError(f"vLLM cannot be used: {check.name} is {check.found}; {check.remedy}.")
+            raise DataError(f"vLLM cannot be used: {check.name}: {check.found}; {check.remedy}.")
 
 
 def _vllm() -> list[Check]:

@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from fipo import checks
 from fipo.cli import main
 from fipo.engines.slime import contract
+from fipo.run import checks
 from fipo.run import engines_doctor as diagnose
 
 SOURCE = Path(__file__).parents[3] / "src"
@@ -21,11 +20,8 @@ BYE = """import atexit; atexit.register(print, '{"error": "bye"}')"""
 
 @pytest.fixture
 def node(tmp_path, monkeypatch):
-    """A folder on PYTHONPATH with all that a node needs, and 8 GPUs."""
-    versions = {"megatron/core": "0.16", "sglang": "0.5", "ray": "2.60"}
-    files = {f"{package}/__init__.py": f"__version__ = '{version}'" for package, version in versions.items()}
-    files |= {"slime/__init__.py": "", "train.py": ""}
-    files["megatron/training/__init__.py"] = "raise ImportError('needs a GPU')"
+    """A folder on PYTHONPATH with all that the plugin needs of slime."""
+    files = {"slime/__init__.py": "__version__ = '0.5'", "train.py": ""}
     for name, home in contract.HOMES.items():
         if home.startswith("slime."):
             path = f"{home.replace('.', '/')}.py"
@@ -34,7 +30,6 @@ def node(tmp_path, monkeypatch):
     for path, text in files.items():
         write(tmp_path / path, text)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(SOURCE)]))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     return tmp_path
 
 
@@ -56,13 +51,9 @@ def problems(capsys):
 def test_a_complete_node(node, capsys):
     assert main(["doctor", "slime"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"ok     slime: unknown version in {node}/slime",
+        f"ok     slime: 0.5 in {node}/slime",
         "ok     slime's hooks: all that the plugin calls",
         f"ok     slime's train.py: {node}/train.py",
-        f"ok     Megatron-LM: 0.16 in {node}/megatron/core",
-        f"ok     SGLang: 0.5 in {node}/sglang",
-        "ok     GPUs: 8 on this node",
-        f"ok     Ray: 2.60 in {node}/ray",
     ]
     assert problems(capsys) == {}
 
@@ -72,16 +63,13 @@ def test_a_node_without_anything(tmp_path):
     write(tmp_path / "slime/__init__.py", "")
     done = subprocess.run(
         [sys.executable, "-m", "fipo.cli", "doctor", "slime"],
-        env={"PYTHONPATH": str(SOURCE), "PATH": os.environ["PATH"], "CUDA_VISIBLE_DEVICES": ""},
+        env={"PYTHONPATH": str(SOURCE), "PATH": os.environ["PATH"]},
         cwd=tmp_path,
         capture_output=True,
         text=True,
     )
     assert (done.returncode, done.stderr) == (1, "")
-    lines = done.stdout.splitlines()
-    names = ("slime", "Megatron-LM", "SGLang", "GPUs", "Ray")
-    assert [line.split(":")[0] for line in lines] == [f"fails  {name}" for name in names]
-    assert lines[0] == (
+    assert done.stdout.strip() == (
         "fails  slime: ModuleNotFoundError: No module named 'slime'; install slime from its source, or add the "
         "folder of its source to PYTHONPATH"
     )
@@ -100,18 +88,14 @@ def test_a_node_without_anything(tmp_path):
 )
 def test_a_broken_import_is_one_line(node, capsys, monkeypatch, text, found):
     monkeypatch.setattr(checks, "TIMEOUT", 4)
-    write(node / "sglang/__init__.py", text)
-    assert problems(capsys) == ({"SGLang": found} if found else {})
+    write(node / "slime/__init__.py", text)
+    assert problems(capsys) == ({"slime": found} if found else {})
 
 
-def test_a_file_is_not_the_package_nor_megatron_cores_wheel_megatron(node, capsys):
+def test_a_file_is_not_the_package(node, capsys):
     (node / "slime").rename(node / "elsewhere")
     write(node / "slime.py", "")
-    (node / "megatron/training").rename(node / "training")
-    found = problems(capsys)
-    assert found.pop("slime") == "is a file or an empty folder of that name, not the package"
-    assert found.pop("Megatron-LM").endswith("megatron/core, without megatron.training, as in the wheel megatron-core")
-    assert found == {}
+    assert problems(capsys) == {"slime": "is a file or an empty folder of that name, not the package"}
 
 
 def test_a_slime_without_the_hooks(node, capsys):

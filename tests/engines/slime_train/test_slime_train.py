@@ -10,8 +10,8 @@ from debug_dumps import GROUP_SIZE, GROUPS, ROLLOUTS
 from fipo.traces import FLAGS, read_traces
 
 pytestmark = [pytest.mark.slime, pytest.mark.timeout(1800)]
-# Two layouts sum the products behind a log-prob in two orders, so that it may differ by its spacing in float32, which is
-# 4.8e-7 from 4 to 8. A weight, at most 1.28, is exp of a sum of 1 / (1 − γ) = 47 log-ratios, and differs by 2.9e-5.
+# Two layouts sum the products behind a log-prob in two orders, so that it may differ by its spacing in float32, 4.8e-7
+# from 4 to 8. A weight, at most 1.28, is exp of a sum of 1 / (1 − γ) = 47 log-ratios, and differs by 2.9e-5.
 WEIGHT_ERROR = 1.28 * 47 * float(np.spacing(np.float32(4)))
 TOLERANCE = {"rel": WEIGHT_ERROR, "abs": WEIGHT_ERROR}
 RARE = ("fipo/safety_capped", "fipo/dual_clipped", "fipo/dropped_sequences")

@@ -20,6 +20,7 @@ from fipo.trainer.checkpoint import STAGING, EpochRepeatSampler, WholeCheckpoint
 from fipo.trainer.config import FIPOConfig, refuse_another_engine
 from fipo.trainer.credit import Credit, Observer
 from fipo.trainer.fresh_groups import FreshGroups
+from fipo.trainer.generation import read_prompts_once
 from fipo.trainer.head import add_head, check_head
 from fipo.trainer.metrics import CreditMetrics
 from fipo.trainer.scores import Scores
@@ -79,6 +80,7 @@ class FIPOTrainer(GRPOTrainer):
             add_head(base, memory)
             if not sharded:
                 check_head(base, self.temperature)
+                read_prompts_once(base)  # ranks of a sharded model must make equally many calls
 
     # The loss: TRL scores the micro-batch, and computes its own loss of advantages that were weighed in between.
 

@@ -13,12 +13,14 @@ from fipo import __version__
 from fipo.errors import DataError, FIPOError, InvalidParameterError
 from fipo.terminal import did_you_mean, printable
 
+TAKES_FLAGS = ("train", "test-reward")  # of a recipe
+
 
 class Parser(argparse.ArgumentParser):
     """argparse's, whose errors are fipo's."""
 
     def error(self, message: str) -> NoReturn:
-        raise InvalidParameterError(f"{message}; `{self.prog} --help` tells more.")
+        raise InvalidParameterError(f"{message}; see `{self.prog} --help`.")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,9 +56,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-TAKES_FLAGS = ("train", "test-reward")  # of a recipe
-
-
 def _parser() -> tuple[Parser, dict[str, Parser]]:
     parser = Parser(prog="fipo", description="Per-token credit for reinforcement learning of language models.")
     parser.add_argument("--version", action="version", version=f"fipo {__version__}")
@@ -74,8 +73,8 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     init.add_argument("recipe", type=Path, help="the YAML file to write")
     init.add_argument("--model", required=True, help="a hub name, a folder or a .gguf file")
     init.add_argument("--dataset", required=True, help="rg:task, a local file, or a hub dataset")
-    init.add_argument("--dataset-config", help="of a hub dataset")
-    init.add_argument("--dataset-split", help="of a hub dataset")
+    init.add_argument("--dataset-config", dest="config", help="of a hub dataset")
+    init.add_argument("--dataset-split", dest="split", help="of a hub dataset")
     init.add_argument("--prompt-column", help="if it has an unusual name")
     init.add_argument("--answer-column", help="if it has an unusual name")
     score = add("test-reward", _test_reward, "Score completions with a recipe's rewards, without a model.")
@@ -152,8 +151,7 @@ def _init(options: argparse.Namespace) -> int:
         from fipo.run.init import write_recipe
 
         _quiet_libraries()
-    about = {"config": options.dataset_config, "split": options.dataset_split}
-    about |= {"prompt_column": options.prompt_column, "answer_column": options.answer_column}
+    about = {name: getattr(options, name) for name in ("config", "split", "prompt_column", "answer_column")}
     print(write_recipe(options.recipe, options.model, options.dataset, **about))
     return 0
 
@@ -196,10 +194,7 @@ def _import(options: argparse.Namespace) -> int:
         try:
             tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
         except (OSError, ValueError) as error:
-            raise DataError(
-                f"--tokenizer is {options.tokenizer}, but must be a folder with a tokenizer or a name on the hub: "
-                f"{error}"
-            ) from error
+            raise DataError(f"--tokenizer is {options.tokenizer}, but must be a tokenizer's folder: {error}") from error
     params = FIPOParams.preset(options.preset) if options.preset else None
     found = import_dump(
         options.kind, options.dump, tokenizer=tokenizer, params=params, current_logprobs=options.current_logprobs

@@ -79,7 +79,7 @@ def test_the_noise_floor_is_zero_and_warns_when_it_is_not(tmp_path, monkeypatch)
 
 def test_evaluation_counts_and_changes_nothing(tmp_path):
     trainer = rollout_trainer(tmp_path, first_number_odd_is_random)
-    (reward,) = load_rewards(["regex?pattern=^%5B0-9%5D"], max_completion_length=8)  # begins with a digit
+    (reward,) = load_rewards([{"regex": {"pattern": "^[0-9]"}}], max_completion_length=8)  # begins with a digit
     state = torch.random.get_rng_state()
     first = evaluate(trainer, tiny.prompts(5), reward, k=6)
     assert torch.equal(torch.random.get_rng_state(), state)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fipo import FIPOParams, fipo_loss, head_logps, token_mean
 from fipo.errors import DataError
-from fipo.run.checks import Check, imported
+from fipo.run.checks import Check, python
 
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
@@ -31,8 +31,7 @@ def diagnose_trainer() -> list[Check]:
         return [Check("packages", False, "none of the extra train is installed", INSTALL), _gradients()]
     found = [_fits(name, specifier, INSTALL) for name, specifier in _requirements("fipo", EXTRAS)] + [_versions()]
     if all(check.ok for check in found):
-        answer = imported("fipo.trainer")
-        found.append(Check("fipo.trainer", "error" not in answer, answer.get("error", "can be imported"), INSTALL))
+        found.append(python("fipo.trainer", INSTALL))
     return [*found, *_vllm(), _unsloth(), _gradients()]
 
 

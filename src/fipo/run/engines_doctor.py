@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from fipo.engines.slime import contract
-from fipo.run.checks import Check, package, python
+from fipo.run.checks import Check, python
 
 FLAG = "--custom-loss-function-path"  # leads slime to the plugin
 PLUGIN = """
-import json
 from fipo.engines.verl.guard import fused_head_loses_gradients  # the package looks at verl's release, and at the name
-print("\\n" + json.dumps({"loses": fused_head_loses_gradients()}))
+head = "loses gradients, so fipo refuses use_fused_kernels" if fused_head_loses_gradients() else "keeps all gradients"
+print(f"\\nregistered as fipo; verl's fused head {head}")
 """
 INSTALL_SLIME = "install slime from its source, or add the folder of its source to PYTHONPATH"
 INSTALL_VERL = "run `pip install verl==0.9.1` in the Python that Ray runs"
@@ -17,10 +17,10 @@ INSTALL_VERL = "run `pip install verl==0.9.1` in the Python that Ray runs"
 
 def diagnose_slime() -> list[Check]:
     """slime, and what the plugin calls of it."""
-    found, folder = package("slime", INSTALL_SLIME)
+    found = python("slime", INSTALL_SLIME)
     if not found.ok:
         return [found]
-    source = Path(folder).parent
+    source = Path(found.found.partition(" in ")[2]).parent
     missing, arguments = contract.lacking(source / "slime"), source / "slime" / "utils" / "arguments.py"
     if not arguments.is_file() or f'"{FLAG}"' not in arguments.read_text(errors="replace"):
         missing.append(FLAG)
@@ -35,13 +35,5 @@ def diagnose_slime() -> list[Check]:
 
 def diagnose_verl() -> list[Check]:
     """verl, and whether the plugin is registered in it."""
-    found, _ = package("verl", INSTALL_VERL)
-    if not found.ok:
-        return [found]
-    answer = python("-c", PLUGIN)
-    registered = answer.get("error", "registered as fipo")
-    checks = [found, Check("fipo's policy loss", "error" not in answer, registered, INSTALL_VERL)]
-    if "error" not in answer:
-        head = "loses gradients, so fipo refuses use_fused_kernels" if answer["loses"] else "keeps all gradients"
-        checks.append(Check("verl's fused head", True, head))
-    return checks
+    found = python("verl", INSTALL_VERL)
+    return [found, python("fipo's policy loss", INSTALL_VERL, PLUGIN)] if found.ok else [found]

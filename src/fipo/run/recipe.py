@@ -68,7 +68,7 @@ def name_and_options(written: Any, key: str) -> tuple[str, dict[str, Any]]:
         ((name, options),) = found.items()
         options = {} if options is None else options
         if isinstance(name, str) and isinstance(options, dict) and all(isinstance(option, str) for option in options):
-            return name, options
+            return name, dict(options)
     raise InvalidParameterError(
         f"{key} is {written!r}, but must be a name, or one name with its options, as in "
         "{overlong: {buffer: 64, weight: 0.5}}; change it."

@@ -63,16 +63,12 @@ class Reward:
             return self._one_by_one(batch)
 
     def try_on(self, row: dict[str, Any], prompts: list[Any], *, strict: bool) -> float | None:
-        """The score of a prompt's own answer as the completion, or of an empty one where the data have none.
-
-        Args:
-            row: Of the data.
-            prompts: The forms that its prompt may get; what is scored in one of them is scored.
-            strict: Whether a reward that raises is refused. Otherwise its score is None: what it calls may be back
-                when it counts.
+        """The score of a row's own answer as the completion, or of an empty one where the data have none, with the first
+        of the `prompts` that it can be had with: they are the forms that the row's may get.
 
         Raises:
-            InvalidParameterError: It returned no score, or raised.
+            InvalidParameterError: It returned no score; or it raised, and `strict` is true. Otherwise the score is None
+                then: what the reward calls may be back when it counts.
         """
         text = str(row.get("answer", ""))
         columns = {name: [value] for name, value in row.items() if name != "prompt"}
@@ -87,11 +83,10 @@ class Reward:
                 failure = error
         if isinstance(failure, UnusableScoresError):
             raise InvalidParameterError(f"The reward {self.__name__} {failure}; repair it.")
-        if strict:
+        if strict and failure is not None:
             raise InvalidParameterError(
                 f"The reward {self.__name__} raised for the completion {text!r} of the first prompt "
-                f"({type(failure).__name__}: {failure and one_line(failure)}); repair it, and try others with "
-                "`fipo test-reward`."
+                f"({type(failure).__name__}: {one_line(failure)}); repair it, and try others with `fipo test-reward`."
             ) from failure
         return None
 

@@ -236,7 +236,7 @@ COMMANDS = {
     "import --from nobody data.jsonl": "is 'nobody', but must be one of slime, trl, verl, fipo-fork, prime-rl",
     "import --from trl data.jsonl": "holds no trl dump that could be read",
     "import --from trl data.jsonl --preset 9b": "preset is '9b'",
-    "import --from trl data.jsonl --tokenizer ./no/where": "--tokenizer is ./no/where, but must be a tokenizer's folder",
+    "import --from trl data.jsonl --tokenizer ./no/where": "--tokenizer is ./no/where, but must be",
     "doctor miles": "invalid choice: 'miles'",
     "test-reward": "recipe",
     "test-reward nowhere.yaml data.jsonl": "nowhere.yaml does not exist",

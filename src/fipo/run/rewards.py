@@ -63,8 +63,9 @@ class Reward:
             return self._one_by_one(batch)
 
     def try_on(self, row: dict[str, Any], prompts: list[Any], *, strict: bool) -> float | None:
-        """The score of a row's own answer as the completion, or of an empty one where the data have none, with the first
-        of the `prompts` that it can be had with: they are the forms that the row's may get.
+        """The score of a row's own answer as the completion, or of an empty one where the data have none.
+
+        The prompts are the forms that the row's may get; the first that the reward can score with counts.
 
         Raises:
             InvalidParameterError: It returned no score; or it raised, and `strict` is true. Otherwise the score is None

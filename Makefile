@@ -8,14 +8,20 @@ SLIME := .venv-slime
 OLDER_VERL := 0.7.1 0.8.0
 DEVICE ?= pretend
 
-.PHONY: demo test test-slow test-device test-lowest test-browser test-web test-verl test-engines test-slime lint docs dist bench gpu \
-	evidence truth clean
+.PHONY: demo quick test test-beside test-slow test-device test-lowest test-browser test-web test-verl test-engines test-slime lint \
+	docs dist bench gpu evidence truth clean
 
 demo: .venv/installed
 	$(BIN)/fipo train recipes/trl/demo.yaml --overwrite true
 
+quick: .venv/installed lint  # the mathematics, without another Python or a compiler
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal -m 'not subprocess' tests/core
+
 test: .venv/installed lint  # two processes of one thread each; a file's tests stay together, for they share fixtures
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+
+test-beside: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile -m beside
 
 test-slow: .venv/installed
 	$(BIN)/pytest -m 'slow and not browser'

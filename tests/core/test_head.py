@@ -120,6 +120,7 @@ def test_all_zero_gradients_cost_no_product(monkeypatch):
     )
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("device_type", ["cuda", "else"])
 def test_passes_that_are_fused_elsewhere_give_the_same(device_type, monkeypatch):
     """What accelerators do, run on a CPU: compiled passes over whole chunks, or large blocks of rows."""

@@ -160,6 +160,7 @@ def test_rejected_tokens_give_no_credit_and_drop_nothing():
     assert token_credit(new, old, -torch.ones(1), mask, FIPOParams()).dropped.all()  # for two dual-clipped tokens
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("distance", ["position", "trained"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_compiled_in_one_graph_and_on_the_meta_device(packed, distance):
@@ -228,6 +229,7 @@ def test_low_precision_inputs_are_computed_in_float32(dtype):
     assert torch.equal(low.future_kl, same.future_kl)
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize(
     "switch", ["torch.set_float32_matmul_precision('medium')", "torch.backends.fp32_precision='tf32'"]
 )
@@ -268,6 +270,7 @@ def test_token_means_of_parts_add_up_and_an_empty_one_is_finite(batch):
         assert loss == 0
 
 
+@pytest.mark.subprocess
 def test_import_fipo_needs_torch_alone():
     code = (
         "import sys, torch; before = set(sys.modules); import fipo.core; "

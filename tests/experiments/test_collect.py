@@ -9,6 +9,8 @@ from experiments import statistics
 from experiments.collect import collect, main
 from experiments.protocol import FIPO, GRPO, SHUFFLED, Elsewhere, Run
 
+pytestmark = pytest.mark.beside
+
 METRIC = "eval/aime-2024"
 CURVE = {0: 0.1, 20: 0.3, 40: 0.4}
 

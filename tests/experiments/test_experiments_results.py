@@ -14,6 +14,8 @@ from experiments.results import read_result, read_results, write_result
 from experiments.train import Batch, policy_loss
 from fipo import DataError
 
+pytestmark = pytest.mark.beside
+
 SHORT = SETTINGS["short"]
 MEASURED = {
     "rollouts": {"samples": [8.0, 16.0], "reward": [0.25, 0.5]},

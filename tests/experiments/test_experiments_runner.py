@@ -20,6 +20,8 @@ import signal, sys
 import runner_work
 from test_experiments_runner import RUNS
 from experiments.run import run_all
+
+pytestmark = pytest.mark.beside
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     run_all(RUNS[:3], 2, runner_work.endless)

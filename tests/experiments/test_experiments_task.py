@@ -7,6 +7,8 @@ import pytest
 from experiments.task import ALPHABET, CHAINS, END, LONG, PAD, SHORT, Problem, decode, encode, reward, sample_problem
 from fipo import InvalidInputError
 
+pytestmark = pytest.mark.beside
+
 PROBLEM = Problem(158, 967, SHORT)
 
 

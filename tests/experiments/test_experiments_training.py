@@ -13,7 +13,7 @@ from experiments.model import new_model, response_logps, sample, target_logps
 from experiments.protocol import ARMS, FIPO, GRPO, SETTINGS, SHUFFLED, SMOLLM2, Run
 from experiments.task import END, PAD, SHORT, VOCABULARY, Chain, encode, sample_problem
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.beside, pytest.mark.usefixtures("one_thread")]
 TINY = replace(SETTINGS["short"], prompts=2, group=4, rollouts=2, eval_every=2, eval_problems=2, final_problems=2)
 
 

@@ -23,6 +23,8 @@ from experiments.truth.signals import DEFAULT, DELTA, LIKENESS, RAW, SIGNALS, Vi
 from fipo import DataError, future_kl
 from fipo.traces import read_traces
 
+pytestmark = pytest.mark.beside
+
 SETTING = replace(SETTINGS["short"], prompts=8, group=4)
 REPLAYED = 24  # of 32 responses, so that updates 2 to 7 train on them
 

@@ -20,6 +20,8 @@ from fipo import FIPOParams, token_credit
 from fipo.core.logged import DROPPED_SEQUENCES, FIRST_UPDATE_MEANS, TOKEN_MEANS, WEIGHT_MAX, WEIGHT_MIN
 from fipo.traces import read_traces
 
+pytestmark = pytest.mark.beside
+
 PARAMS = FIPOParams(**cases.KNOBS)
 SPLITS = [split for splits in cases.SPLITS.values() for split in splits]
 LAYOUTS = [split for split in SPLITS if split in ("whole", "cp2", "cp2_allgather", "cp4")]

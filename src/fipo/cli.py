@@ -107,7 +107,7 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     analyze.add_argument("--json", action="store_true", help="print the numbers as JSON")
     importer = add("import", _import, "another stack's dump as traces")
     importer.add_argument("dump", type=Path, help="the dump's file or folder")
-    importer.add_argument("--from", dest="kind", required=True, help="slime, trl, verl, fipo-fork or prime-rl")
+    importer.add_argument("--from", dest="kind", required=True, help="slime, fipo-fork or prime-rl")
     importer.add_argument("-o", "--output", type=Path, default=Path("traces.parquet"), help="the trace file to write")
     importer.add_argument("--tokenizer", help="a folder or hub name, for token bytes")
     importer.add_argument("--preset", help="the hyper-parameters of the weights: 7b or 32b")

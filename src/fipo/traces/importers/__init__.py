@@ -6,14 +6,12 @@ from typing import Any
 
 from fipo.errors import DataError
 from fipo.params import FIPOParams
-from fipo.traces.importers import fipo_fork, prime_rl, slime, trl, verl
+from fipo.traces.importers import fipo_fork, prime_rl, slime
 from fipo.traces.importers.common import ImportOptions
 from fipo.traces.store import TraceSet, mixed_tokenizers
 
 IMPORTERS: dict[str, Callable[[Path, ImportOptions], TraceSet]] = {
     "slime": slime.read,
-    "trl": trl.read,
-    "verl": verl.read,
     "fipo-fork": fipo_fork.read,
     "prime-rl": prime_rl.read,
 }
@@ -25,13 +23,11 @@ def import_dump(
     """Reads a dump.
 
     Args:
-        kind: Who wrote it, and what: "slime": a folder with both debug dumps, `rollout_*.pt` and `train_*.pt`. "trl":
-            a completions Parquet. "verl": a JSONL of `trainer.rollout_data_dir`. "fipo-fork": the
-            `negative_approx_kl_global_step_*.jsonl` of the FIPO authors' verl. "prime-rl": the `rank_*.jsonl` below
-            `token_exports`. All but the first may be one file or a folder of files.
+        kind: Who wrote it, and what: "slime": a folder with both debug dumps, `rollout_*.pt` and `train_*.pt`.
+            "fipo-fork": the `negative_approx_kl_global_step_*.jsonl` of the FIPO authors' verl. "prime-rl": the
+            `rank_*.jsonl` below `token_exports`. The last two may be one file or a folder of files.
         source: Where it is.
-        tokenizer: A fast Hugging Face tokenizer, for token bytes; without it, tokens show as their ids, and texts are
-            split into words.
+        tokenizer: A fast Hugging Face tokenizer, for token bytes; without it, tokens show as their ids.
         params: The hyper-parameters of the weights; without them fipo's defaults, and a sentence that says so.
         current_logprobs: slime only: `log_probs` are the current policy's, and `rollout_log_probs` π_old's.
 
@@ -49,7 +45,7 @@ def import_dump(
     found = IMPORTERS[kind](source, options)
     if not found.traces:
         why = "; ".join(found.problems) or "it has no file of that kind"
-        raise DataError(f"{source} holds no {kind} dump that could be read: {why}.")
+        raise DataError(f"{source} holds no {kind} dump that could be read: {why.removesuffix('.')}.")
     if params is None and any(trace.weight is not None for trace in found):
         found.problems.append(
             "The dump does not tell its hyper-parameters, so the weights are with fipo's defaults; give a preset."

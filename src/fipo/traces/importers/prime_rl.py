@@ -1,12 +1,11 @@
 """prime-rl's token exports: numbers for every token of a sequence."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fipo.traces.importers.common import ImportOptions, Skipped, credit, files_of, floats, lines_of
+from fipo.traces.importers.common import ImportOptions, credit, floats, use_lines
 from fipo.traces.schema import FLAGS, Trace
 from fipo.traces.store import TraceSet
 
@@ -19,12 +18,9 @@ SAMPLER_IS_OLD = (
 def read(dump: Path, options: ImportOptions) -> TraceSet:
     """A whole sequence a line, schema version 1: `token_ids, loss_mask, advantages, inference_logprobs, …`."""
     found = TraceSet(params=options.params)
-    for file in files_of(dump, "rank_*.jsonl"):
-        skipped = Skipped(file, "line")
-        for number, line in lines_of(file, found.problems):
-            with skipped.unless_usable(number):
-                found.traces.append(_trace(json.loads(line), len(found.traces), options))
-        found.problems += skipped.problems
+    use_lines(
+        dump, "rank_*.jsonl", lambda _, row: found.traces.append(_trace(row, len(found), options)), found.problems
+    )
     found.problems.append(SAMPLER_IS_OLD)
     return found
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fipo.traces.importers.common import UNUSABLE, ImportOptions, credit, text_of
+from fipo.traces.importers.common import UNUSABLE, ImportOptions, credit
 from fipo.traces.schema import Trace
 from fipo.traces.store import TraceSet
 
@@ -20,12 +20,18 @@ NO_POLICY = (
 def read(dump: Path, options: ImportOptions) -> TraceSet:
     """Joins every train dump in the folder with its rollout dump."""
     found, strangers = TraceSet(params=options.params), 0
-    rollouts = _rollouts(dump, found.problems)
+    rollouts: dict[tuple[Any, Any], dict[str, Any]] = {}  # what the rollout dumps tell of a sample
+    for file in sorted(dump.glob("**/*rollout*.pt")):
+        held = _load(file, found.problems)
+        try:
+            rollouts |= {(held["rollout_id"], _dict(sample)["index"]): sample for sample in held["samples"]}
+        except UNUSABLE as error:
+            found.problems.append(f"{file} was left out: it is no rollout dump ({error!r}).")
     for file in sorted(dump.glob("**/*train*.pt")):
-        held = _train_dump(file, found.problems)
-        for number, sample in enumerate(held.get("samples", ())):
+        held = _load(file, found.problems, FORMAT_VERSION)
+        for number, sample in enumerate(held["samples"]):
             try:
-                about = rollouts.get(held["rollout_id"], {}).get(int(sample["sample_index"]), {})
+                about = rollouts.get((held["rollout_id"], int(_dict(sample)["sample_index"])), {})
                 trace = _trace(held["rollout_id"], sample, about, options)
                 strangers += options.tokenizer is not None and str(about.get("response") or "") not in trace.text
                 found.traces.append(trace)
@@ -41,57 +47,45 @@ def read(dump: Path, options: ImportOptions) -> TraceSet:
     return found
 
 
-def _rollouts(folder: Path, problems: list[str]) -> dict[int, dict[int, Any]]:
-    """What the rollout dumps tell of every sample, by rollout and index."""
-    rollouts: dict[int, dict[int, Any]] = {}
-    for file in sorted(folder.glob("**/*rollout*.pt")):
-        dump = _load(file, problems)
-        try:
-            if "samples" in dump:
-                rollouts[dump["rollout_id"]] = {sample["index"]: sample for sample in dump["samples"]}
-        except UNUSABLE as error:
-            problems.append(f"{file} was left out: it is no rollout dump ({error!r}).")
-    return rollouts
-
-
-def _train_dump(file: Path, problems: list[str]) -> dict[str, Any]:
-    dump = _load(file, problems)
-    version = dump.get("format_version")
-    if dump and (not isinstance(version, int) or version != FORMAT_VERSION):
-        problems.append(
-            f"{file} was left out: its format_version is {str(version)[:50]}, but this fipo reads {FORMAT_VERSION}."
-        )
-        return {}
-    return dump if isinstance(dump.get("samples"), list) else {}
-
-
-def _load(file: Path, problems: list[str]) -> dict[str, Any]:
-    """Empty if the file cannot be used."""
+def _load(file: Path, problems: list[str], version: int | None = None) -> dict[str, Any]:
+    """The dump, whose samples are a list: without any, and named, if it is none of this version."""
     try:
-        dump = torch.load(file, map_location="cpu", weights_only=True)  # never unpickles code
-        if not isinstance(dump, dict):
-            raise TypeError(f"it holds a {type(dump).__name__}, but slime writes a dict.")
+        dump = _dict(torch.load(file, map_location="cpu", weights_only=True))  # never unpickles code
+        if version is not None and not (isinstance(own := dump.get("format_version"), int) and own == version):
+            raise ValueError(f"its format_version is {str(own)[:50]}, but this fipo reads {version}")
+        if not isinstance(samples := dump.get("samples"), list):
+            raise TypeError(f"its samples are a {type(samples).__name__}, but slime writes a list")
         return dump
-    except Exception as error:
-        problems.append(f"{file} was left out: {(str(error).splitlines() or [repr(error)])[0]}")
-        return {}
+    except Exception as error:  # whatever a damaged archive raises
+        problems.append(f"{file} was left out: {(str(error).splitlines() or [repr(error)])[0].removesuffix('.')}.")
+        return {"samples": []}
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    """`value`; a tensor in its place would take a name for an index."""
+    if not isinstance(value, dict):
+        raise TypeError(f"it is a {type(value).__name__}, but slime writes a dict")
+    return value
 
 
 def _trace(rollout: int, sample: dict[str, Any], about: dict[str, Any], options: ImportOptions) -> Trace:
     """`sample` is the train dump's, `about` the rollout dump's with the same index, or empty."""
     length = int(sample["response_lengths"])
     tokens = [int(index) for index in sample["tokens"]]
-    prompt, ids = tokens[: len(tokens) - length], tokens[len(tokens) - length :]
+    ids, before = tokens[len(tokens) - length :], tokens[: len(tokens) - length]
+    prompt = about.get("prompt") or b"".join(map(options.bytes_of, before)).decode(errors="replace")
+    if isinstance(prompt, list):  # a chat
+        prompt = "\n".join(str(message.get("content", "")) for message in prompt)
     old = sample["rollout_log_probs"] if options.current_logprobs else sample["log_probs"]
     scored = about.get("reward")  # the train dump's is less the group's mean, over its deviation
     reward = float(scored if isinstance(scored, int | float) else sample["rewards"])
     columns = {"old_logps": old, "advantages": sample["advantages"]}
     known: dict[str, Any] = {}
-    if not options.current_logprobs and sample.get("rollout_log_probs") is not None:
-        columns["rollout_logps"] = sample["rollout_log_probs"]
     if options.current_logprobs:
         columns["logps"] = sample["log_probs"]
         known = credit(sample["log_probs"], old, sample["advantages"], sample["loss_masks"], options.params)
+    elif sample.get("rollout_log_probs") is not None:
+        columns["rollout_logps"] = sample["rollout_log_probs"]
     return Trace(
         token_ids=np.array(ids, dtype="int32"),
         token_bytes=[options.bytes_of(index) for index in ids],
@@ -101,8 +95,7 @@ def _trace(rollout: int, sample: dict[str, Any], about: dict[str, Any], options:
         update=-1,
         group=int(about.get("group_index", sample["sample_index"])),
         sample=int(sample["sample_index"]),
-        prompt=text_of(about.get("prompt"))
-        or b"".join(options.bytes_of(index) for index in prompt).decode(errors="replace"),
+        prompt=prompt,
         reward=reward,
         rewards={"reward": reward},
         truncated=bool(sample.get("truncated", 0)),

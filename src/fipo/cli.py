@@ -209,17 +209,20 @@ def _test_reward(options: argparse.Namespace) -> int:
 
 def _analyze(options: argparse.Namespace) -> int:
     with _extra("report"):
-        from rich.console import Console
-
         from fipo.traces import read_traces
         from fipo.traces.analysis import analyze
-        from fipo.traces.present import show_analysis
     traces = read_traces(options.traces)
     result = analyze(traces)
     if options.json:
         print(json.dumps(result | {"problems": traces.problems}, indent=1, allow_nan=False))
-    else:
-        show_analysis(result, traces.problems, Console(highlight=False))
+        return 0
+    weight = result["weight"]
+    print(
+        f"{result['tokens']:,} trained tokens of {result['completions']:,} completions: weight {weight['mean']:.4f} on "
+        f"average, standard deviation {weight['std']:.4f}. `fipo report` shows the tables, --json all numbers."
+    )
+    for sentence in [*result["warnings"], *traces.problems]:
+        print(f"! {printable(sentence)}")
     return 0
 
 

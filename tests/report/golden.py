@@ -16,7 +16,6 @@ from synthetic_traces import trace
 from fipo import FIPOParams, fipo_loss, future_kl
 from fipo.params import KNOBS
 from fipo.report.pack import pack_json, pack_traces
-from fipo.report.page import knob_range
 from fipo.traces import Trace, TraceSet
 
 FILE = Path(__file__).parents[1] / "web" / "golden.json"
@@ -78,7 +77,7 @@ def packed_traces():
 
 
 def blocks():
-    knobs = {name: knob_range(knob) | {"help": name} for name, knob in KNOBS.items()}
+    knobs = {name: asdict(knob) | {"help": name} for name, knob in KNOBS.items()}
     about = {"title": "golden", "problems": [], "version": "0", "knobs": knobs}
     sets = [("demo", TraceSet(list(packed_traces()), FIPOParams(decay_rate=float("inf"))))]
     packed = pack_traces(sets)

@@ -25,8 +25,8 @@ export interface KnobRange {
   help: string;
   low: number;
   high: number;
-  lowOpen: boolean; // whether the end itself is excluded
-  highOpen: boolean;
+  low_open: boolean; // whether the end itself is excluded
+  high_open: boolean;
   choices: string[]; // all values, where they are names
 }
 
@@ -69,7 +69,7 @@ export interface TraceSet {
 
 export interface Chart {
   title: string;
-  figure: { data: object[]; layout: Record<string, any> };
+  figure: { data: { showlegend?: boolean }[]; layout: Record<string, any> };
 }
 
 export interface Report {

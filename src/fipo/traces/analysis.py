@@ -70,6 +70,7 @@ def analyze(traces: TraceSet) -> dict[str, Any]:
     trained = packed.trained
     result: dict[str, Any] = {
         "completions": len(known),
+        "control": traces.control,
         "tokens": int(trained.sum()),
         "params": {
             "decay_rate": str(params.decay_rate),
@@ -218,7 +219,7 @@ def _warnings(result: dict[str, Any]) -> list[str]:
                 f"{weight[name]:.0%} of weights sit at the {side} bound, so they tell little about tokens: lower the "
                 "learning rate or decay_rate, or widen the clip ratios."
             )
-    if weight["std"] < ALIVE:
+    if weight["std"] < ALIVE and result["control"] is None:
         found.append(
             f"The weights' standard deviation is {weight['std']:.2g}, so this is almost GRPO: the policy hardly moves "
             "within a rollout; take more updates per rollout or a higher learning rate."

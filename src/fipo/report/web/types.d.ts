@@ -154,7 +154,6 @@ export interface Weights {
 /** As fipo.traces.analysis makes it. */
 export interface Analysis {
   completions: number;
-  unknown: number; // traces without log-ratios, left out
   tokens: number;
   weight: { mean: number; std: number; min: number; max: number; deciles: number[]; at_low: number; at_high: number };
   flags: Record<string, number>; // share of tokens

@@ -48,7 +48,7 @@ function weightTable(analyses) {
 /** @type {(one: { label: string, analysis: Analysis }, place: number, all: object[]) => HTMLElement[]} */
 function cardsOf({ label, analysis }, _, all) {
   const { parts, kinds, rollouts, what_if, explained, amplified, attenuated } = analysis;
-  const title = all.length > 1 ? [wide(showString(make("h2", {}), label))] : [];
+  const title = all.length > 1 ? [wide(showString(make("h3", {}), label))] : [];
   const followed = new Set(rollouts.map(({ run, rollout }) => `${run}\n${rollout}`)).size > 1;
   return [
     ...title,

@@ -5,28 +5,11 @@ holds the table in docs/report.md to this one.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from fipo.traces import Trace
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Channel:
-    """A number for every token, with what a reader and a colour scale need to know of it."""
-
-    name: str  # in the address, in the CSV, and of its column
-    label: str
-    help: str
-    dtype: str = ""  # of its column in the report; "": web/model/channels.js computes it from other columns
-    unit: str = ""
-    neutral: float | None = 0.0  # the value without a colour; None: all values lie on one side of 0
-    scale: str = (
-        "linear"  # or "log"; "bounds": it ends at the bounds of the weight, and at the 99th percentile elsewhere
-    )
-    values: Callable[[Trace], np.ndarray | None] | None = None  # where it is no column of the trace
 
 
 def _mismatch(trace: Trace) -> np.ndarray | None:
@@ -35,42 +18,39 @@ def _mismatch(trace: Trace) -> np.ndarray | None:
     return np.where(trace.trained, trace.old_logps - trace.rollout_logps, 0)
 
 
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """A number for every token, with what a reader and a colour scale need to know of it."""
+
+    name: str  # in the address, in the CSV, and of its column
+    label: str
+    dtype: str  # of its column in the report; "": web/model/channels.js computes it from others
+    help: str
+    unit: str = ""
+    neutral: float | None = 0.0  # the value without a colour; None: all values lie on one side of 0
+    scale: str = "linear"  # to the 99th percentile; or "log", or "bounds": to the bounds of the weight
+    values: Callable[[Trace], np.ndarray | None] | None = None  # where it is no column of the trace
+
+    def of(self, trace: Trace) -> np.ndarray | None:
+        return self.values(trace) if self.values else getattr(trace, self.name)
+
+
 CHANNELS = (
-    Channel(name="log_ratio", dtype="<f4", label="log_ratio", help="log π_θ − log π_old of the token"),
-    Channel(name="future_kl", dtype="<f4", label="future_kl", help="the discounted sum of log_ratio from the token on"),
+    Channel("log_ratio", "log_ratio", "<f4", "log π_θ − log π_old of the token"),
+    Channel("future_kl", "future_kl", "<f4", "the discounted sum of log_ratio from the token on"),
+    Channel("weight", "weight", "<f4", "the factor on the advantage", neutral=1.0, scale="bounds"),
+    Channel("advantage_weight", "advantage × weight", "", "the advantage that the loss used"),
+    Channel("entropy", "entropy", "<f2", "of the policy's next token", unit="nats", neutral=None),
+    Channel("ratio", "ratio", "", "π_θ / π_old of the token", neutral=1.0, scale="log"),
     Channel(
-        name="weight", dtype="<f4", label="weight", neutral=1.0, scale="bounds", help="what multiplies the advantage"
-    ),
-    Channel(name="advantage_weight", label="advantage × weight", help="the advantage that the loss used"),
-    Channel(name="entropy", dtype="<f2", label="entropy", neutral=None, unit="nats", help="of the policy's next token"),
-    Channel(name="ratio", label="ratio", neutral=1.0, scale="log", help="π_θ / π_old of the token"),
-    Channel(
-        name="true_advantage",
-        dtype="<f4",
-        label="true advantage",
+        *("true_advantage", "true advantage", "<f4"),
+        "by how much the token changed the probability of a right answer, where somebody measured it",
         unit="(of a right answer's probability)",
-        help="by how much the token changed the probability of a right answer, where somebody measured it",
     ),
     Channel(
-        name="mismatch",
-        dtype="<f4",
-        label="trainer − engine",
+        *("mismatch", "trainer − engine", "<f4"),
+        "the trainer's log-probability less the rollout engine's, when the token was sampled; 0 if not trained",
         unit="(log-probs when it was sampled)",
-        help="the trainer's log-probability less the rollout engine's, when the token was sampled; 0 if not trained",
         values=_mismatch,
     ),
 )
-
-
-def for_the_page() -> list[dict[str, Any]]:
-    """The table as JSON values."""
-    return [{name: value for name, value in asdict(channel).items() if name != "values"} for channel in CHANNELS]
-
-
-def recorded(trace: Trace) -> dict[str, np.ndarray | None]:
-    """The columns of the channels that have one."""
-    return {
-        channel.name: channel.values(trace) if channel.values else getattr(trace, channel.name)
-        for channel in CHANNELS
-        if channel.dtype
-    }

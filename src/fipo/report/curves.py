@@ -74,27 +74,18 @@ def add_lines(metrics: Metrics, lines: Iterable[bytes]) -> list[int]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            step = _finite(record.pop("step"))
-            if math.isnan(step):
-                raise ValueError
+            step = float(record.pop("step"))
             if isinstance(record.get("data"), dict):  # verl's
                 record, metrics.steps = record["data"], "rollout"
-            numbers = {name: x for name, x in record.items() if isinstance(x, int | float) and not isinstance(x, bool)}
-            values = {name: _finite(value) for name, value in numbers.items()}
+            values = {name: float(x) for name, x in record.items() if type(x) in (int, float)}
+            if math.isnan(step) or any(abs(value) > LARGEST for value in (step, *values.values())):
+                raise ValueError  # a NaN in a value is a gap in its curve
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             bad.append(number)
             continue
         for name, value in values.items():
             metrics.series[name.removeprefix("actor/")][step] = value
     return bad
-
-
-def _finite(value: Any) -> float:
-    """As a float. A NaN leaves a gap in a curve; what is larger than a curve can show is refused."""
-    number = float(value)
-    if abs(number) > LARGEST:
-        raise OverflowError
-    return number
 
 
 def draw_curves(runs: list[Metrics]) -> list[dict[str, Any]]:
@@ -140,13 +131,8 @@ def _drawn(name: str, metric: str, runs: list[Metrics], colour: str, dash: str) 
     """A metric of runs that differ in their seed alone: their mean, before a band from the least to the greatest."""
     name = escape(name + f", {len(runs)} seeds" * (len(runs) > 1))  # plotly takes tags in names for markup
     steps, values = _over(runs, metric, np.mean)
-    curve: dict[str, Any] = {
-        "type": "scatter",
-        "x": _thinned(steps, np.max),
-        "y": _thinned(values, np.mean),
-        "name": name,
-    }
-    curve |= {"mode": "lines+markers" if len(steps) < 30 else "lines", "legendgroup": name}
+    curve: dict[str, Any] = {"type": "scatter", "x": _thinned(steps, np.max), "y": _thinned(values, np.mean)}
+    curve |= {"name": name, "mode": "lines+markers" if len(steps) < 30 else "lines", "legendgroup": name}
     curve |= {"line": {"color": colour, "dash": dash, "width": 2}}
     curve |= {"meta": {"runs": [run.run for run in runs]}}  # for who points at it
     least, most = RANGES.get(metric, (metric, metric))
@@ -169,9 +155,9 @@ def _over(runs: list[Metrics], metric: str, pick: Callable[..., np.ndarray]) -> 
 
 
 def _thinned(values: np.ndarray, pick: Callable[[np.ndarray], Any]) -> list[float | None]:
-    """Of more than MOST_POINTS values `pick` of as many equal parts; in six digits, and a NaN is a gap."""
+    """Of more than MOST_POINTS values `pick` of as many equal parts; in nine digits, and a NaN is a gap."""
     parts = map(pick, np.array_split(values, MOST_POINTS)) if len(values) > MOST_POINTS else values
-    return [None if math.isnan(value) else float(f"{value:.6g}") for value in parts]
+    return [None if math.isnan(value) else float(f"{value:.9g}") for value in parts]
 
 
 def _by_number(name: str) -> list[Any]:

@@ -11,12 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fipo.errors import DataError
 from fipo.report.curves import Metrics, add_lines
-from fipo.report.pack import pack_traces
-from fipo.report.page import MAX_TRACE_BYTES
 from fipo.run_folder import METRICS_FILE, MISSING, UNKNOWN, place_of, status_of, trace_files_of, traces_folder
-from fipo.traces import read_traces
 from fipo.traces.store import updates_per_rollout
 
 NOT_STARTED, DELETED = "not started", "deleted"  # beside what status_of says
@@ -40,8 +36,8 @@ class FollowedRun:
     _asked: int | None = None  # the rollout that told `updates`
     _seen: bool = False
 
-    def look(self) -> None:
-        """Looks at the folder; nothing that lies there, or does not, is an error."""
+    def look(self) -> dict[str, Any]:
+        """Looks at the folder, and says how the run stands; nothing that lies there, or does not, is an error."""
         self._read_metrics()
         self.rollouts = self._find_rollouts()
         newest = max(self.rollouts, default=None)
@@ -54,15 +50,9 @@ class FollowedRun:
             self.status = DELETED
         elif self.status in (MISSING, UNKNOWN) and not self.rollouts:
             self.status = NOT_STARTED
-
-    def traces(self, rollout: int) -> dict[str, Any]:
-        """The data blocks of one rollout's traces, and what could not be read of them.
-
-        Raises:
-            DataError: There are none, or none that can be read.
-        """
-        found = read_traces(self.path, trace_files_of(rollout), max_bytes=MAX_TRACE_BYTES)
-        return {"blocks": pack_traces([(self.label, found)]), "problems": found.problems}
+        age = None if self.written is None else max(0, round(time.time() - self.written))
+        found = {"label": self.label, "status": self.status, "updates": self.updates, "age": age}
+        return found | {"rollouts": list(self.rollouts.items())}
 
     def _read_metrics(self) -> None:
         """Of a file that only grew, what was appended; of another file in its place, or a changed one, all."""
@@ -116,11 +106,3 @@ class FollowedRun:
 def _before(file: BinaryIO, at: int) -> bytes:
     file.seek(max(0, at - 256))
     return file.read(at - max(0, at - 256))
-
-
-def follow(paths: list[Path], labels: list[str]) -> list[FollowedRun]:
-    """Raises a DataError for what is no folder; a folder that does not exist yet may come."""
-    for path in paths:
-        if path.exists() and not path.is_dir():
-            raise DataError(f"{path} is a file, but must be a run's folder; `fipo report` shows single files.")
-    return [FollowedRun(path, label, Metrics(label)) for path, label in zip(paths, labels, strict=True)]

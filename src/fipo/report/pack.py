@@ -9,14 +9,14 @@ import gzip
 import json
 import math
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
 from fipo.errors import DataError
 from fipo.params import FIPOParams
-from fipo.report.channels import CHANNELS, for_the_page, recorded
+from fipo.report.channels import CHANNELS
 from fipo.traces import FLAGS, Trace, TraceSet
 from fipo.traces.analysis import analyze
 
@@ -59,13 +59,18 @@ def pack_traces(sets: list[tuple[str, TraceSet]]) -> dict[str, str]:
         "traces": index,
         "prompts": list(prompts),
         "sets": [_made(label, traces) for label, traces in sets],
-        "channels": for_the_page(),
+        "channels": [asdict(replace(channel, values=None)) for channel in CHANNELS],
         "flags": FLAGS,
         "trained": TRAINED,
         "columns": COLUMNS,
     }
     blocks = {name: pack_array(np.concatenate(parts)) for name, parts in columns.items() if parts}
-    return {"traces": pack_json(head), **_pack_vocabulary(vocabulary), **blocks}
+    return blocks | {
+        "traces": pack_json(head),
+        "vocabulary_ids": pack_array(np.array([index for index, _ in vocabulary], "<i4")),
+        "vocabulary_ends": pack_array(np.cumsum([len(piece) for _, piece in vocabulary]).astype("<u4")),
+        "vocabulary_bytes": _pack(b"".join(piece for _, piece in vocabulary)),
+    }
 
 
 def pack_json(value: Any) -> str:
@@ -92,7 +97,8 @@ def _columns(trace: Trace, vocabulary: Vocabulary, *, controlled: bool) -> dict[
     pairs = zip(trace.token_ids.tolist(), trace.token_bytes, strict=True)
     tokens = np.array([vocabulary.setdefault(pair, len(vocabulary)) for pair in pairs], "u4")
     flags = np.zeros(len(tokens), "u1") if trace.flags is None else trace.flags
-    found = recorded(trace) | {"tokens": tokens, "flags": flags | np.where(trace.trained, TRAINED, 0).astype("u1")}
+    found = {channel.name: channel.of(trace) for channel in CHANNELS if channel.dtype}
+    found |= {"tokens": tokens, "flags": flags | np.where(trace.trained, TRAINED, 0).astype("u1")}
     found |= {"advantages": trace.advantages, "old_logps": trace.old_logps, "logps": trace.logps}
     if trace.log_ratio is None and trace.logps is not None and trace.old_logps is not None:
         found["log_ratio"] = np.where(trace.trained, trace.logps - trace.old_logps, 0)
@@ -129,14 +135,6 @@ def _made(label: str, traces: TraceSet) -> dict[str, Any]:
         analysis = {"warnings": [str(error)]}
     about = {"label": label, "control": traces.control, "updates": traces.updates_per_rollout, "analysis": analysis}
     return about | {"knobs": asdict(traces.params or FIPOParams()), "known": traces.params is not None}
-
-
-def _pack_vocabulary(vocabulary: Vocabulary) -> dict[str, str]:
-    return {
-        "vocabulary_ids": pack_array(np.array([index for index, _ in vocabulary], "<i4")),
-        "vocabulary_ends": pack_array(np.cumsum([len(piece) for _, piece in vocabulary]).astype("<u4")),
-        "vocabulary_bytes": _pack(b"".join(piece for _, piece in vocabulary)),
-    }
 
 
 def _run_names(sets: list[tuple[str, TraceSet]]) -> dict[tuple[int, str], str]:

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
 from importlib.resources import files
@@ -97,23 +97,19 @@ def _read_run(path: Path, label: str, report: Report) -> None:
             f"{path} holds neither {METRICS_FILE} nor {TRACES_FOLDER}/*.parquet, but a report needs one of them; "
             "name the output_dir of `fipo train`."
         )
-    failures = []
-    if has_metrics:
+    readers: list[Callable[[], Metrics | TraceSet]] = [lambda: read_metrics(metrics, label)] if has_metrics else []
+    readers += [lambda: read_traces(path, max_bytes=MAX_TRACE_BYTES)] if has_traces else []
+    found, failures = [], []
+    for read in readers:
         try:
-            report.metrics.append(read_metrics(metrics, label))
-            report.problems += report.metrics[-1].problems
+            found.append(read())
         except DataError as error:
             failures.append(str(error))
-    if has_traces:
-        try:
-            found = read_traces(path, max_bytes=MAX_TRACE_BYTES)
-            report.traces.append((label, found))
-            report.problems += found.problems
-        except DataError as error:
-            failures.append(str(error))
-    if len(failures) == has_metrics + has_traces:
+    if not found:
         raise DataError(" ".join(failures))
-    report.problems += failures
+    report.metrics += [one for one in found if isinstance(one, Metrics)]
+    report.traces += [(label, one) for one in found if isinstance(one, TraceSet)]
+    report.problems += [problem for one in found for problem in one.problems] + failures
 
 
 def labels_of(paths: list[Path]) -> list[str]:

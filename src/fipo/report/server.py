@@ -7,7 +7,6 @@ could reach it by a name of its own) and come from the page itself. Needs starle
 import secrets
 import socket
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -23,8 +22,11 @@ from starlette.routing import Route
 
 from fipo.errors import DataError
 from fipo.report.curves import draw_curves
-from fipo.report.follow import FollowedRun, follow
-from fipo.report.page import labels_of, live_page
+from fipo.report.follow import FollowedRun
+from fipo.report.pack import pack_traces
+from fipo.report.page import MAX_TRACE_BYTES, labels_of, live_page
+from fipo.run_folder import trace_files_of
+from fipo.traces import read_traces
 
 LOOPBACK = "127.0.0.1"
 HOSTS = {LOOPBACK, "localhost", "[::1]"}
@@ -44,7 +46,11 @@ def watch(paths: list[Path], port: int, tell: Callable[[str], None]) -> None:
     Raises:
         DataError: A path is no folder, or the port is taken.
     """
-    runs, token, listener = follow(paths, labels_of(paths)), secrets.token_urlsafe(24), socket.socket()
+    for path in paths:
+        if path.exists() and not path.is_dir():  # one that does not exist yet may come
+            raise DataError(f"{path} is a file, but must be a run's folder; `fipo report` shows single files.")
+    runs = [FollowedRun(path, label) for path, label in zip(paths, labels_of(paths), strict=True)]
+    token, listener = secrets.token_urlsafe(24), socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((LOOPBACK, port))
@@ -53,13 +59,8 @@ def watch(paths: list[Path], port: int, tell: Callable[[str], None]) -> None:
         why = getattr(error, "strerror", None) or error
         raise DataError(f"port {port} cannot be had ({why}); choose another with --port.") from error
     address = f"http://{LOOPBACK}:{listener.getsockname()[1]}/?token={token}"
-    config = uvicorn.Config(
-        watching(runs, token, lambda: tell(address)),
-        lifespan="on",
-        log_level="error",
-        access_log=False,
-        server_header=False,
-    )
+    app = watching(runs, token, lambda: tell(address))
+    config = uvicorn.Config(app, lifespan="on", log_level="error", access_log=False, server_header=False)
     with suppress(KeyboardInterrupt):  # uvicorn ends well, and then raises it again
         uvicorn.Server(config).run(sockets=[listener])
 
@@ -71,29 +72,28 @@ def watching(runs: list[FollowedRun], token: str, ready: Callable[[], None]) -> 
     """
     lock, page = threading.Lock(), live_page([run.label for run in runs])
 
-    def show_page(_: Request) -> Response:
-        return HTMLResponse(page)
-
     def state(_: Request) -> Response:
-        for run in runs:
-            run.look()
-        return JSONResponse({"charts": sum(run.version for run in runs), "runs": [_state_of(run) for run in runs]})
-
-    def charts(_: Request) -> Response:
-        return JSONResponse(draw_curves([run.metrics for run in runs if run.metrics.series]))
+        states = [run.look() for run in runs]
+        return JSONResponse({"charts": sum(run.version for run in runs), "runs": states})
 
     def traces(request: Request) -> Response:
         run, rollout = (_index(request.query_params.get(name)) for name in ("run", "rollout"))
         if run is None or rollout is None or run >= len(runs) or rollout not in runs[run].rollouts:
             raise DataError("No traces of this rollout lie here any more; choose another.")
-        return JSONResponse(runs[run].traces(rollout))
+        found = read_traces(runs[run].path, trace_files_of(rollout), max_bytes=MAX_TRACE_BYTES)
+        return JSONResponse({"blocks": pack_traces([(runs[run].label, found)]), "problems": found.problems})
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         ready()
         yield
 
-    answers = {"/": show_page, "/state": state, "/charts": charts, "/traces": traces}
+    answers: dict[str, Callable[[Request], Response]] = {
+        "/": lambda _: HTMLResponse(page),
+        "/state": state,
+        "/charts": lambda _: JSONResponse(draw_curves([run.metrics for run in runs if run.metrics.series])),
+        "/traces": traces,
+    }
     return Starlette(
         routes=[Route(path, _guarded(answer, token, lock), methods=["GET"]) for path, answer in answers.items()],
         middleware=[Middleware(GZipMiddleware, minimum_size=2000)],
@@ -126,12 +126,6 @@ def _refusal(request: Request, token: str) -> str | None:
     if not secrets.compare_digest(request.query_params.get("token", "").encode(), token.encode()):
         return "The token is missing or wrong; open the address that fipo watch printed."
     return None
-
-
-def _state_of(run: FollowedRun) -> dict[str, object]:
-    age = None if run.written is None else max(0, round(time.time() - run.written))
-    rollouts = list(run.rollouts.items())
-    return {"label": run.label, "status": run.status, "updates": run.updates, "age": age, "rollouts": rollouts}
 
 
 def _no_such_page(_: Request, error: Exception) -> Response:

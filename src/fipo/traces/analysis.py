@@ -68,15 +68,12 @@ def analyze(traces: TraceSet) -> dict[str, Any]:
     if traces.control is not None:
         weight = packed.recorded_weight
     trained = packed.trained
+    about = {"decay_rate": str(params.decay_rate), "weight_low": params.weight_low, "weight_high": params.weight_high}
     result: dict[str, Any] = {
         "completions": len(known),
         "control": traces.control,
         "tokens": int(trained.sum()),
-        "params": {
-            "decay_rate": str(params.decay_rate),
-            "weight_low": params.weight_low,
-            "weight_high": params.weight_high,
-        },
+        "params": about,
         "weight": {
             **{name: float(getattr(weight[trained], name)()) for name in ("mean", "std", "min", "max")},
             "deciles": np.quantile(weight[trained], np.linspace(0, 1, 11)).tolist(),
@@ -85,12 +82,9 @@ def analyze(traces: TraceSet) -> dict[str, Any]:
         "flags": {name: float((packed.flags[trained] & bit > 0).mean()) for name, bit in FLAGS.items()},
         "what_if": _what_if(packed, params),
         "explained": {
-            name: _share_of_variance(weight[trained], by[trained])
-            for name, by in {
-                "position": packed.position,
-                "own_log_ratio": packed.log_ratio,
-                "chance": np.random.default_rng(0).random(len(weight)),
-            }.items()
+            "position": _share_of_variance(weight[trained], packed.position[trained]),
+            "own_log_ratio": _share_of_variance(weight[trained], packed.log_ratio[trained]),
+            "chance": _share_of_variance(weight[trained], np.random.default_rng(0).random(int(trained.sum()))),
         },
         "noise_floor": _noise_floor(packed, raw),
     }
@@ -171,8 +165,8 @@ def _noise_floor(packed: _Packed, raw: np.ndarray) -> dict[str, float] | None:
 
 def _tables(packed: _Packed, weight: np.ndarray) -> dict[str, Any]:
     """The trained tokens by part of the response, kind of token, rollout, and token."""
-    pieces = pa.array([piece for trace in packed.traces for piece in trace.token_bytes], pa.large_binary())
-    encoded = pieces.dictionary_encode()
+    pieces = (piece for trace in packed.traces for piece in trace.token_bytes)
+    encoded = pa.array(pieces, pa.large_binary()).dictionary_encode()
     vocabulary = [piece.decode(errors="replace") for piece in encoded.dictionary.to_pylist()]
     columns = {name: pa.array([getattr(t, name) for t in packed.traces]).take(packed.trace) for name in ROLLOUT}
     columns |= {"part": packed.position * POSITIONS // packed.length, "token": encoded.indices}
@@ -181,11 +175,9 @@ def _tables(packed: _Packed, weight: np.ndarray) -> dict[str, Any]:
     tokens = pa.table(columns).filter(packed.trained)
 
     def by(*keys: str) -> list[dict[str, Any]]:
-        wanted = [("weight", "count"), *((name, "mean") for name in ("weight", "above", "below"))]
-        found = (
-            tokens.group_by(list(keys)).aggregate(wanted).rename_columns([*keys, "tokens", "mean", "above", "below"])
-        )
-        rows: list[dict[str, Any]] = found.sort_by([(key, "ascending") for key in keys]).to_pylist()
+        wanted = [("weight", "count"), ("weight", "mean"), ("above", "mean"), ("below", "mean")]
+        found = tokens.group_by(list(keys)).aggregate(wanted).sort_by([(key, "ascending") for key in keys])
+        rows: list[dict[str, Any]] = found.rename_columns([*keys, "tokens", "mean", "above", "below"]).to_pylist()
         return rows
 
     often = [row | {"token": vocabulary[row["token"]]} for row in by("token") if row["tokens"] >= LEAST_OCCURRENCES]

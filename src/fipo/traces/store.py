@@ -57,18 +57,14 @@ def write_traces(
     control: str | None = None,
     updates_per_rollout: int | None = None,
 ) -> Path:
-    """Writes one Parquet file, whole or not at all, in row groups of about ROW_GROUP_TOKENS tokens.
+    """Writes one Parquet file, whole or not at all, in row groups of about ROW_GROUP_TOKENS tokens; returns its path.
 
     Args:
         traces: Any number of Trace; a generator is consumed one row group at a time.
         path: The file; its folder is made. An existing file is replaced.
-        params: The hyper-parameters of the weights; kept in the file's metadata for what-if analysis.
-        control: What gave the loss other weights than FIPO, if anything did: a `fipo_control`, a `fipo_rule` or both.
-        updates_per_rollout: Of the run, 0 if its metrics have one step a rollout; with it the report finds the traces
-            of a point of a curve.
-
-    Returns:
-        The path.
+        params: The hyper-parameters of the weights, for what-if analysis.
+        control: The `fipo_control`, the `fipo_rule` or both that gave the loss its weights, if FIPO did not.
+        updates_per_rollout: Of the run, 0 if its metrics have one step a rollout: for the report's curves.
     """
     metadata = {VERSION_KEY: str(SCHEMA_VERSION)}
     if params is not None:
@@ -86,8 +82,7 @@ def write_traces(
 
 
 def _row_groups(traces: Iterable[Trace]) -> Iterator[list[Trace]]:
-    rows: list[Trace] = []
-    tokens = 0
+    rows, tokens = list[Trace](), 0
     for trace in traces:
         if rows and tokens + len(trace.token_ids) > ROW_GROUP_TOKENS:
             yield rows
@@ -106,8 +101,7 @@ def read_traces(path: str | os.PathLike[str], pattern: str = "*.parquet", *, max
     Args:
         path: A run, a folder or a file.
         pattern: Which files of a folder; the trainer's are named `rollout_NNNNNN_step_NNNN_rank_N.parquet`.
-        max_bytes: Of files that are larger together, the last ones by name are read, and of the first of them the
-            last row groups; at least one row group is read, and `problems` says what was left out.
+        max_bytes: As many of the last row groups as fit are read, at least one; `problems` says what was left out.
 
     Raises:
         DataError: There is no trace at all.
@@ -134,63 +128,60 @@ def read_traces(path: str | os.PathLike[str], pattern: str = "*.parquet", *, max
 def updates_per_rollout(file: Path) -> int | None:
     """What the footer of a trace file says of it; None where it says nothing or cannot be read."""
     try:
-        return _updates_of(pq.read_schema(file).metadata or {})
+        text = (pq.read_schema(file).metadata or {}).get(UPDATES_KEY, b"")
     except UNREADABLE:
         return None
+    return int(text) if text.isdigit() and len(text) < 10 else None
 
 
 def _last(files: list[Path], max_bytes: int, problems: list[str]) -> list[tuple[Path, int]]:
-    """As many of the last files as fit, each with the first of its row groups to read; at least one row group."""
-    room, kept = max_bytes, list[tuple[Path, int]]()
+    """As many of the last row groups as fit, at least one: the files, each with the first of its row groups to read."""
+    room, kept, first = max_bytes, list[tuple[Path, int]](), 0
     for file in reversed(files):
-        size = file.stat().st_size if file.exists() else 0  # a dangling link is named where it is read
-        if size > room:
-            try:
-                first = _first_that_fits(file, room, max_bytes, problems, needed=not kept)
-            except UNREADABLE:
-                first = 0  # to be named as unreadable
-            kept += [] if first is None else [(file, first)]
+        try:
+            metadata, size = pq.read_metadata(file), file.stat().st_size
+            groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+        except UNREADABLE:
+            kept.append((file, 0))  # to be named where it is read
+            continue
+        # By its share of the uncompressed bytes: asking a damaged footer for a column's compressed size aborts Python.
+        scale, first = size / max(1, sum(group.total_byte_size for group in groups)), len(groups)
+        while first and (groups[first - 1].total_byte_size * scale <= room or not (kept or first < len(groups))):
+            first -= 1
+            room -= int(groups[first].total_byte_size * scale)
+        if first < len(groups) or not groups:
+            kept.append((file, first))
+        if first:
             break
-        room -= size
-        kept.append((file, 0))
     if len(kept) < len(files):
         problems.append(
             f"{files[0].parent} holds {len(files)} files of traces, more than the {max_bytes:,} bytes that are read at "
             f"once: these are the last {len(kept)}, from {kept[-1][0].name} on; name a file to see another."
         )
-    return kept[::-1]
-
-
-def _first_that_fits(file: Path, room: int, max_bytes: int, problems: list[str], *, needed: bool) -> int | None:
-    """The first of the last row groups that fit; None if none does, unless one is needed."""
-    metadata = pq.read_metadata(file)
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    # By its share of the uncompressed bytes: asking a damaged footer for a column's compressed size aborts Python.
-    scale = file.stat().st_size / max(1, sum(group.total_byte_size for group in groups))
-    first, room = len(groups), room - metadata.serialized_size
-    while first:
-        room -= int(scale * groups[first - 1].total_byte_size)
-        if room < 0 and not (needed and first == len(groups)):
-            break
-        first -= 1
-    if first and first == len(groups):
-        return None
-    if first:
-        rows = sum(group.num_rows for group in groups[first:])
+    if first and kept[-1][0] == file:
         problems.append(
-            f"{file} does not fit the {max_bytes:,} bytes of traces that are read at once: these are the last {rows} "
-            f"of its {metadata.num_rows} traces; fipo.traces.read_traces reads them all."
+            f"{file} does not fit the {max_bytes:,} bytes of traces that are read at once: these are the last "
+            f"{sum(group.num_rows for group in groups[first:])} of its {metadata.num_rows} traces; "
+            "fipo.traces.read_traces reads them all."
         )
-    return first
+    return kept[::-1]
 
 
 def _read_file(file: Path, first: int, found: TraceSet) -> None:
     with pq.ParquetFile(file) as parquet:
-        metadata = parquet.schema_arrow.metadata or {}
-        _check(metadata, parquet.schema_arrow.names)
-        params = _params_of(metadata)
-        groups = range(first, parquet.num_row_groups)
-        batches = parquet.iter_batches(BATCH_ROWS, row_groups=list(groups), columns=SCHEMA.names)
+        metadata, names = parquet.schema_arrow.metadata or {}, parquet.schema_arrow.names
+        version = metadata.get(VERSION_KEY, b"missing").decode()
+        if version != str(SCHEMA_VERSION):
+            remedy = "convert it with `fipo import`" if version == "missing" else "read it with the fipo that wrote it"
+            raise DataError(f"its schema version is {version}, but this fipo reads {SCHEMA_VERSION}; {remedy}.")
+        if missing := sorted(set(SCHEMA.names) - set(names)):
+            raise DataError(f"it lacks the columns {', '.join(missing)}; write it with fipo.traces.write_traces.")
+        try:
+            params = FIPOParams(**json.loads(metadata[PARAMS_KEY])) if PARAMS_KEY in metadata else None
+        except (TypeError, ValueError, RecursionError) as error:
+            raise DataError(f"its fipo.params are not FIPOParams: {error}; write the file again.") from error
+        groups = list(range(first, parquet.num_row_groups))
+        batches = parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=SCHEMA.names)
         found.traces += [trace for batch in batches for trace in _traces_of(batch)]
     if CONTROL_KEY in metadata:
         found.control = metadata[CONTROL_KEY].decode()
@@ -198,21 +189,11 @@ def _read_file(file: Path, first: int, found: TraceSet) -> None:
             f"The run was trained with the weights of {found.control} in place of FIPO's, and these are shown; under "
             "other hyper-parameters they are what FIPO would have given."
         )
-    updates = _updates_of(metadata)
+    updates = updates_per_rollout(file)
     found.updates_per_rollout = found.updates_per_rollout if updates is None else updates
     if params and found.params and params != found.params:
         found.problems.append(f"The traces were made with several settings; what is recomputed takes {params}.")
     found.params = params or found.params
-
-
-def _check(metadata: dict[bytes, bytes], names: list[str]) -> None:
-    version = metadata.get(VERSION_KEY, b"missing").decode()
-    if version != str(SCHEMA_VERSION):
-        remedy = "convert it with `fipo import`" if version == "missing" else "read it with the fipo that wrote it"
-        raise DataError(f"its schema version is {version}, but this fipo reads {SCHEMA_VERSION}; {remedy}.")
-    missing = sorted(set(SCHEMA.names) - set(names))
-    if missing:
-        raise DataError(f"it lacks the columns {', '.join(missing)}; write it with fipo.traces.write_traces.")
 
 
 def _traces_of(batch: pa.RecordBatch) -> Iterator[Trace]:
@@ -240,20 +221,6 @@ def _cells(name: str, column: pa.ListArray) -> list[Any]:
     lengths = column.value_lengths().fill_null(0).to_numpy()
     cells = np.split(values, np.cumsum(lengths)[:-1])
     return [cell if known else None for cell, known in zip(cells, column.is_valid().to_pylist(), strict=True)]
-
-
-def _params_of(metadata: dict[bytes, bytes]) -> FIPOParams | None:
-    if PARAMS_KEY not in metadata:
-        return None
-    try:
-        return FIPOParams(**json.loads(metadata[PARAMS_KEY]))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise DataError(f"its fipo.params are not FIPOParams: {error}; write the file again.") from error
-
-
-def _updates_of(metadata: dict[bytes, bytes]) -> int | None:
-    text = metadata.get(UPDATES_KEY, b"")
-    return int(text) if text.isdigit() and 0 < len(text) < 10 else None
 
 
 def mixed_tokenizers(traces: Iterable[Trace]) -> list[str]:

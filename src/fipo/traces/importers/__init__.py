@@ -7,14 +7,12 @@ from typing import Any
 from fipo.errors import DataError
 from fipo.params import FIPOParams
 from fipo.traces.importers import fipo_fork, prime_rl, slime
-from fipo.traces.importers.common import ImportOptions
 from fipo.traces.store import TraceSet, mixed_tokenizers
+from fipo.traces.tokens import byte_decoder, in_brackets
 
-IMPORTERS: dict[str, Callable[[Path, ImportOptions], TraceSet]] = {
-    "slime": slime.read,
-    "fipo-fork": fipo_fork.read,
-    "prime-rl": prime_rl.read,
-}
+IMPORTERS: dict[str, Callable[..., TraceSet]] = {
+    "slime": slime.read, "fipo-fork": fipo_fork.read, "prime-rl": prime_rl.read,
+}  # fmt: skip
 
 
 def import_dump(
@@ -41,8 +39,8 @@ def import_dump(
         raise DataError(f"The kind of dump is {kind!r}, but must be one of {', '.join(IMPORTERS)}; choose one.")
     if not source.exists():
         raise DataError(f"{source} does not exist; check the path.")
-    options = ImportOptions(tokenizer=tokenizer, params=params, current_logprobs=current_logprobs)
-    found = IMPORTERS[kind](source, options)
+    of_slime = {"current_logprobs": current_logprobs} if kind == "slime" else {}
+    found = IMPORTERS[kind](source, byte_decoder(tokenizer) if tokenizer else in_brackets, params, **of_slime)
     if not found.traces:
         why = "; ".join(found.problems) or "it has no file of that kind"
         raise DataError(f"{source} holds no {kind} dump that could be read: {why.removesuffix('.')}.")

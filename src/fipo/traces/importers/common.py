@@ -2,8 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +11,11 @@ import torch
 from fipo.core import token_credit
 from fipo.params import FIPOParams
 from fipo.traces.columns import trace_columns
-from fipo.traces.tokens import byte_decoder, in_brackets
 
 UNUSABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)  # of hostile input
 DAPO_CLIP = (0.2, 0.28)  # dumps do not tell PPO's
 
-
-@dataclass(frozen=True, kw_only=True)
-class ImportOptions:
-    """What the user knows of a dump; `import_dump` describes each."""
-
-    tokenizer: Any = None
-    params: FIPOParams | None = None
-    current_logprobs: bool = False
-
-    @cached_property
-    def bytes_of(self) -> Callable[[int], bytes]:
-        """The bytes of a token; without a tokenizer its id in brackets."""
-        return byte_decoder(self.tokenizer) if self.tokenizer else in_brackets
+BytesOf = Callable[[int], bytes]  # from a token id
 
 
 def use_lines(dump: Path, pattern: str, use: Callable[[Path, Any], None], problems: list[str]) -> None:

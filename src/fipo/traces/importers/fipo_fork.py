@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fipo.traces.importers.common import ImportOptions, credit, floats, use_lines
+from fipo.params import FIPOParams
+from fipo.traces.importers.common import BytesOf, credit, floats, use_lines
 from fipo.traces.schema import Trace
 from fipo.traces.store import TraceSet
 
@@ -19,9 +20,9 @@ FORK_GAPS = (
 )
 
 
-def read(dump: Path, options: ImportOptions) -> TraceSet:
+def read(dump: Path, bytes_of: BytesOf, params: FIPOParams | None) -> TraceSet:
     """A micro-batch a line: `negative_approx_kl`, Δ log p (B, L) times the loss mask, and `responses`, ids (B, L)."""
-    found = TraceSet(params=options.params)
+    found = TraceSet(params=params)
 
     def use(file: Path, row: dict[str, Any]) -> None:
         step = re.search(r"(\d+)\.jsonl$", file.name)
@@ -29,18 +30,18 @@ def read(dump: Path, options: ImportOptions) -> TraceSet:
         group, first = (last.group + 1, last.sample + 1) if last and last.rollout == rollout else (0, 0)
         place: dict[str, Any] = {"rollout": rollout, "group": group}
         responses = enumerate(_responses(row), start=first)
-        found.traces += [_trace(*columns, options, sample=sample, **place) for sample, columns in responses]
+        found.traces += [_trace(*columns, bytes_of, params, sample=sample, **place) for sample, columns in responses]
 
     use_lines(dump, FORK_FILES, use, found.problems)
     found.problems.append(FORK_GAPS)
     return found
 
 
-def _trace(ids: np.ndarray, log_ratio: np.ndarray, options: ImportOptions, **place: Any) -> Trace:
+def _trace(ids: np.ndarray, log_ratio: np.ndarray, bytes_of: BytesOf, params: FIPOParams | None, **place: Any) -> Trace:
     trained, unknown = np.ones(len(ids), dtype=bool), np.zeros_like(log_ratio)
-    columns = credit(log_ratio, unknown, unknown, trained, options.params)
+    columns = credit(log_ratio, unknown, unknown, trained, params)
     del columns["dropped"]  # needs advantages
-    pieces = [options.bytes_of(int(index)) for index in ids]
+    pieces = [bytes_of(int(index)) for index in ids]
     return Trace(token_ids=ids, token_bytes=pieces, trained=trained, run="fipo-fork", update=-1, **place, **columns)
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from fipo.traces.importers.common import ImportOptions, credit, floats, use_lines
+from fipo.params import FIPOParams
+from fipo.traces.importers.common import BytesOf, credit, floats, use_lines
 from fipo.traces.schema import FLAGS, Trace
 from fipo.traces.store import TraceSet
 
@@ -15,17 +16,19 @@ SAMPLER_IS_OLD = (
 )
 
 
-def read(dump: Path, options: ImportOptions) -> TraceSet:
+def read(dump: Path, bytes_of: BytesOf, params: FIPOParams | None) -> TraceSet:
     """A whole sequence a line, schema version 1: `token_ids, loss_mask, advantages, inference_logprobs, …`."""
-    found = TraceSet(params=options.params)
-    use_lines(
-        dump, "rank_*.jsonl", lambda _, row: found.traces.append(_trace(row, len(found), options)), found.problems
-    )
+    found = TraceSet(params=params)
+
+    def use(_: Path, row: dict[str, Any]) -> None:
+        found.traces.append(_trace(row, len(found), bytes_of, params))
+
+    use_lines(dump, "rank_*.jsonl", use, found.problems)
     found.problems.append(SAMPLER_IS_OLD)
     return found
 
 
-def _trace(row: dict[str, Any], place: int, options: ImportOptions) -> Trace:
+def _trace(row: dict[str, Any], place: int, bytes_of: BytesOf, params: FIPOParams | None) -> Trace:
     if row["schema_version"] != 1:
         raise ValueError(f"schema_version is {row['schema_version']}, but this fipo reads 1")
     ids, trained = np.array(row["token_ids"], dtype="int32"), np.array(row["loss_mask"], dtype=bool)
@@ -34,19 +37,19 @@ def _trace(row: dict[str, Any], place: int, options: ImportOptions) -> Trace:
     names |= {"advantages": "advantages", "entropy": "entropy"}
     columns: dict[str, Any] = {ours: floats(row[theirs])[start:] for ours, theirs in names.items()}
     trained = trained[start:]
-    weights = credit(columns["logps"], columns["old_logps"], columns["advantages"], trained, options.params)
+    weights = credit(columns["logps"], columns["old_logps"], columns["advantages"], trained, params)
     del weights["dropped"]  # prime-rl has no PPO clip and no sequence drop
     weights["flags"] &= FLAGS["outside"] | FLAGS["safety_capped"]
     return Trace(
         token_ids=ids[start:],
-        token_bytes=[options.bytes_of(int(index)) for index in ids[start:]],
+        token_bytes=[bytes_of(int(index)) for index in ids[start:]],
         trained=trained,
         run="prime-rl",
         rollout=int(row["step"]),
         update=-1,
         group=place,
         sample=place,
-        prompt=b"".join(options.bytes_of(int(index)) for index in ids[:start]).decode(errors="replace"),
+        prompt=b"".join(bytes_of(int(index)) for index in ids[:start]).decode(errors="replace"),
         **weights,
         **columns,
     )

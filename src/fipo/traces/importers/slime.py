@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fipo.traces.importers.common import UNUSABLE, ImportOptions, credit
+from fipo.params import FIPOParams
+from fipo.traces.importers.common import UNUSABLE, BytesOf, credit
 from fipo.traces.schema import Trace
 from fipo.traces.store import TraceSet
+from fipo.traces.tokens import in_brackets
 
 FORMAT_VERSION = 2
 NO_POLICY = (
@@ -17,9 +19,9 @@ NO_POLICY = (
 )
 
 
-def read(dump: Path, options: ImportOptions) -> TraceSet:
+def read(dump: Path, bytes_of: BytesOf, params: FIPOParams | None, *, current_logprobs: bool) -> TraceSet:
     """Joins every train dump in the folder with its rollout dump."""
-    found, strangers = TraceSet(params=options.params), 0
+    found, strangers = TraceSet(params=params), 0
     rollouts: dict[tuple[Any, Any], dict[str, Any]] = {}  # what the rollout dumps tell of a sample
     for file in sorted(dump.glob("**/*rollout*.pt")):
         held = _load(file, found.problems)
@@ -32,8 +34,9 @@ def read(dump: Path, options: ImportOptions) -> TraceSet:
         for number, sample in enumerate(held["samples"]):
             try:
                 about = rollouts.get((held["rollout_id"], int(_dict(sample)["sample_index"])), {})
-                trace = _trace(held["rollout_id"], sample, about, options)
-                strangers += options.tokenizer is not None and str(about.get("response") or "") not in trace.text
+                columns = _columns(sample, params, current_logprobs=current_logprobs)
+                trace = _trace(held["rollout_id"], sample, about, bytes_of, **columns)
+                strangers += bytes_of is not in_brackets and str(about.get("response") or "") not in trace.text
                 found.traces.append(trace)
             except UNUSABLE as error:
                 found.problems.append(f"{file}, sample {number} was left out: {error!r}.")
@@ -42,7 +45,7 @@ def read(dump: Path, options: ImportOptions) -> TraceSet:
             f"{strangers} of {len(found)} completions do not decode to the dump's own text, so their bytes are wrong; "
             "give the tokenizer that the run used."
         )
-    if found.traces and not options.current_logprobs:
+    if found.traces and not current_logprobs:
         found.problems.append(NO_POLICY)
     return found
 
@@ -68,28 +71,32 @@ def _dict(value: Any) -> dict[str, Any]:
     return value
 
 
-def _trace(rollout: int, sample: dict[str, Any], about: dict[str, Any], options: ImportOptions) -> Trace:
+def _columns(sample: dict[str, Any], params: FIPOParams | None, *, current_logprobs: bool) -> dict[str, Any]:
+    """What the train dump tells of every token, and FIPO's credit where it tells of the current policy."""
+    names = {"advantages": "advantages", "old_logps": "log_probs", "rollout_logps": "rollout_log_probs"}
+    if current_logprobs:
+        names = {"advantages": "advantages", "old_logps": "rollout_log_probs", "logps": "log_probs"}
+    elif sample.get("rollout_log_probs") is None:
+        del names["rollout_logps"]
+    known = {ours: sample[theirs] for ours, theirs in names.items()}
+    trained = sample["loss_masks"].bool()
+    found = credit(known["logps"], known["old_logps"], known["advantages"], trained, params) if current_logprobs else {}
+    return {name: value.float().numpy() for name, value in known.items()} | {"trained": trained.numpy(), **found}
+
+
+def _trace(rollout: int, sample: dict[str, Any], about: dict[str, Any], bytes_of: BytesOf, **columns: Any) -> Trace:
     """`sample` is the train dump's, `about` the rollout dump's with the same index, or empty."""
     length = int(sample["response_lengths"])
     tokens = [int(index) for index in sample["tokens"]]
     ids, before = tokens[len(tokens) - length :], tokens[: len(tokens) - length]
-    prompt = about.get("prompt") or b"".join(map(options.bytes_of, before)).decode(errors="replace")
+    prompt = about.get("prompt") or b"".join(map(bytes_of, before)).decode(errors="replace")
     if isinstance(prompt, list):  # a chat
         prompt = "\n".join(str(message.get("content", "")) for message in prompt)
-    old = sample["rollout_log_probs"] if options.current_logprobs else sample["log_probs"]
     scored = about.get("reward")  # the train dump's is less the group's mean, over its deviation
     reward = float(scored if isinstance(scored, int | float) else sample["rewards"])
-    columns = {"old_logps": old, "advantages": sample["advantages"]}
-    known: dict[str, Any] = {}
-    if options.current_logprobs:
-        columns["logps"] = sample["log_probs"]
-        known = credit(sample["log_probs"], old, sample["advantages"], sample["loss_masks"], options.params)
-    elif sample.get("rollout_log_probs") is not None:
-        columns["rollout_logps"] = sample["rollout_log_probs"]
     return Trace(
         token_ids=np.array(ids, dtype="int32"),
-        token_bytes=[options.bytes_of(index) for index in ids],
-        trained=sample["loss_masks"].bool().numpy(),
+        token_bytes=[bytes_of(index) for index in ids],
         run="slime",
         rollout=rollout,
         update=-1,
@@ -100,6 +107,5 @@ def _trace(rollout: int, sample: dict[str, Any], about: dict[str, Any], options:
         rewards={"reward": reward},
         truncated=bool(sample.get("truncated", 0)),
         stop_reason=str(about.get("status", "")),
-        **known,
-        **{name: value.float().numpy() for name, value in columns.items()},
+        **columns,
     )

@@ -32,13 +32,9 @@ Vocabulary = dict[tuple[int, bytes], int]  # id and bytes of a token → its pla
 
 
 def pack_traces(sets: list[tuple[str, TraceSet]]) -> dict[str, str]:
-    """The report's data blocks: name → base64 text.
+    """The report's data blocks, name → base64 text, for the label and the traces of every run.
 
-    Args:
-        sets: Label and traces of every run.
-
-    Returns:
-        `traces`, a JSON index with a line for every trace, one block for every column, and the vocabulary.
+    `traces` is a JSON index with a line for every trace; there is a block for every column, and the vocabulary.
     """
     columns: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
     sizes = dict.fromkeys(COLUMNS, 0)
@@ -85,8 +81,7 @@ def pack_text(text: str) -> str:
 
 def pack_array(values: np.ndarray) -> str:
     """First every entry's lowest byte, then every entry's next one: sign and exponent bytes then compress."""
-    planes = np.ascontiguousarray(values).view("u1").reshape(len(values), values.itemsize)
-    return _pack(np.ascontiguousarray(planes.T).tobytes())
+    return _pack(values.view("u1").reshape(len(values), values.itemsize).T.tobytes())
 
 
 def _pack(raw: bytes) -> str:

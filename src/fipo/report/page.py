@@ -4,7 +4,7 @@ import base64
 import hashlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
 from importlib.resources import files
@@ -75,41 +75,38 @@ def read_report(runs: Runs) -> Report:
         raise DataError("No run was given, but a report needs at least one; name a run's folder.")
     report = Report()
     for path, label in zip(paths, labels_of(paths), strict=True):
-        _read_run(path, label, report)
+        if not path.exists():
+            raise DataError(f"{path} does not exist, but must be a run's folder or a file of traces; check the path.")
+        metrics = path if path.suffix == ".jsonl" and path.is_file() else path / METRICS_FILE
+        has_metrics, has_traces = metrics.is_file(), any(path.glob("*.parquet"))
+        has_traces |= any(path.glob(f"{TRACES_FOLDER}/*.parquet")) or (path.is_file() and not has_metrics)
+        if not has_metrics and not has_traces:
+            raise DataError(
+                f"{path} holds neither {METRICS_FILE} nor {TRACES_FOLDER}/*.parquet, but a report needs one of them; "
+                "name the output_dir of `fipo train`."
+            )
+        failures = []
+        try:
+            if has_metrics:
+                report.metrics.append(read_metrics(metrics, label))
+                report.problems += report.metrics[-1].problems
+        except DataError as error:
+            failures.append(str(error))
+        try:
+            if has_traces:
+                report.traces.append((label, read_traces(path, max_bytes=MAX_TRACE_BYTES)))
+                report.problems += report.traces[-1][1].problems
+        except DataError as error:
+            failures.append(str(error))
+        if len(failures) == has_metrics + has_traces:
+            raise DataError(" ".join(failures))
+        report.problems += failures
     return report
 
 
 def live_page(labels: list[str]) -> str:
     """The page that `fipo watch` serves: it asks for its data, of the server that it came from alone."""
     return _page(", ".join(labels), [], {}, plotly=True, live=True)
-
-
-def _read_run(path: Path, label: str, report: Report) -> None:
-    """Adds a run's metrics and traces; where one of the two cannot be read, a problem."""
-    if not path.exists():
-        raise DataError(f"{path} does not exist, but must be a run's folder or a file of traces; check the path.")
-    metrics = path if path.suffix == ".jsonl" and path.is_file() else path / METRICS_FILE
-    has_metrics = metrics.is_file()
-    has_traces = path.is_file() and not has_metrics
-    has_traces |= any(path.glob(f"{TRACES_FOLDER}/*.parquet")) or any(path.glob("*.parquet"))
-    if not has_metrics and not has_traces:
-        raise DataError(
-            f"{path} holds neither {METRICS_FILE} nor {TRACES_FOLDER}/*.parquet, but a report needs one of them; "
-            "name the output_dir of `fipo train`."
-        )
-    readers: list[Callable[[], Metrics | TraceSet]] = [lambda: read_metrics(metrics, label)] if has_metrics else []
-    readers += [lambda: read_traces(path, max_bytes=MAX_TRACE_BYTES)] if has_traces else []
-    found, failures = [], []
-    for read in readers:
-        try:
-            found.append(read())
-        except DataError as error:
-            failures.append(str(error))
-    if not found:
-        raise DataError(" ".join(failures))
-    report.metrics += [one for one in found if isinstance(one, Metrics)]
-    report.traces += [(label, one) for one in found if isinstance(one, TraceSet)]
-    report.problems += [problem for one in found for problem in one.problems] + failures
 
 
 def labels_of(paths: list[Path]) -> list[str]:

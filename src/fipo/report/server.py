@@ -50,13 +50,11 @@ def watch(paths: list[Path], port: int, tell: Callable[[str], None]) -> None:
         if path.exists() and not path.is_dir():  # one that does not exist yet may come
             raise DataError(f"{path} is a file, but must be a run's folder; `fipo report` shows single files.")
     runs = [FollowedRun(path, label) for path, label in zip(paths, labels_of(paths), strict=True)]
-    token, listener = secrets.token_urlsafe(24), socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    token = secrets.token_urlsafe(24)
     try:
-        listener.bind((LOOPBACK, port))
-        listener.listen()  # so that the address answers as soon as it is told
+        listener = socket.create_server((LOOPBACK, port))  # the address answers as soon as it is told
     except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or error
+        why = (getattr(error, "strerror", None) or str(error)).partition(" (")[0]
         raise DataError(f"port {port} cannot be had ({why}); choose another with --port.") from error
     address = f"http://{LOOPBACK}:{listener.getsockname()[1]}/?token={token}"
     app = watching(runs, token, lambda: tell(address))
@@ -77,11 +75,13 @@ def watching(runs: list[FollowedRun], token: str, ready: Callable[[], None]) -> 
         return JSONResponse({"charts": sum(run.version for run in runs), "runs": states})
 
     def traces(request: Request) -> Response:
-        run, rollout = (_index(request.query_params.get(name)) for name in ("run", "rollout"))
-        if run is None or rollout is None or run >= len(runs) or rollout not in runs[run].rollouts:
-            raise DataError("No traces of this rollout lie here any more; choose another.")
-        found = read_traces(runs[run].path, trace_files_of(rollout), max_bytes=MAX_TRACE_BYTES)
-        return JSONResponse({"blocks": pack_traces([(runs[run].label, found)]), "problems": found.problems})
+        asked = tuple(request.query_params.get(name) for name in ("run", "rollout"))
+        places = [(number, run, rollout) for number, run in enumerate(runs) for rollout in run.rollouts]
+        for number, run, rollout in places:
+            if asked == (str(number), str(rollout)):
+                found = read_traces(run.path, trace_files_of(rollout), max_bytes=MAX_TRACE_BYTES)
+                return JSONResponse({"blocks": pack_traces([(run.label, found)]), "problems": found.problems})
+        raise DataError("No traces of this rollout lie here any more; choose another.")
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -131,7 +131,3 @@ def _refusal(request: Request, token: str) -> str | None:
 def _no_such_page(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return PlainTextResponse(error.detail, error.status_code, HEADERS)
-
-
-def _index(text: str | None) -> int | None:
-    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else None

@@ -16,7 +16,8 @@ from fipo.core.credit import LOG_RATIO_LIMIT
 from fipo.core.logged import NOISE_LIMIT, noise_warning
 from fipo.errors import DataError
 from fipo.params import FIPOParams
-from fipo.traces.schema import FLAGS, Trace
+from fipo.traces.columns import FLAGS
+from fipo.traces.schema import Trace
 from fipo.traces.store import TraceSet
 
 DECAY_RATES = (4.0, 8.0, 32.0, 128.0, math.inf)
@@ -157,10 +158,8 @@ def _share_of_variance(values: np.ndarray, by: np.ndarray) -> float:
 
 def _noise_floor(packed: _Packed, raw: np.ndarray) -> dict[str, float] | None:
     first = packed.trained & np.array([trace.update == 0 for trace in packed.traces])[packed.trace]
-    if not first.any():
-        return None
-    shift = np.abs(raw[first] - 1).mean()
-    return {"log_ratio": float(np.abs(packed.log_ratio[first]).mean()), "weight_shift": float(shift)}
+    sizes = {"log_ratio": np.abs(packed.log_ratio[first]), "weight_shift": np.abs(raw[first] - 1)}
+    return {name: float(size.mean()) for name, size in sizes.items()} if first.any() else None
 
 
 def _tables(packed: _Packed, weight: np.ndarray) -> dict[str, Any]:

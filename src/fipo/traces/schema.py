@@ -8,9 +8,6 @@ import numpy as np
 import pyarrow as pa
 
 from fipo.errors import InvalidInputError
-from fipo.traces.columns import FLAGS
-
-__all__ = ["FLAGS", "PER_TOKEN", "SCHEMA", "SCHEMA_VERSION", "Trace"]
 
 SCHEMA_VERSION = 2
 

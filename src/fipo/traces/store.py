@@ -229,7 +229,7 @@ def mixed_tokenizers(traces: Iterable[Trace]) -> list[str]:
     for trace in traces:
         for index, piece in dict(zip(trace.token_ids.tolist(), trace.token_bytes, strict=True)).items():
             first, run = known.setdefault(index, (piece, trace.run))
-            if index >= 0 and piece != first:  # an importer without a tokenizer gives −1
+            if piece != first:
                 return [
                     f"The traces mix tokenizers: token {index} is {first!r} in run {run!r} and {piece!r} in run "
                     f"{trace.run!r}; all are shown, but compare tokens within one run only."

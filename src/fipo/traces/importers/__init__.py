@@ -18,19 +18,16 @@ IMPORTERS: dict[str, Callable[..., TraceSet]] = {
 def import_dump(
     kind: str, source: Path, *, tokenizer: Any = None, params: FIPOParams | None = None, current_logprobs: bool = False
 ) -> TraceSet:
-    """Reads a dump.
+    """Reads a dump; `problems` of what it returns says what could not be recovered or read.
 
     Args:
-        kind: Who wrote it, and what: "slime": a folder with both debug dumps, `rollout_*.pt` and `train_*.pt`.
+        kind: "slime": a folder with both debug dumps, `rollout_*.pt` and `train_*.pt`. Or a file, or a folder of files:
             "fipo-fork": the `negative_approx_kl_global_step_*.jsonl` of the FIPO authors' verl. "prime-rl": the
-            `rank_*.jsonl` below `token_exports`. The last two may be one file or a folder of files.
+            `rank_*.jsonl` below `token_exports`.
         source: Where it is.
         tokenizer: A fast Hugging Face tokenizer, for token bytes; without it, tokens show as their ids.
         params: The hyper-parameters of the weights; without them fipo's defaults, and a sentence that says so.
         current_logprobs: slime only: `log_probs` are the current policy's, and `rollout_log_probs` π_old's.
-
-    Returns:
-        A TraceSet; `problems` says what could not be recovered or read.
 
     Raises:
         DataError: The kind is unknown, or nothing could be read.

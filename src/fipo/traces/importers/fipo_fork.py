@@ -28,21 +28,19 @@ def read(dump: Path, bytes_of: BytesOf, params: FIPOParams | None) -> TraceSet:
         step = re.search(r"(\d+)\.jsonl$", file.name)
         rollout, last = int(step[1]) if step else 0, found[-1] if found else None
         group, first = (last.group + 1, last.sample + 1) if last and last.rollout == rollout else (0, 0)
-        place: dict[str, Any] = {"rollout": rollout, "group": group}
-        responses = enumerate(_responses(row), start=first)
-        found.traces += [_trace(*columns, bytes_of, params, sample=sample, **place) for sample, columns in responses]
+        traces = []
+        for sample, (ids, log_ratio) in enumerate(_responses(row), start=first):
+            trained, unknown = np.ones(len(ids), dtype=bool), np.zeros_like(log_ratio)
+            columns: dict[str, Any] = credit(log_ratio, unknown, unknown, trained, params)
+            del columns["dropped"]  # needs advantages
+            columns |= {"token_ids": ids, "token_bytes": [bytes_of(int(index)) for index in ids], "trained": trained}
+            place: dict[str, Any] = {"rollout": rollout, "update": -1, "group": group, "sample": sample}
+            traces.append(Trace(run="fipo-fork", **place, **columns))
+        found.traces += traces
 
     use_lines(dump, FORK_FILES, use, found.problems)
     found.problems.append(FORK_GAPS)
     return found
-
-
-def _trace(ids: np.ndarray, log_ratio: np.ndarray, bytes_of: BytesOf, params: FIPOParams | None, **place: Any) -> Trace:
-    trained, unknown = np.ones(len(ids), dtype=bool), np.zeros_like(log_ratio)
-    columns = credit(log_ratio, unknown, unknown, trained, params)
-    del columns["dropped"]  # needs advantages
-    pieces = [bytes_of(int(index)) for index in ids]
-    return Trace(token_ids=ids, token_bytes=pieces, trained=trained, run="fipo-fork", update=-1, **place, **columns)
 
 
 def _responses(row: dict[str, Any]) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from fipo.params import FIPOParams
+from fipo.traces.columns import FLAGS
 from fipo.traces.importers.common import BytesOf, credit, floats, use_lines
-from fipo.traces.schema import FLAGS, Trace
+from fipo.traces.schema import Trace
 from fipo.traces.store import TraceSet
 
 SAMPLER_IS_OLD = (

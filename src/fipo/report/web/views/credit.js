@@ -34,10 +34,10 @@ export function setUpCredit() {
   stage.addEventListener("click", onTokenClick);
   for (const name of Object.keys(report.flags)) addToLegend(name, markOf(name));
   addToLegend("untrained", "");
-  byId("export-csv").addEventListener("click", () => download("fipo-view.csv", new Blob([viewAsCsv()], { type: "text/csv" })));
+  byId("export-csv").addEventListener("click", () => {
+    download("fipo-view.csv", new Blob([tracesAsCsv(report, stagedTraces(), state.knobs)], { type: "text/csv" }));
+  });
 }
-
-const viewAsCsv = () => tracesAsCsv(report, stagedTraces(), state.knobs);
 
 /** @type {() => NodeListOf<HTMLButtonElement>} */
 const modeButtons = () => document.querySelectorAll("#modes button");

@@ -25,11 +25,8 @@ export function drawSummary() {
   byId("summary-body").replaceChildren(make("p", {}, scope), ...drawn.flatMap(warningsOf), ...table, ...analyses.flatMap(cardsOf));
 }
 
-/** @type {(card: HTMLElement) => HTMLElement} */
-function wide(card) {
-  card.classList.add("wide");
-  return card;
-}
+/** @type {(element: HTMLElement) => HTMLElement} */
+const wide = (element) => Object.assign(element, { className: `${element.className} wide` });
 
 /** @type {(set: TraceSet, place: number, sets: TraceSet[]) => HTMLElement[]} */
 const warningsOf = ({ label, analysis }, _, sets) =>

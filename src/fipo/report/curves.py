@@ -35,15 +35,13 @@ LARGEST = 1e100  # plotly's axes fail near the end of float64
 MOST_POINTS = 500  # of a line: a chart is about as many pixels wide
 RANGES = {"fipo/weight_mean": ("fipo/weight_min", "fipo/weight_max")}  # a line's own band
 
-Series = dict[float, float]  # step → value
-
 
 @dataclass(slots=True)
 class Metrics:
     """One run's metrics: name → step → value, and a sentence for every line that could not be read."""
 
     run: str
-    series: dict[str, Series] = field(default_factory=lambda: defaultdict(dict))
+    series: dict[str, dict[float, float]] = field(default_factory=lambda: defaultdict(dict))
     problems: list[str] = field(default_factory=list)
     steps: str = "update"  # what a step is
 

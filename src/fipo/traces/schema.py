@@ -10,14 +10,11 @@ import pyarrow as pa
 from fipo.errors import InvalidInputError
 
 SCHEMA_VERSION = 2
+FLOATS = pa.list_(pa.float32())  # one a token
 
 
 def _column(kind: pa.DataType, **default: Any) -> Any:
     return field(metadata={"kind": kind}, **default)
-
-
-def _per_token(kind: pa.DataType) -> Any:
-    return _column(pa.list_(kind), default=None)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,17 +39,21 @@ class Trace:
     token_ids: np.ndarray = _column(pa.list_(pa.int32()))
     token_bytes: list[bytes] = _column(pa.list_(pa.binary()))  # exact: joined, they are the completion
     trained: np.ndarray = _column(pa.list_(pa.bool_()))
-    old_logps: np.ndarray | None = _per_token(pa.float32())
-    logps: np.ndarray | None = _per_token(pa.float32())
-    log_ratio: np.ndarray | None = _per_token(pa.float32())
-    future_kl: np.ndarray | None = _per_token(pa.float32())
-    raw_weight: np.ndarray | None = _per_token(pa.float32())
-    weight: np.ndarray | None = _per_token(pa.float32())
-    advantages: np.ndarray | None = _per_token(pa.float32())
-    entropy: np.ndarray | None = _per_token(pa.float32())  # nats
-    rollout_logps: np.ndarray | None = _per_token(pa.float32())  # of the engine that sampled, where π_old is another's
-    true_advantage: np.ndarray | None = _per_token(pa.float32())  # V(y≤t) − V(y<t) under π_old, where it was measured
-    flags: np.ndarray | None = _per_token(pa.uint8())  # the bits of FLAGS
+    old_logps: np.ndarray | None = _column(FLOATS, default=None)
+    logps: np.ndarray | None = _column(FLOATS, default=None)
+    log_ratio: np.ndarray | None = _column(FLOATS, default=None)
+    future_kl: np.ndarray | None = _column(FLOATS, default=None)
+    raw_weight: np.ndarray | None = _column(FLOATS, default=None)
+    weight: np.ndarray | None = _column(FLOATS, default=None)
+    advantages: np.ndarray | None = _column(FLOATS, default=None)
+    entropy: np.ndarray | None = _column(FLOATS, default=None)  # nats
+    rollout_logps: np.ndarray | None = _column(
+        FLOATS, default=None
+    )  # of the engine that sampled, where π_old is another's
+    true_advantage: np.ndarray | None = _column(
+        FLOATS, default=None
+    )  # V(y≤t) − V(y<t) under π_old, where it was measured
+    flags: np.ndarray | None = _column(pa.list_(pa.uint8()), default=None)  # the bits of FLAGS
 
     def __post_init__(self) -> None:
         for name in ("run", "prompt", "stop_reason"):

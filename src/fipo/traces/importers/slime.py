@@ -34,8 +34,8 @@ def read(dump: Path, bytes_of: BytesOf, params: FIPOParams | None, *, current_lo
         for number, sample in enumerate(held["samples"]):
             try:
                 about = rollouts.get((held["rollout_id"], int(_dict(sample)["sample_index"])), {})
-                columns = _columns(sample, params, current_logprobs=current_logprobs)
-                trace = _trace(held["rollout_id"], sample, about, bytes_of, **columns)
+                sample["rollout_id"] = held["rollout_id"]
+                trace = _trace(sample, about, bytes_of, params, current_logprobs)
                 strangers += bytes_of is not in_brackets and str(about.get("response") or "") not in trace.text
                 found.traces.append(trace)
             except UNUSABLE as error:
@@ -71,20 +71,9 @@ def _dict(value: Any) -> dict[str, Any]:
     return value
 
 
-def _columns(sample: dict[str, Any], params: FIPOParams | None, *, current_logprobs: bool) -> dict[str, Any]:
-    """What the train dump tells of every token, and FIPO's credit where it tells of the current policy."""
-    names = {"advantages": "advantages", "old_logps": "log_probs", "rollout_logps": "rollout_log_probs"}
-    if current_logprobs:
-        names = {"advantages": "advantages", "old_logps": "rollout_log_probs", "logps": "log_probs"}
-    elif sample.get("rollout_log_probs") is None:
-        del names["rollout_logps"]
-    known = {ours: sample[theirs] for ours, theirs in names.items()}
-    trained = sample["loss_masks"].bool()
-    found = credit(known["logps"], known["old_logps"], known["advantages"], trained, params) if current_logprobs else {}
-    return {name: value.float().numpy() for name, value in known.items()} | {"trained": trained.numpy(), **found}
-
-
-def _trace(rollout: int, sample: dict[str, Any], about: dict[str, Any], bytes_of: BytesOf, **columns: Any) -> Trace:
+def _trace(
+    sample: dict[str, Any], about: dict[str, Any], bytes_of: BytesOf, params: FIPOParams | None, current_logprobs: bool
+) -> Trace:
     """`sample` is the train dump's, `about` the rollout dump's with the same index, or empty."""
     length = int(sample["response_lengths"])
     tokens = [int(index) for index in sample["tokens"]]
@@ -94,11 +83,20 @@ def _trace(rollout: int, sample: dict[str, Any], about: dict[str, Any], bytes_of
         prompt = "\n".join(str(message.get("content", "")) for message in prompt)
     scored = about.get("reward")  # the train dump's is less the group's mean, over its deviation
     reward = float(scored if isinstance(scored, int | float) else sample["rewards"])
+    trained, advantages, logps, sampled = (
+        sample.get(name) for name in ("loss_masks", "advantages", "log_probs", "rollout_log_probs")
+    )
+    known: dict[str, Any] = {}
+    columns = {"advantages": advantages, "old_logps": logps, "rollout_logps": sampled}
+    if current_logprobs:
+        columns = {"advantages": advantages, "old_logps": sampled, "logps": logps}
+        known = credit(logps, sampled, advantages, trained, params)
     return Trace(
         token_ids=np.array(ids, dtype="int32"),
         token_bytes=[bytes_of(index) for index in ids],
+        trained=sample["loss_masks"].bool().numpy(),
         run="slime",
-        rollout=rollout,
+        rollout=sample["rollout_id"],
         update=-1,
         group=int(about.get("group_index", sample["sample_index"])),
         sample=int(sample["sample_index"]),
@@ -107,5 +105,6 @@ def _trace(rollout: int, sample: dict[str, Any], about: dict[str, Any], bytes_of
         rewards={"reward": reward},
         truncated=bool(sample.get("truncated", 0)),
         stop_reason=str(about.get("status", "")),
-        **columns,
+        **known,
+        **{name: value.float().numpy() for name, value in columns.items() if value is not None},
     )

@@ -42,15 +42,8 @@ CHANNELS = (
     Channel("advantage_weight", "advantage × weight", "", "the advantage that the loss used"),
     Channel("entropy", "entropy", "<f2", "of the policy's next token", unit="nats", neutral=None),
     Channel("ratio", "ratio", "", "π_θ / π_old of the token", neutral=1.0, scale="log"),
-    Channel(
-        *("true_advantage", "true advantage", "<f4"),
-        "by how much the token changed the probability of a right answer, where somebody measured it",
-        unit="(of a right answer's probability)",
-    ),
-    Channel(
-        *("mismatch", "trainer − engine", "<f4"),
-        "the trainer's log-probability less the rollout engine's, when the token was sampled; 0 if not trained",
-        unit="(log-probs when it was sampled)",
-        values=_mismatch,
-    ),
-)
+    Channel("true_advantage", "true advantage", "<f4", unit="(of a right answer's probability)",
+            help="by how much the token changed the probability of a right answer, where somebody measured it"),
+    Channel("mismatch", "trainer − engine", "<f4", unit="(log-probs when it was sampled)", values=_mismatch,
+            help="the trainer's log-probability less the rollout engine's, when it was sampled; 0 if not trained"),
+)  # fmt: skip

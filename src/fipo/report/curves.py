@@ -17,6 +17,7 @@ from fipo.errors import DataError
 SEED = re.compile(r"(.+?)[_-](?:seed[_-]?|s)\d+")
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b8860b", "#7f7f7f"]  # told apart by all eyes
 DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"]
+CLIPPED = r"clip_ratio/(low|high)_mean|pg_clipfrac|fipo/(dual_clipped|dropped_sequences)"
 CHARTS: list[tuple[str, str, str]] = [  # title, pattern of the metrics shown, unit
     ("Reward", r"reward|critic/score/mean|val-core/.+/reward/mean@\d+", ""),
     ("Held-out accuracy", r"eval_(greedy|(avg|pass)@\d+|.*accuracy.*)|val-core/.+/acc/(mean@\d+|.+/mean)", "%"),
@@ -25,11 +26,7 @@ CHARTS: list[tuple[str, str, str]] = [  # title, pattern of the metrics shown, u
     ("Weights at the bounds", r"fipo/(weight_at_low|weight_at_high|safety_capped)", "%"),
     ("Policy KL since the rollout", r"fipo/policy_kl", "nats"),
     ("Entropy", r"entropy", "nats"),
-    (
-        "Clipped tokens, dropped sequences",
-        r"clip_ratio/(low|high)_mean|pg_clipfrac|fipo/(dual_clipped|dropped_sequences)",
-        "%",
-    ),
+    ("Clipped tokens, dropped sequences", CLIPPED, "%"),
 ]
 LARGEST = 1e100  # plotly's axes fail near the end of float64
 MOST_POINTS = 500  # of a line: a chart is about as many pixels wide

@@ -40,7 +40,10 @@ def pack_traces(sets: list[tuple[str, TraceSet]]) -> dict[str, str]:
     sizes = dict.fromkeys(COLUMNS, 0)
     vocabulary: Vocabulary = {}
     prompts: dict[str, int] = {}
-    names = _run_names(sets)
+    # A run is called by its own name, with the label of its file where two runs share one.
+    own = {(number, trace.run): trace.run or label for number, (label, traces) in enumerate(sets) for trace in traces}
+    times = Counter(own.values())
+    names = {pair: f"{name} ({sets[pair[0]][0]})" if times[name] > 1 else name for pair, name in own.items()}
     index = []
     for number, (_, traces) in enumerate(sets):
         for trace in traces:
@@ -131,13 +134,6 @@ def _made(label: str, traces: TraceSet) -> dict[str, Any]:
         analysis = {"warnings": [str(error)]}
     about = {"label": label, "control": traces.control, "updates": traces.updates_per_rollout, "analysis": analysis}
     return about | {"knobs": asdict(traces.params or FIPOParams()), "known": traces.params is not None}
-
-
-def _run_names(sets: list[tuple[str, TraceSet]]) -> dict[tuple[int, str], str]:
-    """What the report calls a trace's run: its own name, with the label of its file where two runs share one."""
-    own = {(number, trace.run): trace.run or label for number, (label, traces) in enumerate(sets) for trace in traces}
-    times = Counter(own.values())
-    return {pair: f"{name} ({sets[pair[0]][0]})" if times[name] > 1 else name for pair, name in own.items()}
 
 
 def _finite(value: Any) -> Any:

@@ -6,15 +6,14 @@ could reach it by a name of its own) and come from the page itself. Needs starle
 
 import secrets
 import socket
-import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
@@ -64,57 +63,48 @@ def watch(paths: list[Path], port: int, tell: Callable[[str], None]) -> None:
 
 
 def watching(runs: list[FollowedRun], token: str, ready: Callable[[], None]) -> Starlette:
-    """What the server answers. Requests are answered one at a time: they share what was read.
+    """What the server answers, one request at a time: they share what was read.
 
     `ready` is called once a signal ends it as it should.
     """
-    lock, page = threading.Lock(), live_page([run.label for run in runs])
+    shell = live_page([run.label for run in runs])
 
-    def state(_: Request) -> Response:
+    async def page(_: Request) -> Response:
+        return HTMLResponse(shell)
+
+    async def state(_: Request) -> Response:
         states = [run.look() for run in runs]
         return JSONResponse({"charts": sum(run.version for run in runs), "runs": states})
 
-    def traces(request: Request) -> Response:
+    async def charts(_: Request) -> Response:
+        return JSONResponse(draw_curves([run.metrics for run in runs if run.metrics.series]))
+
+    async def traces(request: Request) -> Response:
         asked = tuple(request.query_params.get(name) for name in ("run", "rollout"))
         places = [(number, run, rollout) for number, run in enumerate(runs) for rollout in run.rollouts]
         for number, run, rollout in places:
             if asked == (str(number), str(rollout)):
                 found = read_traces(run.path, trace_files_of(rollout), max_bytes=MAX_TRACE_BYTES)
                 return JSONResponse({"blocks": pack_traces([(run.label, found)]), "problems": found.problems})
-        raise DataError("No traces of this rollout lie here any more; choose another.")
+        return PlainTextResponse("No traces of this rollout lie here any more; choose another.", 404)
+
+    async def guard(request: Request, answer: RequestResponseEndpoint) -> Response:
+        refusal = _refusal(request, token)
+        response = PlainTextResponse(refusal, 403) if refusal else await answer(request)
+        response.headers.update(HEADERS)
+        return response
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         ready()
         yield
 
-    answers: dict[str, Callable[[Request], Response]] = {
-        "/": lambda _: HTMLResponse(page),
-        "/state": state,
-        "/charts": lambda _: JSONResponse(draw_curves([run.metrics for run in runs if run.metrics.series])),
-        "/traces": traces,
-    }
     return Starlette(
-        routes=[Route(path, _guarded(answer, token, lock), methods=["GET"]) for path, answer in answers.items()],
-        middleware=[Middleware(GZipMiddleware, minimum_size=2000)],
-        exception_handlers={HTTPException: _no_such_page},
+        routes=[Route("/", page), *(Route(f"/{answer.__name__}", answer) for answer in (state, charts, traces))],
+        middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard), Middleware(GZipMiddleware, minimum_size=2000)],
+        exception_handlers={DataError: lambda _, error: PlainTextResponse(str(error), 404)},
         lifespan=lifespan,
     )
-
-
-def _guarded(answer: Callable[[Request], Response], token: str, lock: threading.Lock) -> Callable[[Request], Response]:
-    def guarded(request: Request) -> Response:
-        if refusal := _refusal(request, token):
-            return PlainTextResponse(refusal, 403, HEADERS)
-        try:
-            with lock:
-                response = answer(request)
-        except DataError as error:
-            return PlainTextResponse(str(error), 404, HEADERS)
-        response.headers.update(HEADERS)
-        return response
-
-    return guarded
 
 
 def _refusal(request: Request, token: str) -> str | None:
@@ -126,8 +116,3 @@ def _refusal(request: Request, token: str) -> str | None:
     if not secrets.compare_digest(request.query_params.get("token", "").encode(), token.encode()):
         return "The token is missing or wrong; open the address that fipo watch printed."
     return None
-
-
-def _no_such_page(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return PlainTextResponse(error.detail, error.status_code, HEADERS)

@@ -70,6 +70,8 @@ def analyze(traces: TraceSet) -> dict[str, Any]:
         weight = packed.recorded_weight
     trained = packed.trained
     about = {"decay_rate": str(params.decay_rate), "weight_low": params.weight_low, "weight_high": params.weight_high}
+    first = trained & np.array([trace.update == 0 for trace in known])[packed.trace]
+    noise = {"log_ratio": np.abs(packed.log_ratio), "weight_shift": np.abs(raw - 1)}
     result: dict[str, Any] = {
         "completions": len(known),
         "control": traces.control,
@@ -87,7 +89,7 @@ def analyze(traces: TraceSet) -> dict[str, Any]:
             "own_log_ratio": _share_of_variance(weight[trained], packed.log_ratio[trained]),
             "chance": _share_of_variance(weight[trained], np.random.default_rng(0).random(int(trained.sum()))),
         },
-        "noise_floor": _noise_floor(packed, raw),
+        "noise_floor": {name: float(x[first].mean()) for name, x in noise.items()} if first.any() else None,
     }
     result |= _tables(packed, weight)
     broken = f"{packed.broken} tokens have a log-ratio or weight that is not finite; look for NaN in the log-probs."
@@ -134,8 +136,8 @@ def _what_if(packed: _Packed, params: FIPOParams) -> list[dict[str, Any]]:
         for clip in CLIP_RATIOS:
             changed = replace(params, clip_ratio_low=clip, clip_ratio_high=clip)
             weight, raw = (values[packed.trained] for values in packed.weights(credit, changed))
-            row: dict[str, Any] = {"decay_rate": "inf" if math.isinf(decay_rate) else decay_rate}  # for strict JSON
-            row |= {"clip_ratio": clip, "std": float(weight.std())}
+            shown = "inf" if math.isinf(decay_rate) else decay_rate  # for strict JSON
+            row: dict[str, Any] = {"decay_rate": shown, "clip_ratio": clip, "std": float(weight.std())}
             rows.append(row | _at_bounds(raw, changed))
     return rows
 
@@ -154,12 +156,6 @@ def _share_of_variance(values: np.ndarray, by: np.ndarray) -> float:
     counts = np.bincount(bins, minlength=BINS)
     means = np.bincount(bins, values, minlength=BINS) / np.maximum(counts, 1)
     return float((counts * (means - values.mean()) ** 2).sum() / (len(values) * total))
-
-
-def _noise_floor(packed: _Packed, raw: np.ndarray) -> dict[str, float] | None:
-    first = packed.trained & np.array([trace.update == 0 for trace in packed.traces])[packed.trace]
-    sizes = {"log_ratio": np.abs(packed.log_ratio[first]), "weight_shift": np.abs(raw[first] - 1)}
-    return {name: float(size.mean()) for name, size in sizes.items()} if first.any() else None
 
 
 def _tables(packed: _Packed, weight: np.ndarray) -> dict[str, Any]:

@@ -66,14 +66,9 @@ def write_traces(
         control: The `fipo_control`, the `fipo_rule` or both that gave the loss its weights, if FIPO did not.
         updates_per_rollout: Of the run, 0 if its metrics have one step a rollout: for the report's curves.
     """
-    metadata = {VERSION_KEY: str(SCHEMA_VERSION)}
-    if params is not None:
-        metadata[PARAMS_KEY] = json.dumps(asdict(params))
-    if control is not None:
-        metadata[CONTROL_KEY] = control
-    if updates_per_rollout is not None:
-        metadata[UPDATES_KEY] = str(updates_per_rollout)
-    schema = SCHEMA.with_metadata(metadata)
+    known = {VERSION_KEY: SCHEMA_VERSION, CONTROL_KEY: control, UPDATES_KEY: updates_per_rollout}
+    known |= {PARAMS_KEY: None if params is None else json.dumps(asdict(params))}
+    schema = SCHEMA.with_metadata({key: str(value) for key, value in known.items() if value is not None})
     with whole_file(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd", **ENCODING) as writer:
         for rows in _row_groups(traces):
             columns = [pa.array([getattr(row, column.name) for row in rows], column.type) for column in schema]

@@ -11,8 +11,10 @@ from fipo.traces.store import TraceSet, mixed_tokenizers
 from fipo.traces.tokens import byte_decoder, in_brackets
 
 IMPORTERS: dict[str, Callable[..., TraceSet]] = {
-    "slime": slime.read, "fipo-fork": fipo_fork.read, "prime-rl": prime_rl.read,
-}  # fmt: skip
+    "slime": slime.read,
+    "fipo-fork": fipo_fork.read,
+    "prime-rl": prime_rl.read,
+}
 
 
 def import_dump(

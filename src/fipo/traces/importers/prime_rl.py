@@ -22,35 +22,22 @@ def read(dump: Path, bytes_of: BytesOf, params: FIPOParams | None) -> TraceSet:
     found = TraceSet(params=params)
 
     def use(_: Path, row: dict[str, Any]) -> None:
-        found.traces.append(_trace(row, len(found), bytes_of, params))
+        if row["schema_version"] != 1:
+            raise ValueError(f"schema_version is {row['schema_version']}, but this fipo reads 1")
+        ids, trained = np.array(row["token_ids"], dtype="int32"), np.array(row["loss_mask"], dtype=bool)
+        start = int(trained.argmax())  # prompts are not trained on
+        names = {"old_logps": "inference_logprobs", "logps": "trainer_logprobs"}
+        names |= {"advantages": "advantages", "entropy": "entropy"}
+        columns: dict[str, Any] = {ours: floats(row[theirs])[start:] for ours, theirs in names.items()}
+        columns |= {"trained": trained[start:], "rollout": int(row["step"]), "group": len(found), "sample": len(found)}
+        weights = credit(*(columns[name] for name in ("logps", "old_logps", "advantages", "trained")), params)
+        del weights["dropped"]  # prime-rl has no PPO clip and no sequence drop
+        weights["flags"] &= FLAGS["outside"] | FLAGS["safety_capped"]
+        pieces = [bytes_of(int(index)) for index in ids]
+        prompt = b"".join(pieces[:start]).decode(errors="replace")
+        columns |= {"token_ids": ids[start:], "token_bytes": pieces[start:], "prompt": prompt}
+        found.traces.append(Trace(run="prime-rl", update=-1, **columns, **weights))
 
     use_lines(dump, "rank_*.jsonl", use, found.problems)
     found.problems.append(SAMPLER_IS_OLD)
     return found
-
-
-def _trace(row: dict[str, Any], place: int, bytes_of: BytesOf, params: FIPOParams | None) -> Trace:
-    if row["schema_version"] != 1:
-        raise ValueError(f"schema_version is {row['schema_version']}, but this fipo reads 1")
-    ids, trained = np.array(row["token_ids"], dtype="int32"), np.array(row["loss_mask"], dtype=bool)
-    start = int(trained.argmax())  # prompts are not trained on
-    names = {"old_logps": "inference_logprobs", "logps": "trainer_logprobs"}
-    names |= {"advantages": "advantages", "entropy": "entropy"}
-    columns: dict[str, Any] = {ours: floats(row[theirs])[start:] for ours, theirs in names.items()}
-    trained = trained[start:]
-    weights = credit(columns["logps"], columns["old_logps"], columns["advantages"], trained, params)
-    del weights["dropped"]  # prime-rl has no PPO clip and no sequence drop
-    weights["flags"] &= FLAGS["outside"] | FLAGS["safety_capped"]
-    return Trace(
-        token_ids=ids[start:],
-        token_bytes=[bytes_of(int(index)) for index in ids[start:]],
-        trained=trained,
-        run="prime-rl",
-        rollout=int(row["step"]),
-        update=-1,
-        group=place,
-        sample=place,
-        prompt=b"".join(bytes_of(int(index)) for index in ids[:start]).decode(errors="replace"),
-        **weights,
-        **columns,
-    )

@@ -27,15 +27,16 @@ export const onChange = (listener) => void listeners.push(listener);
 /** Every change of what is shown goes through here. @type {(changes: Partial<View>) => void} */
 export function change(changes) {
   const before = { ...state };
-  Object.assign(state, changes);
-  for (const listener of listeners) listener((...names) => names.some((name) => before[name] !== state[name]));
-  writeHash();
+  apply(changes, (...names) => names.some((name) => before[name] !== state[name]));
 }
 
 /** Draws everything again, for data that changed. @type {(changes: Partial<View>) => void} */
-export function redraw(changes) {
+export const redraw = (changes) => apply(changes, () => true);
+
+/** @type {(changes: Partial<View>, changed: Changed) => void} */
+function apply(changes, changed) {
   Object.assign(state, changes);
-  for (const listener of listeners) listener(() => true);
+  for (const listener of listeners) listener(changed);
   writeHash();
 }
 

@@ -30,7 +30,7 @@ def read(dump: Path, bytes_of: BytesOf, params: FIPOParams | None) -> TraceSet:
         names |= {"advantages": "advantages", "entropy": "entropy"}
         columns: dict[str, Any] = {ours: floats(row[theirs])[start:] for ours, theirs in names.items()}
         columns |= {"trained": trained[start:], "rollout": int(row["step"]), "group": len(found), "sample": len(found)}
-        weights = credit(*(columns[name] for name in ("logps", "old_logps", "advantages", "trained")), params)
+        weights = credit(columns["logps"], columns["old_logps"], columns["advantages"], trained[start:], params)
         del weights["dropped"]  # prime-rl has no PPO clip and no sequence drop
         weights["flags"] &= FLAGS["outside"] | FLAGS["safety_capped"]
         pieces = [bytes_of(int(index)) for index in ids]

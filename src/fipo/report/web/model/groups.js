@@ -120,7 +120,6 @@ function keyOf(report, index, sort) {
   const facts = report.traces[index];
   if (sort === "reward") return facts.reward ?? -Number.MAX_VALUE;
   if (sort === "length") return facts.length;
-  const spread = spreads.get(facts) ?? weightSpread(openTrace(report, index));
-  spreads.set(facts, spread);
-  return spread;
+  if (!spreads.has(facts)) spreads.set(facts, weightSpread(openTrace(report, index)));
+  return spreads.get(facts) ?? 0;
 }

@@ -45,7 +45,7 @@ const markOf = (step) => ({
  *   `takeText` gives plotly's script; `open` gets the runs and the step of a point that is clicked
  */
 export async function drawCurves(takeText, open) {
-  showHint();
+  byId("curves-hint").hidden = report.tracedSteps.length === 0;
   if (state.tab !== "curves" || drawn === report.charts || !report.charts) return;
   drawn = report.charts;
   for (const { title, figure } of drawn) showFigure(title, figure);
@@ -62,8 +62,6 @@ export async function drawCurves(takeText, open) {
   for (const plot of figures.keys()) observer.observe(plot);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", refreshCurves);
 }
-
-const showHint = () => void (byId("curves-hint").hidden = report.tracedSteps.length === 0);
 
 /** @type {(title: string, figure: Chart["figure"]) => void} */
 function showFigure(title, figure) {
@@ -87,7 +85,7 @@ function drawPlot(plot, open) {
 
 /** Draws again what is drawn, in the present colours and with the present marks. */
 export function refreshCurves() {
-  showHint();
+  byId("curves-hint").hidden = report.tracedSteps.length === 0;
   for (const [plot, figure] of figures) {
     if (plot.classList.contains("drawn")) plotly().react(plot, figure.data, layoutOf(figure));
   }

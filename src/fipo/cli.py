@@ -219,7 +219,8 @@ def _analyze(options: argparse.Namespace) -> int:
     weight = result["weight"]
     print(
         f"{result['tokens']:,} trained tokens of {result['completions']:,} completions: weight {weight['mean']:.4f} on "
-        f"average, standard deviation {weight['std']:.4f}. `fipo report` shows the tables, --json all numbers."
+        f"average, standard deviation {weight['std']:.4f}; {weight['at_low']:.1%} at the lower bound, "
+        f"{weight['at_high']:.1%} at the upper one. `fipo report` shows the tables, --json all numbers."
     )
     for sentence in [*result["warnings"], *traces.problems]:
         print(f"! {printable(sentence)}")

@@ -62,7 +62,7 @@ def test_help_shows_fipos_own_settings_first(capsys, monkeypatch):
     assert "--per_device_train_batch_size" in capsys.readouterr().out
 
 
-def test_analyze_prints_tables_and_json(tmp_path, capsys):
+def test_analyze_prints_warnings_and_json(tmp_path, capsys):
     columns = {"log_ratio": np.linspace(-0.1, 0.1, 40, dtype="float32"), "trained": np.ones(40, bool)}
     ids = np.arange(40, dtype="int32")
     write_traces([Trace(token_ids=ids, token_bytes=[b"a"] * 40, **columns)], tmp_path / "run" / "traces" / "a.parquet")

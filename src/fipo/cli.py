@@ -91,7 +91,7 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     analyze.add_argument("--json", action="store_true", help="print the numbers as JSON")
     importer = add("import", _import, "Convert a dump of another stack to traces.")
     importer.add_argument("dump", type=Path, help="the dump's file or folder")
-    importer.add_argument("--from", dest="kind", required=True, help="slime, trl, verl, fipo-fork or prime-rl")
+    importer.add_argument("--from", dest="kind", required=True, help="slime, fipo-fork or prime-rl")
     importer.add_argument("-o", "--output", type=Path, default=Path("traces.parquet"), help="the trace file to write")
     importer.add_argument("--tokenizer", help="a folder or hub name, for token bytes")
     importer.add_argument("--preset", help="the hyper-parameters of the weights: 7b or 32b")
@@ -167,17 +167,21 @@ def _test_reward(options: argparse.Namespace) -> int:
 
 def _analyze(options: argparse.Namespace) -> int:
     with _extra("report"):
-        from rich.console import Console
-
         from fipo.traces import read_traces
         from fipo.traces.analysis import analyze
-        from fipo.traces.present import show_analysis
     traces = read_traces(options.traces)
     result = analyze(traces)
     if options.json:
         print(json.dumps(result | {"problems": traces.problems}, indent=1, allow_nan=False))
-    else:
-        show_analysis(result, traces.problems, Console(highlight=False))
+        return 0
+    weight = result["weight"]
+    print(
+        f"{result['tokens']:,} trained tokens of {result['completions']:,} completions: weight {weight['mean']:.4f} on "
+        f"average, standard deviation {weight['std']:.4f}; {weight['at_low']:.1%} at the lower bound, "
+        f"{weight['at_high']:.1%} at the upper one. `fipo report` shows the tables, --json all numbers."
+    )
+    for sentence in [*result["warnings"], *traces.problems]:
+        print(f"! {printable(sentence)}")
     return 0
 
 

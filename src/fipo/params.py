@@ -13,7 +13,6 @@ from typing import Any, Literal, get_args
 from fipo.errors import InvalidParameterError
 
 Distance = Literal["position", "trained"]
-FORMER_KNOBS = ("chunk_size",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

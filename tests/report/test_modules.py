@@ -9,6 +9,7 @@ from posixpath import dirname, join, normpath
 
 import pytest
 
+from fipo.report.channels import CHANNELS
 from fipo.report.page import Report
 
 WEB = Path(str(files("fipo.report") / "web"))
@@ -50,6 +51,15 @@ def test_one_script_with_every_module_behind_those_it_imports():
     assert sorted(f"{name}.js" for name in scopes) == sorted(SOURCES)
     for place, name in enumerate(scopes):
         assert IMPORTS[f"{name}.js"] <= {f"{earlier}.js" for earlier in scopes[:place]}
+
+
+def test_the_document_shows_the_channels_of_the_package():
+    lines = ["| key | channel | in the CSV | meaning |", "| --- | --- | --- | --- |"]
+    for key, one in enumerate(CHANNELS, 1):
+        lines.append(f"| `{key}` | {one.label} | `{one.name}` | {one.help} |")
+    table = "\n".join(lines)
+    document = Path(__file__).parents[2] / "docs" / "report.md"
+    assert table in document.read_text(encoding="utf-8"), f"put this table there:\n{table}"
 
 
 def test_a_wheel_holds_every_file():

@@ -12,7 +12,9 @@ from synthetic_traces import HOSTILE, PARAMS, trace, write_metrics
 
 from fipo import fipo_loss, future_kl
 from fipo.report import render_report
-from fipo.traces import write_traces
+from fipo.report.channels import CHANNELS
+from fipo.traces import read_traces, write_traces
+from fipo.traces.analysis import analyze
 
 pytestmark = pytest.mark.browser
 
@@ -26,12 +28,13 @@ def test_tokens_and_channels(html, open_page):
     assert token(page, 13).get_attribute("data-marks") == "d"
     mismatch = page.evaluate("Array.from(fipo.page.columns.mismatch.slice(0, 60))")
     assert [t for t, value in enumerate(mismatch) if value == 0] == [30, 31, 32]  # what is not trained is not counted
-    names = ["log_ratio", "future_kl", "weight", "advantage × weight", "entropy", "ratio", "true advantage"]
     colours = set()
-    for key, name in enumerate([*names, "trainer − engine"], 1):
+    for key, channel in enumerate(CHANNELS, 1):
         page.keyboard.press(str(key))
-        assert page.locator("#channels [aria-pressed=true]").text_content() == name
-        assert page.locator("#legend").text_content().startswith(name)
+        assert page.locator("#channels [aria-pressed=true]").text_content() == channel.label
+        assert page.locator("#legend").text_content().startswith(channel.label)
+        said = page.locator("#help-channels tr").nth(key - 1).text_content()
+        assert said == f"{key}colour by {channel.label}: {channel.help}"
         colours.add(token(page, 3).get_attribute("style"))
     assert len(colours) >= 4
 
@@ -47,21 +50,15 @@ def credit(one, knobs):
 def test_the_page_computes_what_fipo_computes_as_knobs_are_moved(html, open_page):
     """That its formulas are fipo's under all knobs, golden.json says."""
     page = open_page(html)
-    moved = {"decay_rate": 2.0, "clip_ratio_high": 0.5, "clip_ratio_low": 0.6, "safety_thresh": 2.0}
-    for knobs in ({}, moved, {"decay_rate": float("inf"), "clip_high_only": True, "distance": "trained"}):
-        page.evaluate("fipo.change({ knobs: {} })")
-        for name, value in knobs.items():
-            if name == "clip_high_only":
-                page.check(f"#knob-{name}")
-            elif name == "distance":
-                page.select_option(f"#knob-{name}", value)
-            else:
-                slide(page, name, value if name != "decay_rate" else {2.0: 10}.get(value, 91))
-        for index, (sample, update) in {0: (0, 0), 3: (1, 1)}.items():
-            found = page.evaluate(f"fipo.columns({index})")
-            expected_kl, expected_weight = credit(trace(sample, length=60 + sample, update=update), knobs)
-            np.testing.assert_allclose(found["futureKl"], expected_kl, atol=1e-6)
-            np.testing.assert_allclose(found["weight"], expected_weight, atol=1e-6)
+    for name, place in {"decay_rate": 10, "clip_ratio_high": 0.5, "clip_ratio_low": 0.6, "safety_thresh": 2.0}.items():
+        slide(page, name, place)
+    page.check("#knob-clip_high_only")
+    page.select_option("#knob-distance", "trained")
+    knobs = {"decay_rate": 2.0, "clip_ratio_high": 0.5, "safety_thresh": 2.0, "clip_high_only": True}
+    found = page.evaluate("fipo.columns(3)")
+    future_kl, weight = credit(trace(1, length=61, update=1), knobs | {"distance": "trained"})
+    np.testing.assert_allclose(found["futureKl"], future_kl, atol=1e-6)
+    np.testing.assert_allclose(found["weight"], weight, atol=1e-6)
 
 
 def test_hover_tells_the_arithmetic(html, open_page):
@@ -117,17 +114,12 @@ def heads(page, word):
     return [re.search(rf"{word} (\d+)", head)[1] for head in page.locator("#stage h3").all_text_contents()]
 
 
-def test_groups_and_updates(html, tmp_path, open_page):
+def test_groups_and_updates(html, open_page):
     page = open_page(html)
     page.keyboard.press("g")
     assert heads(page, "sample") == ["0", "3", "1", "2"]  # by reward
     page.keyboard.press("u")
     assert heads(page, "update") == ["0", "1"]
-    rows = [trace(sample, update=sample % 3) for sample in range(8)]  # a group spread over a rollout's updates
-    write_traces(rows, tmp_path / "a.parquet", PARAMS)
-    page = open_page(render_report(tmp_path / "a.parquet", tmp_path / "a.html"))
-    page.keyboard.press("g")
-    assert sorted(heads(page, "sample")) == ["0", "1", "2", "3"]
 
 
 def test_hostile_text_is_only_text(html, open_page):
@@ -154,12 +146,29 @@ def test_an_imported_trace_shows_what_is_known(html, open_page):
     assert token(page, 2, 24).get_attribute("style")
 
 
-def test_summary(html, open_page):
-    page = open_page(html, "#tab=summary")
-    assert "1 have no log-ratio" in page.locator("#summary-body").text_content()
-    assert page.locator("#summary-body .card").count() == 5
-    tally = page.evaluate("fipo.summary().classes.reduce((sum, entry) => sum + entry.count, 0)")
-    assert tally == sum(2 * (57 + sample) for sample in range(12)) + len(HOSTILE) - 3
+def test_the_summary_shows_the_numbers_of_the_analysis(tmp_path, open_page):
+    rows = [trace(sample, rollout=rollout) for rollout in (0, 8, 16) for sample in range(4)]
+    rows.append(trace(50, log_ratio=None, logps=None, group=40))
+    for name in ("a", "b"):
+        write_traces(rows, tmp_path / name / "a.parquet", PARAMS)
+    found = analyze(read_traces(tmp_path / "a"))
+    page = open_page(render_report([tmp_path / "a", tmp_path / "b"], tmp_path / "a.html"), "#tab=summary")
+    assert "2 have no log-ratio" in page.locator("#summary-body").text_content()
+
+    def column(title, number):
+        card = page.locator("section.card", has=page.get_by_role("heading", name=title, exact=True)).first
+        return card.locator(f"tbody td:nth-child({number})").all_text_contents()
+
+    assert column("Weights", 1) == ["a", "b"] and column("Weights", 2) == [f"{found['tokens']:,}"] * 2
+    assert [float(text) for text in column("Weights", 3)] == pytest.approx([found["weight"]["mean"]] * 2, rel=1e-3)
+    assert column("Weight by kind of token", 1) == [row["kind"] for row in found["kinds"]]
+    over_time = "Mean weight by kind of token, over training"
+    assert column(over_time, 2) == ["0", "8", "16"]
+    digits = [row["mean"] for row in found["rollouts"] if row["kind"] == "digits"]
+    assert [float(text) for text in column(over_time, 3)] == pytest.approx(digits, abs=1e-3)
+    assert column("Most often amplified", 1) == [row["token"].replace(" ", "·\u200b") for row in found["amplified"]]
+    assert len(column("What if", 1)) == 15 and len(found["warnings"]) == 1
+    assert page.locator("#summary-body .notice").all_text_contents() == [f"{x}: {found['warnings'][0]}" for x in "ab"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from synthetic_traces import write_metrics
 
@@ -33,6 +34,16 @@ def test_a_run_without_a_seed_is_no_seed_of_another(tmp_path):
     assert names("demo", "demo_s1") == ["demo", "demo_s1"]
     assert names("decay-16", "decay-32") == ["decay-16", "decay-32"]  # a trailing number is no seed
     assert names("x_s0", "x_s1") == ["reward, 2 seeds"]  # a lone band has a legend
+
+
+def test_of_many_updates_a_line_is_the_mean_of_equal_parts_and_a_band_holds_their_peaks(tmp_path):
+    values = np.random.default_rng(0).normal(size=10_000)
+    values[1234] = 99
+    lines = (json.dumps({"step": step, "reward": value}) for step, value in enumerate(values, 1))
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    band, line = draw_curves([read_metrics(tmp_path / "metrics.jsonl", "run")])[0]["figure"]["data"]
+    assert line["x"][-1] == 10_000 and line["y"] == pytest.approx(values.reshape(500, 20).mean(1), rel=1e-5)
+    assert max(band["y"]) == 99 and min(band["y"]) == pytest.approx(values.min(), rel=1e-5) and len(band["x"]) == 1000
 
 
 def test_metrics_that_nothing_can_draw(tmp_path):

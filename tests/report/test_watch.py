@@ -18,7 +18,7 @@ import pytest
 from page_driver import click_on_curve, slowest_frame
 from synthetic_traces import HOSTILE, PARAMS, trace
 
-from fipo.report.follow import FollowedRun, follow
+from fipo.report.follow import FollowedRun
 from fipo.report.page import labels_of
 from fipo.run_folder import locked, trace_file
 from fipo.traces import write_traces
@@ -145,7 +145,7 @@ def looked_at(run):
 
 def test_how_a_run_stands(tmp_path):
     folder = tmp_path / "run"
-    (run,) = follow([folder], ["run"])
+    run = FollowedRun(folder, "run")
     assert looked_at(run) == "not started"
     with locked(folder) as lock:
         assert looked_at(run) == "running"
@@ -161,7 +161,7 @@ def test_how_a_run_stands(tmp_path):
 
 
 def test_a_killed_run_is_seen_and_its_folder_can_be_locked_again(tmp_path):
-    (run,) = follow([tmp_path / "run"], ["run"])
+    run = FollowedRun(tmp_path / "run", "run")
     code = "import sys, time; from pathlib import Path; from fipo.run_folder import locked\n"
     code += "with locked(Path(sys.argv[1])): print('locked', flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE)
@@ -226,7 +226,7 @@ def test_a_long_run_costs_little_while_nothing_comes(tmp_path):
 
 
 def test_odd_things_under_the_names_of_a_run(tmp_path):
-    (run,) = follow([tmp_path], ["run"])
+    run = FollowedRun(tmp_path, "run")
     for name in (".lock", "metrics.jsonl"):
         os.mkfifo(tmp_path / name)  # opening it would wait for a writer
     assert looked_at(run) == "not started"

@@ -5,7 +5,7 @@ import pytest
 
 from fipo import DataError, FIPOParams
 from fipo.traces import Trace, TraceSet
-from fipo.traces.analysis import analyze
+from fipo.traces.analysis import analyze, lower_share
 
 
 def traces(log_ratios, params=None, updates=None):
@@ -24,7 +24,7 @@ def test_no_drift_is_almost_grpo_and_a_control_is_analysed_by_the_weights_it_gav
     still, control = analyze(traces([[0.0] * 50] * 4)), analyze(rows)
     for found in (still, control):
         assert found["weight"]["mean"] == 1 and found["weight"]["std"] == 0
-    assert any("almost GRPO" in warning for warning in still["warnings"])
+    assert [any("almost GRPO" in warning for warning in one["warnings"]) for one in (still, control)] == [True, False]
     assert control["what_if"][0]["std"] > 0
 
 
@@ -51,6 +51,23 @@ def test_the_noise_floor_is_of_update_zero():
     assert found["noise_floor"]["log_ratio"] == pytest.approx(0.01)
     assert any("first update after a rollout" in warning for warning in found["warnings"])
     assert analyze(traces([[0.01] * 100]))["noise_floor"] is None
+
+
+def test_every_trained_token_is_in_each_table_once():
+    rows = traces([np.linspace(-0.1, 0.1, 12)] * 2)
+    rows[0].token_bytes = [b" Wait", b"42", b" *", b"),", b"\n", b"so"] * 2
+    rows[1].rollout, rows[1].trained = 8, np.arange(12) > 2
+    found = analyze(rows)
+    for table in ("parts", "kinds", "rollouts"):
+        assert sum(row["tokens"] for row in found[table]) == found["tokens"] == 21
+    kinds = {row["kind"]: row["tokens"] for row in found["kinds"]}
+    assert kinds == dict.fromkeys(["digits", "operators", "punctuation", "reflection words", "white space"], 2) | {
+        "other": 11
+    }
+    assert {row["rollout"] for row in found["rollouts"]} == {0, 8}
+    (often,) = found["amplified"]  # six of them are no token that occurs often
+    assert (often["token"], often["tokens"]) == ("x", 9)
+    assert lower_share(0.9, 10) == pytest.approx(0.5958, abs=1e-4)  # Wilson, 1927
 
 
 def test_what_is_not_finite_is_said():

@@ -7,12 +7,9 @@ import copy
 import json
 import os
 import random
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -28,7 +25,6 @@ SLIME = Path(__file__).parents[1] / "data" / "slime" / "use_rollout_logprobs"
 NUMBERS = {"advantages": [-1, -1, -1], "entropy": [None, 1, 1], "inference_logprobs": [-1, -2, -3]}
 EXPORT = {"schema_version": 1, "step": 3, "token_ids": [1, 2, 3], "loss_mask": [False, True, True]}
 LINES = {
-    "verl": ("7.jsonl", {"input": "2+2?", "output": "4 \n", "score": 1.0, "step": 7}),
     "fipo-fork": (
         "negative_approx_kl_global_step_12.jsonl",
         {"responses": [[5, 6, 0], [8, 0, 0]], "negative_approx_kl": [[0.1, -0.2, 0.3], [3.0, 0, 0]]},
@@ -94,15 +90,7 @@ def save_slime(folder, kind, rng):
         torch.save(mutated(dump, rng, HOSTILE + TENSORS), folder / name)
 
 
-def save_trl(folder, kind, rng):
-    record = {"step": 3, "prompt": "2+2?", "completion": "4", "advantage": 0.5, "accuracy": 1.0}
-    with suppress(pa.ArrowException, OverflowError, UnicodeError):  # where Arrow cannot hold the value
-        pq.write_table(pa.Table.from_pylist([mutated(record, rng, HOSTILE)]), folder / "a.parquet")
-
-
-@pytest.mark.parametrize(
-    ("kind", "save"), [*((kind, save_lines) for kind in LINES), ("slime", save_slime), ("trl", save_trl)]
-)
+@pytest.mark.parametrize(("kind", "save"), [*((kind, save_lines) for kind in LINES), ("slime", save_slime)])
 def test_dumps(kind, save, tmp_path):
     rng = random.Random(kind)
     (folder := tmp_path / "dump").mkdir()

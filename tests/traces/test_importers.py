@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pandas
-import pyarrow.parquet
 import pytest
 import torch
 from support import tiny
@@ -44,17 +42,6 @@ def test_slime_with_the_old_policys_log_probs_has_no_credit():
     assert "12 of 12 completions do not decode to the dump's own text" in problems
 
 
-@pytest.mark.parametrize("tokenizer", [None, tiny.tokenizer()])
-def test_trl_completions(tokenizer, tmp_path):
-    rows = {"step": [3, 3], "prompt": ["2+2?", "3+3?"], "completion": ["it is 4", " 6 "], "accuracy": [1.0, 0.5]}
-    pandas.DataFrame({**rows, "advantage": [0.7, -0.7]}).to_parquet(tmp_path / "completions_00003.parquet")
-    found = import_dump("trl", tmp_path, tokenizer=tokenizer)
-    assert [trace.text for trace in found] == ["it is 4", " 6 "]
-    assert [trace.rewards for trace in found] == [{"accuracy": 1.0}, {"accuracy": 0.5}]
-    assert found[1].advantages == pytest.approx(-0.7) and found[0].rollout == 3
-    assert "text without log-probs" in found.problems[-1]
-
-
 def test_the_forks_changes_give_back_its_weights(tmp_path):
     """A micro-batch a line, padded by 0; after a response's end its last token is repeated with Δ 0."""
     lines = [
@@ -81,38 +68,37 @@ def test_the_forks_changes_give_back_its_weights(tmp_path):
     assert "Advantages are unknown" in found.problems[1]
 
 
+NUMBERS = {
+    "advantages": [0, 0, -1, -1, -1], "entropy": [None, 1, 1, 1, 1],
+    "inference_logprobs": [0, 0, -1, -1, -1], "trainer_logprobs": [-9, -9, -1.5, -0.5, -0.8],
+}  # fmt: skip
+EXPORT = NUMBERS | {"schema_version": 1, "step": 3, "rank": 1, "env_name": "math", "token_ids": [1, 2, 3, 4, 5]}
+EXPORT |= {"micro_step": 0, "export_sequence_idx": 0, "loss_mask": [False, False, True, False, True]}
+
+
 def test_prime_rl_token_exports(tmp_path):
-    numbers = {"advantages": [0, 0, -1, -1, -1], "entropy": [None, 1, 1, 1, 1]}
-    numbers |= {"inference_logprobs": [0, 0, -1, -1, -1], "trainer_logprobs": [-9, -9, -1.5, -0.5, -0.8]}
-    row = {"schema_version": 1, "step": 3, "rank": 1, "env_name": "math", "token_ids": [1, 2, 3, 4, 5]} | numbers
-    row |= {"micro_step": 0, "micro_sequence_idx": 0, "export_sequence_idx": 0}
-    row |= {"loss_mask": [False, False, True, False, True]}
     step = tmp_path / "token_exports" / "step_3"
     step.mkdir(parents=True)
-    (step / "rank_1.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(row | {'schema_version': 2})}\n")
+    (step / "rank_1.jsonl").write_text(f"{json.dumps(EXPORT)}\n{json.dumps(EXPORT | {'schema_version': 2})}\n")
     (trace,) = found = import_dump("prime-rl", tmp_path)
-    assert (trace.prompt, trace.text) == ("⟨1⟩⟨2⟩", "⟨3⟩⟨4⟩⟨5⟩")
+    assert (trace.prompt, trace.text, trace.rollout) == ("⟨1⟩⟨2⟩", "⟨3⟩⟨4⟩⟨5⟩", 3)
     assert trace.trained.tolist() == [True, False, True]
-    columns = [torch.tensor([numbers[name][2:]]) for name in ("trainer_logprobs", "inference_logprobs", "advantages")]
+    columns = [torch.tensor([NUMBERS[name][2:]]) for name in ("trainer_logprobs", "inference_logprobs", "advantages")]
     out = fipo_loss(*(column.float() for column in columns), torch.tensor([[1, 0, 1]]), FIPOParams())
     np.testing.assert_array_equal(trace.weight, out.weight[0])
     np.testing.assert_allclose(trace.log_ratio, [-0.5, 0, 0.2], atol=1e-6)
-    assert trace.rollout == 3
     assert "schema_version is 2, but this fipo reads 1" in found.problems[0]
 
 
-@pytest.mark.parametrize("line", ["[" * 100_000, "5", '{"input": 3, "output": "x", "score": 1}', "\xff" * 1000])
+@pytest.mark.parametrize("line", ["[" * 100_000, "5", '{"token_ids": 3}', "\xff" * 1000])
 def test_hostile_lines_and_files_are_named_once_and_the_rest_is_read(line, tmp_path):
-    whole = json.dumps({"input": "\ud800?", "output": "4", "score": 1.0, "step": 7})
-    huge = json.dumps({"input": "?", "output": "4", "score": 1.0, "step": 10**12})
-    (tmp_path / "7.jsonl").write_text(f"{line}\n{whole}\n{huge}\n")
-    (tmp_path / "6.jsonl").mkdir()
-    (trace,) = found = import_dump("verl", tmp_path)
-    assert (trace.text, trace.reward, trace.rollout) == ("4", 1.0, 7)
+    huge = json.dumps(EXPORT | {"step": 10**12})
+    (tmp_path / "rank_1.jsonl").write_text(f"{line}\n{json.dumps(EXPORT)}\n{huge}\n")
+    (tmp_path / "rank_0.jsonl").mkdir()
+    (trace,) = found = import_dump("prime-rl", tmp_path)
     directory, lines, *_ = found.problems
-    assert "6.jsonl was left out: [Errno 21] Is a directory" in directory
-    assert "7.jsonl, line 1, 3 was left out" in lines and len(lines) < 600
-    write_traces(found, tmp_path / "x.parquet")
+    assert trace.rollout == 3 and "rank_0.jsonl was left out: [Errno 21] Is a directory" in directory
+    assert "rank_1.jsonl, line 1, 3 was left out" in lines and len(lines) < 600
 
 
 class Payload:
@@ -121,23 +107,23 @@ class Payload:
 
 
 @pytest.mark.parametrize(
-    "dump", [[1], *({"format_version": 2, "samples": x} for x in (5, Payload())), {"format_version": torch.ones(2)}]
+    ("dump", "why"),
+    [
+        ([1], "it is a list, but slime writes a dict"),
+        ({"format_version": 2, "samples": 5}, "its samples are a int, but slime writes a list"),
+        ({"format_version": 2, "samples": Payload()}, "Weights only load failed"),
+        ({"format_version": torch.ones(2)}, "its format_version is tensor"),
+        ({"format_version": 2, "rollout_id": 0, "samples": [torch.ones(2)]}, "it is a Tensor, but slime writes a dict"),
+    ],
 )
-def test_dumps_that_cannot_be_read_are_a_sentence_and_not_unpickled(dump, tmp_path):
+def test_dumps_that_cannot_be_read_are_a_sentence_and_not_unpickled(dump, why, tmp_path):
     torch.save(dump, tmp_path / "train_0.pt")
     torch.save({"rollout_id": 0, "samples": ["text"]}, tmp_path / "rollout_0.pt")
-    with pytest.raises(DataError, match=r"holds no slime dump that could be read: .*_0\.pt was left out"):
+    with pytest.raises(DataError, match="holds no slime dump that could be read: ") as caught:
         import_dump("slime", tmp_path)
-
-
-@pytest.mark.parametrize("wrong", [{"step": None}, {"prompt": ["text"]}, {"completion": [1]}])
-def test_rows_that_are_no_completions_are_named(wrong, tmp_path):
-    row = {"step": 3, "prompt": [{"role": "user", "content": "?"}], "completion": [{"content": "4"}], "advantage": 0.5}
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "a.parquet")
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row | wrong]), tmp_path / "b.parquet")
-    found = import_dump("trl", tmp_path)
-    assert [(trace.prompt, trace.text) for trace in found] == [("?", "4")]
-    assert "b.parquet, row 0 was left out" in found.problems[0]
+    rollout, train = str(caught.value).split("; ", 1)
+    assert "rollout_0.pt was left out: it is no rollout dump" in rollout
+    assert "train_0.pt" in train and " was left out: " in train and why in train and ".." not in train
 
 
 def test_slime_dumps_that_a_killed_run_left_or_that_hold_chats_and_odd_text(tmp_path):

@@ -5,11 +5,9 @@ import { formatCount, formatNumber, formatPercent, formatReward } from "../../sr
 import { positionOf, roundUp, scaleOf, valueAt, valuesOf } from "../../src/fipo/report/web/model/channels.js";
 import { creditOf, flagsOf } from "../../src/fipo/report/web/model/credit.js";
 import { filterTraces, NO_FILTERS } from "../../src/fipo/report/web/model/filters.js";
-import { groupOf, openingTrace, updatesOf, weightSpread } from "../../src/fipo/report/web/model/groups.js";
+import { groupOf, openingTrace, sortTraces, updatesOf, weightSpread } from "../../src/fipo/report/web/model/groups.js";
 import { readKnob, sliderEnds } from "../../src/fipo/report/web/model/knobs.js";
-import { sortTraces } from "../../src/fipo/report/web/model/order.js";
 import { rolloutOf, stepOf, stepsOf, traceAt } from "../../src/fipo/report/web/model/steps.js";
-import { lowerShare, tallyTraces } from "../../src/fipo/report/web/model/tally.js";
 import { matchingTokens, openTrace } from "../../src/fipo/report/web/model/traces.js";
 import { hashOf, viewOf } from "../../src/fipo/report/web/state.js";
 import { goldenReport } from "./golden.js";
@@ -175,15 +173,4 @@ test("the list by reward, spread and length", async () => {
   const spread = (index) => weightSpread(openTrace(report, index));
   assert.deepEqual(sortTraces(report, [0, 1, 2, 3], "spread"), [0, 1, 2, 3].sort(by(spread)));
   assert.deepEqual(sortTraces(report, [1, 2, 3], "length"), [1, 2, 3].sort(by((index) => report.traces[index].length)));
-});
-
-test("a tally counts every trained token once in each table", async () => {
-  const report = await goldenReport();
-  const tally = tallyTraces(report, [0, 1, 2, 3], {});
-  const trained = [0, 1].reduce((sum, index) => sum + openTrace(report, index).trained.filter(Boolean).length, 0);
-  const counts = (sums) => sums.reduce((sum, { count }) => sum + count, 0);
-  assert.deepEqual([tally.traces, tally.unknown], [3, 1]);
-  for (const sums of [[...tally.runs.values()], tally.positions, tally.classes]) assert.equal(counts(sums), trained);
-  assert.equal(tally.tokens.count.reduce((sum, count) => sum + count, 0), trained);
-  assert.ok(Math.abs(lowerShare(9, 10) - 0.5958) < 1e-4); // Wilson, 1927
 });

@@ -3,29 +3,27 @@
 import base64
 import hashlib
 import os
-import posixpath
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from posixpath import dirname, join, normpath
 
 from plotly.offline import get_plotlyjs
 
 from fipo import __version__
 from fipo.errors import DataError
-from fipo.params import KNOBS, Knob
+from fipo.params import KNOBS
 from fipo.report.curves import Metrics, draw_curves, read_metrics
 from fipo.report.pack import pack_json, pack_text, pack_traces
-from fipo.run_folder import METRICS_FILE, TRACES_FOLDER, trace_files_of, whole_file
+from fipo.run_folder import METRICS_FILE, TRACES_FOLDER, whole_file
 from fipo.traces import TraceSet, read_traces
 
 MAX_TRACE_BYTES = 100_000_000  # of Parquet a run; about four million tokens, which a browser opens in two seconds
-
-_IMPORT = re.compile(r'^import \{([^}]*)\} from "([^"]+)";$', re.MULTILINE)  # the only forms that web/ uses
-_EXPORT = re.compile(r"^export (?=(?:async )?(?:const|function|class) (\w+))", re.MULTILINE)
+IMPORT = re.compile(r'^import \{([^}]*)\} from "([^"]+)";$', re.MULTILINE)  # the only forms that web/ uses
+EXPORT = re.compile(r"^export (?=(?:async )?(?:const|function|class) (\w+))", re.MULTILINE)
 
 Runs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -70,21 +68,6 @@ def render_report(runs: Runs, output: str | os.PathLike[str]) -> Path:
     return read_report(runs).write(output)
 
 
-def rollout_report(run: Path, rollout: int) -> str:
-    """The report about one traced rollout's credit, HTML; `run` is as `read_traces` takes it.
-
-    Raises:
-        DataError: No trace of it lies there.
-    """
-    traces = read_traces(run, trace_files_of(rollout))
-    return Report(traces=[(f"{run.name}, rollout {rollout}", traces)], problems=traces.problems).html()
-
-
-def live_page(labels: list[str]) -> str:
-    """The page that `fipo watch` serves: it asks for its data, of the server that it came from alone."""
-    return _page(", ".join(labels), [], {}, plotly=True, live=True)
-
-
 def read_report(runs: Runs) -> Report:
     """Reads what `render_report` shows; arguments and errors are the same."""
     paths = [Path(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
@@ -92,63 +75,38 @@ def read_report(runs: Runs) -> Report:
         raise DataError("No run was given, but a report needs at least one; name a run's folder.")
     report = Report()
     for path, label in zip(paths, labels_of(paths), strict=True):
-        _read_run(path, label, report)
+        if not path.exists():
+            raise DataError(f"{path} does not exist, but must be a run's folder or a file of traces; check the path.")
+        metrics = path if path.suffix == ".jsonl" and path.is_file() else path / METRICS_FILE
+        has_metrics, has_traces = metrics.is_file(), any(path.glob("*.parquet"))
+        has_traces |= any(path.glob(f"{TRACES_FOLDER}/*.parquet")) or (path.is_file() and not has_metrics)
+        if not has_metrics and not has_traces:
+            raise DataError(
+                f"{path} holds neither {METRICS_FILE} nor {TRACES_FOLDER}/*.parquet, but a report needs one of them; "
+                "name the output_dir of `fipo train`."
+            )
+        failures = []
+        try:
+            if has_metrics:
+                report.metrics.append(read_metrics(metrics, label))
+                report.problems += report.metrics[-1].problems
+        except DataError as error:
+            failures.append(str(error))
+        try:
+            if has_traces:
+                report.traces.append((label, read_traces(path, max_bytes=MAX_TRACE_BYTES)))
+                report.problems += report.traces[-1][1].problems
+        except DataError as error:
+            failures.append(str(error))
+        if len(failures) == has_metrics + has_traces:
+            raise DataError(" ".join(failures))
+        report.problems += failures
     return report
 
 
-def _page(title: str, problems: list[str], blocks: dict[str, str], *, plotly: bool, live: bool = False) -> str:
-    knobs = {name: knob_range(knob) for name, knob in KNOBS.items()}
-    about = {"title": title, "problems": problems, "version": __version__, "knobs": knobs, "live": live}
-    blocks = {"about": pack_json(about)} | blocks
-    script, packed_scripts = _script(), []
-    if plotly:
-        packed_scripts = [_normal(get_plotlyjs())]  # as megabytes of script it would hold up all else
-        blocks["plotly"] = pack_text(*packed_scripts)
-    return _fill(
-        _web_file("template.html"),
-        policy=_policy([script, *packed_scripts], live),
-        title=escape(title),
-        style=_web_file("report.css"),
-        data="\n".join(_block(name, text) for name, text in blocks.items()),
-        script=script,
-    )
-
-
-def _read_run(path: Path, label: str, report: Report) -> None:
-    if not path.exists():
-        raise DataError(f"{path} does not exist, but must be a run's folder or a file of traces; check the path.")
-    metrics, traces = _sources(path)
-    if metrics is None and traces is None:
-        raise DataError(
-            f"{path} holds neither {METRICS_FILE} nor {TRACES_FOLDER}/*.parquet, but a report needs one of them; "
-            "name the output_dir of `fipo train`."
-        )
-    failures = []
-    if metrics is not None:
-        try:
-            report.metrics.append(read_metrics(metrics, label))
-            report.problems += report.metrics[-1].problems
-        except DataError as error:
-            failures.append(str(error))
-    if traces is not None:
-        try:
-            found = read_traces(traces, max_bytes=MAX_TRACE_BYTES)
-            report.traces.append((label, found))
-            report.problems += found.problems
-        except DataError as error:
-            failures.append(str(error))
-    if len(failures) == (metrics is not None) + (traces is not None):
-        raise DataError(" ".join(failures))
-    report.problems += failures
-
-
-def _sources(path: Path) -> tuple[Path | None, Path | None]:
-    """Where the metrics and the traces are, if at all."""
-    if path.is_file():
-        return (path, None) if path.suffix == ".jsonl" else (None, path)
-    metrics = path / METRICS_FILE
-    has_traces = any(path.glob(f"{TRACES_FOLDER}/*.parquet")) or any(path.glob("*.parquet"))
-    return metrics if metrics.is_file() else None, path if has_traces else None
+def live_page(labels: list[str]) -> str:
+    """The page that `fipo watch` serves: it asks for its data, of the server that it came from alone."""
+    return _page(", ".join(labels), [], {}, plotly=True, live=True)
 
 
 def labels_of(paths: list[Path]) -> list[str]:
@@ -161,52 +119,48 @@ def labels_of(paths: list[Path]) -> list[str]:
     return labels
 
 
-def _block(name: str, text: str) -> str:
-    return f'<script type="text/plain" id="data-{name}">{text}</script>'
-
-
-def _policy(scripts: list[str], live: bool) -> str:
-    """No script runs but those here, known by their hashes; nothing is requested, but by a live page of its server."""
-    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
-    allowed = " ".join(f"'sha256-{value}'" for value in hashes)
-    reachable = "'self'" if live else "'none'"
-    return (
+def _page(title: str, problems: list[str], blocks: dict[str, str], *, plotly: bool, live: bool = False) -> str:
+    knobs = {name: asdict(knob) for name, knob in KNOBS.items()}
+    about = {"title": title, "problems": problems, "version": __version__, "knobs": knobs, "live": live}
+    blocks = {"about": pack_json(about)} | blocks
+    scripts = [_script()]
+    if plotly:
+        scripts.append(_normal(get_plotlyjs()))
+        blocks["plotly"] = pack_text(scripts[1])  # as megabytes of script it would hold up all else
+    # No script runs but these, known by their hashes; nothing is requested, but by a live page of its server.
+    hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    allowed, reachable = " ".join(f"'sha256-{value}'" for value in hashes), "'self'" if live else "'none'"
+    policy = (
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
         f"connect-src {reachable}; base-uri 'none'; form-action 'none'"
     )
-
-
-def knob_range(knob: Knob) -> dict[str, Any]:
-    """What the sliders and the address need of a knob."""
-    ends = {"low": knob.low, "high": knob.high, "lowOpen": knob.low_open, "highOpen": knob.high_open}
-    return ends | {"default": knob.default, "help": knob.help, "choices": knob.choices}
+    data = (f'<script type="text/plain" id="data-{name}">{text}</script>' for name, text in blocks.items())
+    parts = {"policy": policy, "title": escape(title), "data": "\n".join(data), "script": scripts[0]}
+    parts["style"] = _web_file("report.css")
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], _web_file("template.html"))
 
 
 def _script() -> str:
-    """The front end's modules as one classic script: the report's policy allows no module from elsewhere."""
+    """The front end's modules as one classic script: the report's policy allows no module from elsewhere.
+
+    Each becomes a function's scope that returns its exports, behind those that it imports.
+    """
     scopes: dict[str, str] = {}
-    _add_module("main.js", scopes)
-    body = "\n".join(scopes.values())
-    return _normal(f'(() => {{\n"use strict";\n{body}\n}})();')
 
+    def add(path: str) -> str:
+        name = "$" + path.removesuffix(".js").replace("/", "_")
+        if path not in scopes:
 
-def _add_module(path: str, scopes: dict[str, str]) -> None:
-    """Adds a module, as a function's scope that returns its exports, behind those that it imports."""
-    if path in scopes:
-        return
+            def bind(found: re.Match[str]) -> str:
+                return f"const {{{found[1]}}} = {add(normpath(join(dirname(path), found[2])))};"
 
-    def bind(found: re.Match[str]) -> str:
-        imported = posixpath.normpath(posixpath.join(posixpath.dirname(path), found[2]))
-        _add_module(imported, scopes)
-        return f"const {{{found[1]}}} = {_scope_name(imported)};"
+            body = IMPORT.sub(bind, _web_file(path))
+            exports = ", ".join(EXPORT.findall(body))
+            scopes[path] = f"const {name} = (() => {{\n{EXPORT.sub('', body)}\nreturn {{ {exports} }};\n}})();"
+        return name
 
-    body = _IMPORT.sub(bind, _web_file(path))
-    exports = ", ".join(_EXPORT.findall(body))
-    scopes[path] = f"const {_scope_name(path)} = (() => {{\n{_EXPORT.sub('', body)}\nreturn {{ {exports} }};\n}})();"
-
-
-def _scope_name(path: str) -> str:
-    return "$" + path.removesuffix(".js").replace("/", "_")
+    add("main.js")
+    return _normal('(() => {\n"use strict";\n' + "\n".join(scopes.values()) + "\n})();")
 
 
 def _normal(script: str) -> str:
@@ -216,13 +170,3 @@ def _normal(script: str) -> str:
 
 def _web_file(name: str) -> str:
     return (files("fipo.report") / "web" / name).read_text(encoding="utf-8")
-
-
-def _fill(template: str, **parts: str) -> str:
-    """Puts every part at its own place; what a part holds is not looked at again."""
-    pieces = template.split("{{")
-    filled = [pieces[0]]
-    for piece in pieces[1:]:
-        name, rest = piece.split("}}", 1)
-        filled += [parts[name], rest]
-    return "".join(filled)

@@ -6,16 +6,14 @@ could reach it by a name of its own) and come from the page itself. Needs starle
 
 import secrets
 import socket
-import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
@@ -23,12 +21,14 @@ from starlette.routing import Route
 
 from fipo.errors import DataError
 from fipo.report.curves import draw_curves
-from fipo.report.follow import FollowedRun, follow
-from fipo.report.page import labels_of, live_page
+from fipo.report.follow import FollowedRun
+from fipo.report.pack import pack_traces
+from fipo.report.page import MAX_TRACE_BYTES, labels_of, live_page
+from fipo.run_folder import trace_files_of
+from fipo.traces import read_traces
 
 LOOPBACK = "127.0.0.1"
 HOSTS = {LOOPBACK, "localhost", "[::1]"}
-MOST_POINTS = 2000  # of a line: a chart is some 600 pixels wide
 HEADERS = {
     "Cache-Control": "no-store",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -39,121 +39,80 @@ HEADERS = {
 }
 
 
-class Watch:
-    """What the server answers. Requests are answered one at a time: they share what was read. `ready` is called once a
-    signal ends it as it should."""
-
-    def __init__(self, runs: list[FollowedRun], token: str, ready: Callable[[], None]) -> None:
-        self.runs, self.token, self.ready = runs, token, ready
-        self.lock = threading.Lock()
-        self.page = live_page([run.label for run in runs])
-
-    def app(self) -> Starlette:
-        routes = {"/": self._page, "/state": self._state, "/charts": self._charts, "/traces": self._traces}
-        guarded = [Route(path, self._guard(answer), methods=["GET"]) for path, answer in routes.items()]
-        return Starlette(
-            routes=guarded,
-            middleware=[Middleware(GZipMiddleware, minimum_size=2000)],
-            exception_handlers={HTTPException: _no_such_page},
-            lifespan=self._lifespan,
-        )
-
-    @asynccontextmanager
-    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        self.ready()
-        yield
-
-    def _guard(self, answer: Callable[[Request], Response]) -> Callable[[Request], Response]:
-        def guarded(request: Request) -> Response:
-            refusal = self._refusal(request)
-            response = PlainTextResponse(refusal, 403) if refusal else self._answer(answer, request)
-            response.headers.update(HEADERS)
-            return response
-
-        return guarded
-
-    def _answer(self, answer: Callable[[Request], Response], request: Request) -> Response:
-        with self.lock:
-            try:
-                return answer(request)
-            except DataError as error:
-                return PlainTextResponse(str(error), 404)
-
-    def _refusal(self, request: Request) -> str | None:
-        host = request.headers.get("host", "").rpartition(":")[0] or request.headers.get("host", "")
-        if host not in HOSTS:
-            return f"The host is {host[:100]!r}, but must be one of {', '.join(sorted(HOSTS))}."
-        if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-            return "The request comes from another site."
-        if not secrets.compare_digest(request.query_params.get("token", "").encode(), self.token.encode()):
-            return "The token is missing or wrong; open the address that fipo watch printed."
-        return None
-
-    def _page(self, request: Request) -> Response:
-        return HTMLResponse(self.page)
-
-    def _state(self, request: Request) -> Response:
-        for run in self.runs:
-            run.look()
-        return JSONResponse(
-            {
-                "charts": sum(run.version for run in self.runs),
-                "runs": [
-                    {
-                        "label": run.label,
-                        "status": run.status,
-                        "updates": run.updates,
-                        "age": None if run.written is None else max(0, round(time.time() - run.written)),
-                        "rollouts": list(run.rollouts.items()),
-                    }
-                    for run in self.runs
-                ],
-            }
-        )
-
-    def _charts(self, request: Request) -> Response:
-        known = [run.metrics for run in self.runs if run.metrics.series]
-        return JSONResponse(draw_curves(known, MOST_POINTS))
-
-    def _traces(self, request: Request) -> Response:
-        run, rollout = (_index(request.query_params.get(name)) for name in ("run", "rollout"))
-        if run is None or rollout is None or run >= len(self.runs) or rollout not in self.runs[run].rollouts:
-            raise DataError("No traces of this rollout lie here any more; choose another.")
-        return JSONResponse(self.runs[run].traces(rollout))
-
-
-def _no_such_page(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return PlainTextResponse(error.detail, error.status_code, HEADERS)
-
-
-def _index(text: str | None) -> int | None:
-    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else None
-
-
 def watch(paths: list[Path], port: int, tell: Callable[[str], None]) -> None:
     """Serves the report of these runs until Ctrl-C; `tell` gets the address.
 
     Raises:
         DataError: A path is no folder, or the port is taken.
     """
-    runs = follow(paths, labels_of(paths))
+    for path in paths:
+        if path.exists() and not path.is_dir():  # one that does not exist yet may come
+            raise DataError(f"{path} is a file, but must be a run's folder; `fipo report` shows single files.")
+    runs = [FollowedRun(path, label) for path, label in zip(paths, labels_of(paths), strict=True)]
     token = secrets.token_urlsafe(24)
-    listener = _listen(port)
+    try:
+        listener = socket.create_server((LOOPBACK, port))  # the address answers as soon as it is told
+    except (OSError, OverflowError) as error:
+        why = (getattr(error, "strerror", None) or str(error)).partition(" (")[0]
+        raise DataError(f"port {port} cannot be had ({why}); choose another with --port.") from error
     address = f"http://{LOOPBACK}:{listener.getsockname()[1]}/?token={token}"
-    app = Watch(runs, token, lambda: tell(address)).app()
+    app = watching(runs, token, lambda: tell(address))
+    config = uvicorn.Config(app, lifespan="on", log_level="error", access_log=False, server_header=False)
     with suppress(KeyboardInterrupt):  # uvicorn ends well, and then raises it again
-        config = uvicorn.Config(app, lifespan="on", log_level="error", access_log=False, server_header=False)
         uvicorn.Server(config).run(sockets=[listener])
 
 
-def _listen(port: int) -> socket.socket:
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((LOOPBACK, port))
-        listener.listen()  # so that the address answers as soon as it is told
-    except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise DataError(f"port {port} cannot be had ({why}); choose another with --port.") from error
-    return listener
+def watching(runs: list[FollowedRun], token: str, ready: Callable[[], None]) -> Starlette:
+    """What the server answers, one request at a time: they share what was read.
+
+    `ready` is called once a signal ends it as it should.
+    """
+    shell = live_page([run.label for run in runs])
+
+    async def page(_: Request) -> Response:
+        return HTMLResponse(shell)
+
+    async def state(_: Request) -> Response:
+        states = [run.look() for run in runs]
+        return JSONResponse({"charts": sum(run.version for run in runs), "runs": states})
+
+    async def charts(_: Request) -> Response:
+        return JSONResponse(draw_curves([run.metrics for run in runs if run.metrics.series]))
+
+    async def traces(request: Request) -> Response:
+        asked = tuple(request.query_params.get(name) for name in ("run", "rollout"))
+        places = [(number, run, rollout) for number, run in enumerate(runs) for rollout in run.rollouts]
+        for number, run, rollout in places:
+            if asked == (str(number), str(rollout)):
+                found = read_traces(run.path, trace_files_of(rollout), max_bytes=MAX_TRACE_BYTES)
+                return JSONResponse({"blocks": pack_traces([(run.label, found)]), "problems": found.problems})
+        return PlainTextResponse("No traces of this rollout lie here any more; choose another.", 404)
+
+    async def guard(request: Request, answer: RequestResponseEndpoint) -> Response:
+        refusal = _refusal(request, token)
+        response = PlainTextResponse(refusal, 403) if refusal else await answer(request)
+        response.headers.update(HEADERS)
+        return response
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        ready()
+        yield
+
+    return Starlette(
+        routes=[Route("/", page), *(Route(f"/{answer.__name__}", answer) for answer in (state, charts, traces))],
+        middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard), Middleware(GZipMiddleware, minimum_size=2000)],
+        exception_handlers={DataError: lambda _, error: PlainTextResponse(str(error), 404)},
+        lifespan=lifespan,
+    )
+
+
+def _refusal(request: Request, token: str) -> str | None:
+    host = request.headers.get("host", "").rpartition(":")[0] or request.headers.get("host", "")
+    if host not in HOSTS:
+        return f"The host is {host[:100]!r}, but must be one of {', '.join(sorted(HOSTS))}."
+    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        return "The request comes from another site."
+    if not secrets.compare_digest(request.query_params.get("token", "").encode(), token.encode()):
+        return "The token is missing or wrong; open the address that fipo watch printed."
+    return None

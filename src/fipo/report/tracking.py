@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from fipo.core.logged import CREDIT_REPORT
-from fipo.report.page import rollout_report
+from fipo.report.page import Report
+from fipo.run_folder import trace_files_of
+from fipo.traces import read_traces
 
 TRACKERS = ("wandb", "trackio")  # both have Html and log
 
@@ -17,8 +19,9 @@ def log_credit(run: Path, rollout: int, trackers: Iterable[Any], *, step: int | 
     Raises:
         DataError: No trace of the rollout lies in `run`.
     """
-    trackers = list(trackers)
-    page = rollout_report(run, rollout) if trackers else ""
+    if trackers := list(trackers):
+        traces = read_traces(run, trace_files_of(rollout))
+        page = Report(traces=[(f"{run.name}, rollout {rollout}", traces)], problems=traces.problems).html()
     for tracker in trackers:
         at = {} if step is None else {"step": step}
         tracker.log({CREDIT_REPORT: tracker.Html(page, inject=False), **values}, **at)

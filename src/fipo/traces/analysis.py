@@ -1,10 +1,14 @@
-"""What traces say about the credit as a whole: `fipo analyze`."""
+"""What traces say about the credit as a whole: `fipo analyze`, and the summary of the report."""
 
 import math
+import re
+import unicodedata
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from fipo.core import future_kl, influence_weights
@@ -12,15 +16,29 @@ from fipo.core.credit import LOG_RATIO_LIMIT
 from fipo.core.logged import NOISE_LIMIT, noise_warning
 from fipo.errors import DataError
 from fipo.params import FIPOParams
-from fipo.traces.schema import FLAGS, Trace
+from fipo.traces.columns import FLAGS
+from fipo.traces.schema import Trace
 from fipo.traces.store import TraceSet
 
 DECAY_RATES = (4.0, 8.0, 32.0, 128.0, math.inf)
 CLIP_RATIOS = (0.1, 0.2, 0.5)
-BINS = 20
+BINS = 20  # of what may explain the weights
+POSITIONS = 24  # equal parts of a response
+ROLLOUT = ("run", "rollout")
+LEAST_OCCURRENCES, SHOWN_TOKENS = 5, 15
 SATURATED = 0.8  # this share of weights at one bound deserves a word
 LARGEST = 1e30  # a weight above this would make sums and squares infinite, which JSON cannot hold
 ALIVE = 0.01  # a smaller standard deviation of the weight makes FIPO GRPO
+REFLECTION = re.compile("actually|alternatively|but|check|hmm|however|instead|let|maybe|mistake|recheck|verify|wait")
+OPERATORS = frozenset("+-−*/=×÷·^<>≤≥≠≈±%")
+KINDS: dict[str, Callable[[str, set[str]], bool]] = {  # of a token's text, and of the Unicode classes in it; the first
+    "white space": lambda text, _: not text,
+    "reflection words": lambda text, _: bool(REFLECTION.fullmatch(text)),
+    "digits": lambda _, classes: classes == {"N"},
+    "operators": lambda text, _: OPERATORS.issuperset(text),
+    "punctuation": lambda _, classes: classes <= {"P", "S"},
+    "other": lambda _, __: True,
+}
 
 
 def analyze(traces: TraceSet) -> dict[str, Any]:
@@ -33,7 +51,9 @@ def analyze(traces: TraceSet) -> dict[str, Any]:
         `tokens`, `completions`; `weight` (mean, std, min, max, deciles, share at each bound); `flags` (share of each);
         `what_if` (share clipped and the weight's standard deviation for decay rates × clip ratios); `explained` (share
         of the weight's variance that goes with position, with the token's own log-ratio, and with the same number of
-        random bins); `noise_floor` (at update 0, where log-ratios must be 0); `warnings` (sentences).
+        random bins); `noise_floor` (at update 0, where log-ratios must be 0); `parts`, `kinds`, `rollouts` (the weight
+        by part of the response, by kind of token, and that by rollout); `amplified`, `attenuated` (the tokens whose
+        weight is most surely above, below 1); `warnings` (sentences).
 
     Raises:
         DataError: No trace has log-ratios.
@@ -45,24 +65,33 @@ def analyze(traces: TraceSet) -> dict[str, Any]:
     packed = _Packed(known, controlled=traces.control is not None)
     if not packed.trained.any():
         raise DataError("No trace holds a trained token with a finite log-ratio, so there is no credit to analyse.")
-    weight, raw = packed.weights(params)
+    weight, raw = packed.weights(packed.future_kl(params), params)
     if traces.control is not None:
         weight = packed.recorded_weight
     trained = packed.trained
+    about = {"decay_rate": str(params.decay_rate), "weight_low": params.weight_low, "weight_high": params.weight_high}
+    first = trained & np.array([trace.update == 0 for trace in known])[packed.trace]
+    noise = {"log_ratio": np.abs(packed.log_ratio), "weight_shift": np.abs(raw - 1)}
     result: dict[str, Any] = {
         "completions": len(known),
+        "control": traces.control,
         "tokens": int(trained.sum()),
-        "params": {
-            "decay_rate": str(params.decay_rate),
-            "weight_low": params.weight_low,
-            "weight_high": params.weight_high,
+        "params": about,
+        "weight": {
+            **{name: float(getattr(weight[trained], name)()) for name in ("mean", "std", "min", "max")},
+            "deciles": np.quantile(weight[trained], np.linspace(0, 1, 11)).tolist(),
+            **_at_bounds(raw[trained], params),
         },
-        "weight": _distribution(weight[trained], raw[trained], params),
         "flags": {name: float((packed.flags[trained] & bit > 0).mean()) for name, bit in FLAGS.items()},
-        "what_if": [_what_if(packed, params, decay, clip) for decay in DECAY_RATES for clip in CLIP_RATIOS],
-        "explained": _explained(packed, weight),
-        "noise_floor": _noise_floor(packed, raw),
+        "what_if": _what_if(packed, params),
+        "explained": {
+            "position": _share_of_variance(weight[trained], packed.position[trained]),
+            "own_log_ratio": _share_of_variance(weight[trained], packed.log_ratio[trained]),
+            "chance": _share_of_variance(weight[trained], np.random.default_rng(0).random(int(trained.sum()))),
+        },
+        "noise_floor": {name: float(x[first].mean()) for name, x in noise.items()} if first.any() else None,
     }
+    result |= _tables(packed, weight)
     broken = f"{packed.broken} tokens have a log-ratio or weight that is not finite; look for NaN in the log-probs."
     return result | {"warnings": [broken] * (packed.broken > 0) + _warnings(result)}
 
@@ -71,7 +100,7 @@ class _Packed:
     """The traces' tokens in one row."""
 
     def __init__(self, traces: list[Trace], *, controlled: bool) -> None:
-        lengths = [len(trace.token_ids) for trace in traces]
+        self.traces, lengths = traces, [len(trace.token_ids) for trace in traces]
 
         def join(name: str, default: float) -> np.ndarray:
             columns = (getattr(trace, name) for trace in traces)
@@ -87,41 +116,34 @@ class _Packed:
         self.advantages, self.flags = join("advantages", 0), join("flags", 0).astype("uint8")
         self.cu_seqlens = torch.tensor([0, *lengths]).cumsum(0)
         self.position = np.concatenate([np.arange(n) for n in lengths])
-        self.update = np.repeat([trace.update for trace in traces], lengths)
+        self.trace, self.length = np.repeat(np.arange(len(traces)), lengths), np.repeat(lengths, lengths)
 
-    def weights(self, params: FIPOParams) -> tuple[np.ndarray, np.ndarray]:
-        """Final and raw weight of every token."""
-        log_ratio = torch.from_numpy(self.log_ratio)
-        credit = future_kl(log_ratio, torch.from_numpy(self.trained), params, cu_seqlens=self.cu_seqlens)
-        weight = influence_weights(credit, log_ratio, torch.from_numpy(self.advantages), params)
+    def future_kl(self, params: FIPOParams) -> torch.Tensor:
+        trained = torch.from_numpy(self.trained)
+        return future_kl(torch.from_numpy(self.log_ratio), trained, params, cu_seqlens=self.cu_seqlens)
+
+    def weights(self, credit: torch.Tensor, params: FIPOParams) -> tuple[np.ndarray, np.ndarray]:
+        """Final and raw weight of every token with this future_kl."""
+        log_ratio, advantages = torch.from_numpy(self.log_ratio), torch.from_numpy(self.advantages)
+        weight = influence_weights(credit, log_ratio, advantages, params)
         return weight.clamp(max=LARGEST).numpy(), credit.exp().clamp(max=LARGEST).numpy()
 
 
-def _distribution(weight: np.ndarray, raw: np.ndarray, params: FIPOParams) -> dict[str, Any]:
-    return {
-        **{name: float(getattr(weight, name)()) for name in ("mean", "std", "min", "max")},
-        "deciles": [float(x) for x in np.quantile(weight, np.linspace(0, 1, 11))],
-        "at_low": float((raw < params.weight_low).mean()),
-        "at_high": float((raw > params.weight_high).mean()),
-    }
+def _what_if(packed: _Packed, params: FIPOParams) -> list[dict[str, Any]]:
+    rows = []
+    for decay_rate in DECAY_RATES:
+        credit = packed.future_kl(replace(params, decay_rate=decay_rate))
+        for clip in CLIP_RATIOS:
+            changed = replace(params, clip_ratio_low=clip, clip_ratio_high=clip)
+            weight, raw = (values[packed.trained] for values in packed.weights(credit, changed))
+            shown = "inf" if math.isinf(decay_rate) else decay_rate  # for strict JSON
+            row: dict[str, Any] = {"decay_rate": shown, "clip_ratio": clip, "std": float(weight.std())}
+            rows.append(row | _at_bounds(raw, changed))
+    return rows
 
 
-def _what_if(packed: _Packed, params: FIPOParams, decay_rate: float, clip: float) -> dict[str, Any]:
-    changed = replace(params, decay_rate=decay_rate, clip_ratio_low=clip, clip_ratio_high=clip)
-    weight, raw = (values[packed.trained] for values in packed.weights(changed))
-    found = _distribution(weight, raw, changed)
-    decay = "inf" if math.isinf(decay_rate) else decay_rate  # JSON knows no infinity
-    return {"decay_rate": decay, "clip_ratio": clip} | {name: found[name] for name in ("at_low", "at_high", "std")}
-
-
-def _explained(packed: _Packed, weight: np.ndarray) -> dict[str, float]:
-    trained = packed.trained
-    rng = np.random.default_rng(0)
-    return {
-        "position": _share_of_variance(weight[trained], packed.position[trained]),
-        "own_log_ratio": _share_of_variance(weight[trained], packed.log_ratio[trained]),
-        "chance": _share_of_variance(weight[trained], rng.random(int(trained.sum()))),
-    }
+def _at_bounds(raw: np.ndarray, params: FIPOParams) -> dict[str, float]:
+    return {"at_low": float((raw < params.weight_low).mean()), "at_high": float((raw > params.weight_high).mean())}
 
 
 def _share_of_variance(values: np.ndarray, by: np.ndarray) -> float:
@@ -136,12 +158,44 @@ def _share_of_variance(values: np.ndarray, by: np.ndarray) -> float:
     return float((counts * (means - values.mean()) ** 2).sum() / (len(values) * total))
 
 
-def _noise_floor(packed: _Packed, raw: np.ndarray) -> dict[str, float] | None:
-    first = packed.trained & (packed.update == 0)
-    if not first.any():
-        return None
-    shift = np.abs(raw[first] - 1).mean()
-    return {"log_ratio": float(np.abs(packed.log_ratio[first]).mean()), "weight_shift": float(shift)}
+def _tables(packed: _Packed, weight: np.ndarray) -> dict[str, Any]:
+    """The trained tokens by part of the response, kind of token, rollout, and token."""
+    pieces = (piece for trace in packed.traces for piece in trace.token_bytes)
+    encoded = pa.array(pieces, pa.large_binary()).dictionary_encode()
+    vocabulary = [piece.decode(errors="replace") for piece in encoded.dictionary.to_pylist()]
+    columns = {name: pa.array([getattr(t, name) for t in packed.traces]).take(packed.trace) for name in ROLLOUT}
+    columns |= {"part": packed.position * POSITIONS // packed.length, "token": encoded.indices}
+    columns |= {"kind": pa.array(map(_kind, vocabulary), pa.string()).take(encoded.indices)}
+    columns |= {"weight": weight, "above": weight > 1, "below": weight < 1}
+    tokens = pa.table(columns).filter(packed.trained)
+
+    def by(*keys: str) -> list[dict[str, Any]]:
+        wanted = [("weight", "count"), ("weight", "mean"), ("above", "mean"), ("below", "mean")]
+        found = tokens.group_by(list(keys)).aggregate(wanted).sort_by([(key, "ascending") for key in keys])
+        rows: list[dict[str, Any]] = found.rename_columns([*keys, "tokens", "mean", "above", "below"]).to_pylist()
+        return rows
+
+    often = [row | {"token": vocabulary[row["token"]]} for row in by("token") if row["tokens"] >= LEAST_OCCURRENCES]
+
+    def leading(side: str) -> list[dict[str, Any]]:
+        found = [row for row in often if row[side] > 0]
+        return sorted(found, key=lambda row: -lower_share(row[side], row["tokens"]))[:SHOWN_TOKENS]
+
+    kinds = {"kinds": by("kind"), "rollouts": by(*ROLLOUT, "kind")}
+    return kinds | {"parts": by("part"), "amplified": leading("above"), "attenuated": leading("below")}
+
+
+def _kind(text: str) -> str:
+    text = text[:64].strip().lower()
+    classes = {unicodedata.category(character)[0] for character in text}
+    return next(name for name, holds in KINDS.items() if holds(text, classes))
+
+
+def lower_share(share: float, count: int) -> float:
+    """The lower end of a 95 % interval of a share (Wilson's), so that rare tokens do not lead the tables."""
+    z = 1.96
+    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return (share + z * z / (2 * count) - spread) / (1 + z * z / count)
 
 
 def _warnings(result: dict[str, Any]) -> list[str]:
@@ -152,7 +206,7 @@ def _warnings(result: dict[str, Any]) -> list[str]:
                 f"{weight[name]:.0%} of weights sit at the {side} bound, so they tell little about tokens: lower the "
                 "learning rate or decay_rate, or widen the clip ratios."
             )
-    if weight["std"] < ALIVE:
+    if weight["std"] < ALIVE and result["control"] is None:
         found.append(
             f"The weights' standard deviation is {weight['std']:.2g}, so this is almost GRPO: the policy hardly moves "
             "within a rollout; take more updates per rollout or a higher learning rate."

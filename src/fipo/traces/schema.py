@@ -2,48 +2,19 @@
 
 from dataclasses import dataclass, field, fields
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from fipo.errors import InvalidInputError
-from fipo.traces.columns import FLAGS
-
-__all__ = ["FLAGS", "PER_SAMPLE", "PER_TOKEN", "SCHEMA", "SCHEMA_VERSION", "Trace"]
 
 SCHEMA_VERSION = 2
-READABLE = ("1", "2")  # versions: 2 added true_advantage
-PER_TOKEN = {  # column → what Parquet holds a token
-    "token_ids": pa.int32(),
-    "token_bytes": pa.binary(),
-    "trained": pa.bool_(),
-    "old_logps": pa.float32(),
-    "logps": pa.float32(),
-    "log_ratio": pa.float32(),
-    "future_kl": pa.float32(),
-    "raw_weight": pa.float32(),
-    "weight": pa.float32(),
-    "advantages": pa.float32(),
-    "entropy": pa.float32(),
-    "rollout_logps": pa.float32(),
-    "true_advantage": pa.float32(),
-    "flags": pa.uint8(),
-}
-OPTIONAL = {"rollout_logps", "true_advantage"}  # columns that files of earlier versions of fipo do not have
-PER_SAMPLE = {
-    "run": pa.string(),
-    "rollout": pa.int32(),
-    "update": pa.int16(),
-    "group": pa.int32(),
-    "sample": pa.int32(),
-    "prompt": pa.string(),
-    "reward": pa.float32(),
-    "rewards": pa.map_(pa.string(), pa.float32()),
-    "dropped": pa.bool_(),
-    "truncated": pa.bool_(),
-    "stop_reason": pa.string(),
-}
-SCHEMA = pa.schema(list(PER_SAMPLE.items()) + [(name, pa.list_(kind)) for name, kind in PER_TOKEN.items()])
+FLOATS = pa.list_(pa.float32())  # one a token
+
+
+def _column(kind: pa.DataType, **default: Any) -> Any:
+    return field(metadata={"kind": kind}, **default)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,43 +25,47 @@ class Trace:
         InvalidInputError: The columns differ in length, or a field has another type or is too large.
     """
 
-    token_ids: np.ndarray  # int32
-    token_bytes: list[bytes]  # exact: joined, they are the completion in UTF-8 or whatever the model wrote
-    trained: np.ndarray  # bool
-    run: str = ""
-    rollout: int = 0
-    update: int = 0  # within the rollout, from 0; −1: the source does not tell
-    group: int = 0  # completions of one prompt share it
-    sample: int = 0  # within the rollout; with `rollout` and `update` it names the trace
-    prompt: str = ""
-    old_logps: np.ndarray | None = None  # float32, like all that follow
-    logps: np.ndarray | None = None
-    log_ratio: np.ndarray | None = None
-    future_kl: np.ndarray | None = None
-    raw_weight: np.ndarray | None = None
-    weight: np.ndarray | None = None
-    advantages: np.ndarray | None = None
-    entropy: np.ndarray | None = None  # nats
-    rollout_logps: np.ndarray | None = None  # of the engine that sampled, where π_old is another's
-    true_advantage: np.ndarray | None = None  # V(y≤t) − V(y<t) under π_old, where somebody measured it
-    flags: np.ndarray | None = None  # uint8, the bits of FLAGS
-    reward: float | None = None
-    rewards: dict[str, float] = field(default_factory=dict)  # by name, before weighting
-    dropped: bool | None = None
-    truncated: bool | None = None
-    stop_reason: str = ""
+    run: str = _column(pa.string(), default="")
+    rollout: int = _column(pa.int32(), default=0)
+    update: int = _column(pa.int16(), default=0)  # within the rollout, from 0; −1: the source does not tell
+    group: int = _column(pa.int32(), default=0)  # completions of one prompt share it
+    sample: int = _column(pa.int32(), default=0)  # within the rollout; with `rollout` and `update` it names the trace
+    prompt: str = _column(pa.string(), default="")
+    reward: float | None = _column(pa.float32(), default=None)
+    rewards: dict[str, float] = _column(pa.map_(pa.string(), pa.float32()), default_factory=dict)  # before weighting
+    dropped: bool | None = _column(pa.bool_(), default=None)
+    truncated: bool | None = _column(pa.bool_(), default=None)
+    stop_reason: str = _column(pa.string(), default="")
+    token_ids: np.ndarray = _column(pa.list_(pa.int32()))
+    token_bytes: list[bytes] = _column(pa.list_(pa.binary()))  # exact: joined, they are the completion
+    trained: np.ndarray = _column(pa.list_(pa.bool_()))
+    old_logps: np.ndarray | None = _column(FLOATS, default=None)
+    logps: np.ndarray | None = _column(FLOATS, default=None)
+    log_ratio: np.ndarray | None = _column(FLOATS, default=None)
+    future_kl: np.ndarray | None = _column(FLOATS, default=None)
+    raw_weight: np.ndarray | None = _column(FLOATS, default=None)
+    weight: np.ndarray | None = _column(FLOATS, default=None)
+    advantages: np.ndarray | None = _column(FLOATS, default=None)
+    entropy: np.ndarray | None = _column(FLOATS, default=None)  # nats
+    rollout_logps: np.ndarray | None = _column(
+        FLOATS, default=None
+    )  # of the engine that sampled, where π_old is another's
+    true_advantage: np.ndarray | None = _column(
+        FLOATS, default=None
+    )  # V(y≤t) − V(y<t) under π_old, where it was measured
+    flags: np.ndarray | None = _column(pa.list_(pa.uint8()), default=None)  # the bits of FLAGS
 
     def __post_init__(self) -> None:
         for name in ("run", "prompt", "stop_reason"):
             if not isinstance(value := getattr(self, name), str):
                 raise InvalidInputError(f"{name} is a {type(value).__name__}, but must be text; give text.")
             setattr(self, name, value.encode(errors="replace").decode())  # a lone surrogate is no UTF-8
-        for name, bits in {"rollout": 31, "update": 15, "group": 31, "sample": 31}.items():
-            value = getattr(self, name)
+        for name in ("rollout", "update", "group", "sample"):
+            value, bits = getattr(self, name), SCHEMA.field(name).type.bit_width
             if isinstance(value, bool) or not isinstance(value, Integral):
                 raise InvalidInputError(f"{name} is a {type(value).__name__}, but must be an integer; give a number.")
-            if not -(2**bits) <= value < 2**bits:
-                raise InvalidInputError(f"{name} is {str(value)[:30]}, but must fit {bits + 1} bits; renumber it.")
+            if not -(2 ** (bits - 1)) <= value < 2 ** (bits - 1):
+                raise InvalidInputError(f"{name} is {str(value)[:30]}, but must fit {bits} bits; renumber it.")
         for name in PER_TOKEN:
             value = getattr(self, name)
             if value is not None and len(value) != len(self.token_ids):
@@ -108,4 +83,5 @@ class Trace:
         return b"".join(self.token_bytes).decode("utf-8", errors="replace")
 
 
-assert {entry.name for entry in fields(Trace)} == set(SCHEMA.names)
+SCHEMA = pa.schema([(column.name, column.metadata["kind"]) for column in fields(Trace)])
+PER_TOKEN = {column.name: column.type.value_type for column in SCHEMA if pa.types.is_list(column.type)}

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fipo.errors import DataError
-from fipo.params import FORMER_KNOBS, FIPOParams
+from fipo.params import FIPOParams
 from fipo.run_folder import traces_folder, whole_file
-from fipo.traces.schema import OPTIONAL, PER_SAMPLE, PER_TOKEN, READABLE, SCHEMA, SCHEMA_VERSION, Trace
+from fipo.traces.schema import PER_TOKEN, SCHEMA, SCHEMA_VERSION, Trace
 
-VERSION_KEY, PARAMS_KEY, CONTROL_KEY = b"fipo.schema_version", b"fipo.params", b"fipo.control"
-UPDATES_KEY = b"fipo.updates_per_rollout"
+VERSION_KEY, PARAMS_KEY = b"fipo.schema_version", b"fipo.params"
+CONTROL_KEY, UPDATES_KEY = b"fipo.control", b"fipo.updates_per_rollout"
 REQUIRED = ("token_ids", "token_bytes", "trained")
 ROW_GROUP_TOKENS = 2**17  # about 5 MB on disk: the least that can be read of a file
 FLOATS = [f"{name}.list.element" for name, kind in PER_TOKEN.items() if kind == pa.float32()]  # paths inside Parquet
@@ -57,37 +57,27 @@ def write_traces(
     control: str | None = None,
     updates_per_rollout: int | None = None,
 ) -> Path:
-    """Writes one Parquet file, whole or not at all, in row groups of about ROW_GROUP_TOKENS tokens.
+    """Writes one Parquet file, whole or not at all, in row groups of about ROW_GROUP_TOKENS tokens; returns its path.
 
     Args:
         traces: Any number of Trace; a generator is consumed one row group at a time.
         path: The file; its folder is made. An existing file is replaced.
-        params: The hyper-parameters of the weights; kept in the file's metadata for what-if analysis.
-        control: What gave the loss other weights than FIPO, if anything did: a `fipo_control`, a `fipo_rule` or both.
-        updates_per_rollout: Of the run, 0 if its metrics have one step a rollout; with it the report finds the traces
-            of a point of a curve.
-
-    Returns:
-        The path.
+        params: The hyper-parameters of the weights, for what-if analysis.
+        control: The `fipo_control`, the `fipo_rule` or both that gave the loss its weights, if FIPO did not.
+        updates_per_rollout: Of the run, 0 if its metrics have one step a rollout: for the report's curves.
     """
-    metadata = {VERSION_KEY: str(SCHEMA_VERSION)}
-    if params is not None:
-        metadata[PARAMS_KEY] = json.dumps(asdict(params))
-    if control is not None:
-        metadata[CONTROL_KEY] = control
-    if updates_per_rollout is not None:
-        metadata[UPDATES_KEY] = str(updates_per_rollout)
-    schema = SCHEMA.with_metadata(metadata)
+    known = {VERSION_KEY: SCHEMA_VERSION, CONTROL_KEY: control, UPDATES_KEY: updates_per_rollout}
+    known |= {PARAMS_KEY: None if params is None else json.dumps(asdict(params))}
+    schema = SCHEMA.with_metadata({key: str(value) for key, value in known.items() if value is not None})
     with whole_file(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd", **ENCODING) as writer:
         for rows in _row_groups(traces):
-            columns = [pa.array([_cell(getattr(row, field.name)) for row in rows], field.type) for field in schema]
+            columns = [pa.array([getattr(row, column.name) for row in rows], column.type) for column in schema]
             writer.write_table(pa.table(columns, schema=schema))
     return Path(path)
 
 
 def _row_groups(traces: Iterable[Trace]) -> Iterator[list[Trace]]:
-    rows: list[Trace] = []
-    tokens = 0
+    rows, tokens = list[Trace](), 0
     for trace in traces:
         if rows and tokens + len(trace.token_ids) > ROW_GROUP_TOKENS:
             yield rows
@@ -106,17 +96,17 @@ def read_traces(path: str | os.PathLike[str], pattern: str = "*.parquet", *, max
     Args:
         path: A run, a folder or a file.
         pattern: Which files of a folder; the trainer's are named `rollout_NNNNNN_step_NNNN_rank_N.parquet`.
-        max_bytes: Of files that are larger together, the last ones by name are read, and of the first of them the
-            last row groups; at least one row group is read, and `problems` says what was left out.
+        max_bytes: As many of the last row groups as fit are read, at least one; `problems` says what was left out.
 
     Raises:
         DataError: There is no trace at all.
     """
-    if not Path(path).exists():
+    path = Path(path)
+    if not path.exists():
         raise DataError(f"{path} does not exist, but must be a run, its traces or a trace file; check the path.")
-    files = _files(Path(path), pattern)
+    files = [path] if path.is_file() else sorted(traces_folder(path).glob(pattern))
     found = TraceSet()
-    for file, first in [(file, 0) for file in files] if max_bytes is None else _last(files, max_bytes, found):
+    for file, first in [(file, 0) for file in files] if max_bytes is None else _last(files, max_bytes, found.problems):
         try:
             _read_file(file, first, found)
         except UNREADABLE as error:
@@ -124,8 +114,8 @@ def read_traces(path: str | os.PathLike[str], pattern: str = "*.parquet", *, max
     if not found.traces:
         nothing = f"none of its {pattern} files has a row" if files else f"it holds no {pattern} file"
         why = "; ".join(found.problems) or f"{nothing}; train with fipo_trace_every above 0"
-        raise DataError(f"{path} holds no readable trace: {why}.")
-    found.problems += mixed_tokenizers(found.traces)
+        raise DataError(f"{path} holds no readable trace: {why.removesuffix('.')}.")
+    found.problems = list(dict.fromkeys(found.problems + mixed_tokenizers(found.traces)))
     found.traces.sort(key=lambda trace: (trace.run, trace.rollout, trace.group, trace.sample, trace.update))
     return found
 
@@ -133,119 +123,86 @@ def read_traces(path: str | os.PathLike[str], pattern: str = "*.parquet", *, max
 def updates_per_rollout(file: Path) -> int | None:
     """What the footer of a trace file says of it; None where it says nothing or cannot be read."""
     try:
-        return _updates_of(pq.read_schema(file).metadata or {})
+        text = (pq.read_schema(file).metadata or {}).get(UPDATES_KEY, b"")
     except UNREADABLE:
         return None
+    return int(text) if text.isdigit() and len(text) < 10 else None
 
 
-def _files(path: Path, pattern: str) -> list[Path]:
-    if path.is_file():
-        return [path]
-    return sorted(traces_folder(path).glob(pattern))
-
-
-def _last(files: list[Path], max_bytes: int, found: TraceSet) -> list[tuple[Path, int]]:
-    """As many of the last files as fit, each with the first of its row groups to read; at least one row group."""
-    room = max_bytes
-    kept: list[tuple[Path, int]] = []
+def _last(files: list[Path], max_bytes: int, problems: list[str]) -> list[tuple[Path, int]]:
+    """As many of the last row groups as fit, at least one: the files, each with the first of its row groups to read."""
+    room, kept, first = max_bytes, list[tuple[Path, int]](), 0
     for file in reversed(files):
-        size = file.stat().st_size if file.exists() else 0  # a dangling link is named where it is read
-        if size <= room:
-            room -= size
-            kept.insert(0, (file, 0))
-            continue
         try:
-            first = _first_that_fits(file, room, max_bytes, found, needed=not kept)
+            metadata, size = pq.read_metadata(file), file.stat().st_size
+            groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
         except UNREADABLE:
-            first = 0  # to be named as unreadable
-        if first is not None:
-            kept.insert(0, (file, first))
-        break
-    if len(kept) < len(files):
-        found.problems.append(
-            f"{files[0].parent} holds {len(files)} files of traces, more than the {max_bytes:,} bytes that are read at "
-            f"once: these are the last {len(kept)}, from {kept[0][0].name} on; name a file to see another."
-        )
-    return kept
-
-
-def _first_that_fits(file: Path, room: int, max_bytes: int, found: TraceSet, *, needed: bool) -> int | None:
-    """The first of the last row groups that fit; None if none does, unless one is needed."""
-    metadata = pq.read_metadata(file)
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    first = len(groups)
-    room -= metadata.serialized_size
-    # By its share of the uncompressed bytes: asking a damaged footer for a column's compressed size aborts Python.
-    scale = file.stat().st_size / max(1, sum(group.total_byte_size for group in groups))
-    for group in reversed(groups):
-        room -= int(scale * group.total_byte_size)
-        if room < 0 and not (needed and first == len(groups)):
+            kept.append((file, 0))  # to be named where it is read
+            continue
+        # By its share of the uncompressed bytes: asking a damaged footer for a column's compressed size aborts Python.
+        scale, first = size / max(1, sum(group.total_byte_size for group in groups)), len(groups)
+        while first and (groups[first - 1].total_byte_size * scale <= room or not (kept or first < len(groups))):
+            first -= 1
+            room -= int(groups[first].total_byte_size * scale)
+        if first < len(groups) or not groups:
+            kept.append((file, first))
+        if first:
             break
-        first -= 1
-    if first == len(groups):
-        return 0 if needed else None
-    if first:
-        rows = sum(group.num_rows for group in groups[first:])
-        found.problems.append(
-            f"{file} does not fit the {max_bytes:,} bytes of traces that are read at once: these are the last {rows} "
-            f"of its {metadata.num_rows} traces; fipo.traces.read_traces reads them all."
+    if len(kept) < len(files):
+        problems.append(
+            f"{files[0].parent} holds {len(files)} files of traces, more than the {max_bytes:,} bytes that are read at "
+            f"once: these are the last {len(kept)}, from {kept[-1][0].name} on; name a file to see another."
         )
-    return first
+    if first and kept[-1][0] == file:
+        problems.append(
+            f"{file} does not fit the {max_bytes:,} bytes of traces that are read at once: these are the last "
+            f"{sum(group.num_rows for group in groups[first:])} of its {metadata.num_rows} traces; "
+            "fipo.traces.read_traces reads them all."
+        )
+    return kept[::-1]
 
 
 def _read_file(file: Path, first: int, found: TraceSet) -> None:
     with pq.ParquetFile(file) as parquet:
-        metadata = parquet.schema_arrow.metadata or {}
-        _check_columns(metadata, parquet.schema_arrow.names)
-        params = _params_of(metadata)
-        groups = range(first, parquet.num_row_groups)
-        batches = parquet.iter_batches(BATCH_ROWS, row_groups=list(groups), columns=_held(parquet.schema_arrow.names))
+        metadata, names = parquet.schema_arrow.metadata or {}, parquet.schema_arrow.names
+        version = metadata.get(VERSION_KEY, b"missing").decode()
+        if version != str(SCHEMA_VERSION):
+            remedy = "convert it with `fipo import`" if version == "missing" else "read it with the fipo that wrote it"
+            raise DataError(f"its schema version is {version}, but this fipo reads {SCHEMA_VERSION}; {remedy}.")
+        if missing := sorted(set(SCHEMA.names) - set(names)):
+            raise DataError(f"it lacks the columns {', '.join(missing)}; write it with fipo.traces.write_traces.")
+        try:
+            params = FIPOParams(**json.loads(metadata[PARAMS_KEY])) if PARAMS_KEY in metadata else None
+        except (TypeError, ValueError, RecursionError) as error:
+            raise DataError(f"its fipo.params are not FIPOParams: {error}; write the file again.") from error
+        groups = list(range(first, parquet.num_row_groups))
+        batches = parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=SCHEMA.names)
         found.traces += [trace for batch in batches for trace in _traces_of(batch)]
     if CONTROL_KEY in metadata:
         found.control = metadata[CONTROL_KEY].decode()
-        _tell(
-            found,
+        found.problems.append(
             f"The run was trained with the weights of {found.control} in place of FIPO's, and these are shown; under "
-            "other hyper-parameters they are what FIPO would have given.",
+            "other hyper-parameters they are what FIPO would have given."
         )
-    updates = _updates_of(metadata)
+    updates = updates_per_rollout(file)
     found.updates_per_rollout = found.updates_per_rollout if updates is None else updates
     if params and found.params and params != found.params:
-        _tell(found, f"The traces were made with several settings; what is recomputed takes {params}.")
+        found.problems.append(f"The traces were made with several settings; what is recomputed takes {params}.")
     found.params = params or found.params
-
-
-def _check_columns(metadata: dict[bytes, bytes], names: list[str]) -> None:
-    version = metadata.get(VERSION_KEY, b"missing").decode()
-    if version not in READABLE:
-        raise DataError(
-            f"its schema version is {version}, but this fipo reads {' and '.join(READABLE)}; "
-            + ("convert it with `fipo import`." if version == "missing" else "update fipo.")
-        )
-    missing = sorted(set(SCHEMA.names) - OPTIONAL - set(names))
-    if missing:
-        raise DataError(f"it lacks the columns {', '.join(missing)}; write it with fipo.traces.write_traces.")
-
-
-def _held(names: list[str]) -> list[str]:
-    return [name for name in SCHEMA.names if name in names]
 
 
 def _traces_of(batch: pa.RecordBatch) -> Iterator[Trace]:
     """Arrays are slices of the batch's columns; equal token bytes are one object."""
     batch.validate(full=True)  # damaged offsets would be read outside their buffer
-    table = pa.Table.from_batches([batch])
-    for name in OPTIONAL.difference(table.schema.names):
-        table = table.append_column(name, pa.nulls(len(table), SCHEMA.field(name).type))
-    table = table.select(SCHEMA.names).cast(SCHEMA)
-    columns = {name: _per_token(name, table.column(name).combine_chunks()) for name in PER_TOKEN}
-    for number, row in enumerate(table.select(list(PER_SAMPLE)).to_pylist()):
-        row |= {"rewards": dict(row["rewards"] or ()), "stop_reason": row["stop_reason"] or ""}
+    table = pa.Table.from_batches([batch]).select(SCHEMA.names).cast(SCHEMA)
+    columns = {name: _cells(name, table.column(name).combine_chunks()) for name in PER_TOKEN}
+    for number, row in enumerate(table.drop_columns(list(PER_TOKEN)).to_pylist()):
         found = {name: cells[number] for name, cells in columns.items()}
-        yield Trace(**row | found | {"token_bytes": found["token_bytes"].tolist()})
+        found |= {"rewards": dict(row["rewards"] or ()), "token_bytes": found["token_bytes"].tolist()}
+        yield Trace(**row | found)
 
 
-def _per_token(name: str, column: pa.ListArray) -> list[Any]:
+def _cells(name: str, column: pa.ListArray) -> list[Any]:
     """The column's cells as numpy arrays, None for a null."""
     flat = column.flatten()
     nulls = flat.null_count if name in REQUIRED or flat.type != pa.float32() else 0
@@ -261,39 +218,15 @@ def _per_token(name: str, column: pa.ListArray) -> list[Any]:
     return [cell if known else None for cell, known in zip(cells, column.is_valid().to_pylist(), strict=True)]
 
 
-def _params_of(metadata: dict[bytes, bytes]) -> FIPOParams | None:
-    if PARAMS_KEY not in metadata:
-        return None
-    try:
-        known = json.loads(metadata[PARAMS_KEY])
-        return FIPOParams(**{name: value for name, value in known.items() if name not in FORMER_KNOBS})
-    except (TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise DataError(f"its fipo.params are not FIPOParams: {error}; write the file again.") from error
-
-
-def _updates_of(metadata: dict[bytes, bytes]) -> int | None:
-    text = metadata.get(UPDATES_KEY, b"")
-    return int(text) if text.isdigit() and 0 < len(text) < 10 else None
-
-
-def _tell(found: TraceSet, sentence: str) -> None:
-    if sentence not in found.problems:
-        found.problems.append(sentence)
-
-
 def mixed_tokenizers(traces: Iterable[Trace]) -> list[str]:
     """A sentence if one token id stands for different bytes: ids of two tokenizers must not be compared."""
     known: dict[int, tuple[bytes, str]] = {}
     for trace in traces:
         for index, piece in dict(zip(trace.token_ids.tolist(), trace.token_bytes, strict=True)).items():
             first, run = known.setdefault(index, (piece, trace.run))
-            if index >= 0 and piece != first:  # an importer without a tokenizer gives −1
+            if piece != first:
                 return [
                     f"The traces mix tokenizers: token {index} is {first!r} in run {run!r} and {piece!r} in run "
                     f"{trace.run!r}; all are shown, but compare tokens within one run only."
                 ]
     return []
-
-
-def _cell(value: Any) -> Any:
-    return list(value.items()) if isinstance(value, dict) else value

@@ -9,6 +9,12 @@ from typing import Any
 from fipo.errors import DataError
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+OTHERS = [byte for byte in range(256) if byte not in PRINTABLE]
+BYTE_LEVEL = {  # GPT-2's alphabet: printable Latin-1 stands for itself, the other bytes for characters from U+0100 on
+    **{chr(byte): bytes([byte]) for byte in PRINTABLE},
+    **{chr(0x100 + place): bytes([byte]) for place, byte in enumerate(OTHERS)},
+}
 
 
 def byte_decoder(tokenizer: Any) -> Callable[[int], bytes]:
@@ -45,8 +51,7 @@ def in_brackets(index: int) -> bytes:
 
 
 def _byte_level(piece: str) -> bytes:
-    table = _byte_level_table()
-    return b"".join(bytes([table[c]]) if c in table else c.encode() for c in piece)
+    return b"".join(BYTE_LEVEL.get(character, character.encode()) for character in piece)
 
 
 def _sentence_piece(piece: str) -> bytes:
@@ -56,12 +61,3 @@ def _sentence_piece(piece: str) -> bytes:
 
 def _word_piece(piece: str) -> bytes:
     return piece.removeprefix("##").encode() if piece.startswith("##") else b" " + piece.encode()
-
-
-@cache
-def _byte_level_table() -> dict[str, int]:
-    """GPT-2's alphabet: printable Latin-1 stands for itself, the other bytes for the characters from U+0100 on."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printable]
-    table = {chr(byte): byte for byte in printable}
-    return table | {chr(0x100 + i): byte for i, byte in enumerate(others)}

@@ -124,10 +124,9 @@ class TraceWriter:
 
             if self.takes_folder and self._lock is None:
                 self._begin(rollout)
-            rows = list(completions)
-            if rows:
-                control = None if self.weighting is None else self.weighting.name
-                of_run: Any = {"updates_per_rollout": self.updates_per_rollout, "control": control}
+            of_run: Any = {"updates_per_rollout": self.updates_per_rollout}
+            of_run |= {"control": None if self.weighting is None else self.weighting.name}
+            if rows := list(completions):
                 write_traces(self._traces(rows), self.options.folder / name, self.params, **of_run)
 
     def _begin(self, rollout: int) -> None:
@@ -159,16 +158,14 @@ class TraceWriter:
         for one in completions:
             known: Any = dict(zip(("rollout", "update", "group", "sample"), one.place, strict=True))
             known |= {n: column.to(KINDS.get(n, torch.float32)).cpu().numpy() for n, column in one.columns.items()}
+            known |= {"rewards": one.rewards, "dropped": one.dropped, "truncated": one.truncated}
             yield Trace(
-                run=self.options.run,
                 **known,
+                run=self.options.run,
                 prompt=b"".join(map(bytes_of, one.prompt.tolist())).decode(errors="replace"),
                 token_ids=one.tokens.int().cpu().numpy(),
                 token_bytes=[bytes_of(index) for index in one.tokens.tolist()],
                 reward=next(iter(one.rewards.values()), None) if one.reward is None else one.reward,
-                rewards=one.rewards,
-                dropped=one.dropped,
-                truncated=one.truncated,
                 stop_reason="" if one.truncated is None else ("length" if one.truncated else "stop"),
             )
 

@@ -6,17 +6,15 @@ import { unpackText } from "./model/blocks.js";
 import { shownCredit } from "./model/credit.js";
 import { openingTrace } from "./model/groups.js";
 import { loadReport } from "./model/report.js";
-import { tallyTraces } from "./model/tally.js";
 import { traceAt } from "./model/steps.js";
 import { openTrace } from "./model/traces.js";
 import { change, onChange, redraw, report, state, tabsOf, viewOf } from "./state.js";
 import { drawCredit, focusTokens, setUpCredit } from "./views/credit.js";
 import { drawCurves, refreshCurves } from "./views/curves.js";
-import { setUpExport, viewAsCsv } from "./views/export.js";
 import { setUpKeyboard } from "./views/keyboard.js";
 import { drawKnobs, setUpKnobs } from "./views/knobs.js";
 import { follow, openRollout, showChosen } from "./views/live.js";
-import { drawSamples, passingTraces, setUpSamples } from "./views/samples.js";
+import { drawSamples, setUpSamples } from "./views/samples.js";
 import { drawSummary } from "./views/summary.js";
 import { drawTabs, setUpTabs } from "./views/tabs.js";
 
@@ -38,7 +36,7 @@ async function start() {
 }
 
 function setUpTraces() {
-  for (const setUp of [setUpCredit, setUpSamples, setUpKnobs, setUpExport]) setUp();
+  for (const setUp of [setUpCredit, setUpSamples, setUpKnobs]) setUp();
 }
 
 /** Data come later, again and again; the place in them stays. */
@@ -58,8 +56,8 @@ function startLive() {
     /** @type {(fresh: Report) => void} */
     traces: (fresh) => {
       const before = report.traces[state.at];
-      const { traces, prompts, sets, flags, trainedBit, columns, vocabulary, spans } = fresh;
-      Object.assign(report, { traces, prompts, sets, flags, trainedBit, columns, vocabulary, spans });
+      const { traces } = fresh;
+      Object.assign(report, fresh, { about: report.about, charts: report.charts, tracedSteps: report.tracedSteps });
       if (!begun) setUpTraces();
       showProblems(fresh.about.problems);
       showSize();
@@ -149,13 +147,12 @@ function showFailure(error) {
 // For tests and the curious: the numbers behind the colours.
 Object.assign(window, {
   fipo: {
-    state, page: report, change, viewAsCsv,
+    state, page: report, change,
     /** @type {(index: number) => { futureKl: number[], weight: number[] }} */
     columns: (index) => {
       const { futureKl, weight } = shownCredit(openTrace(report, index), state.knobs);
       return { futureKl: Array.from(futureKl ?? []), weight: Array.from(weight ?? []) };
     },
-    summary: () => tallyTraces(report, passingTraces(), state.knobs),
   },
 });
 

@@ -1,6 +1,6 @@
 // What the reader sees: the report, the view of it, and the address that names the view.
 
-import { channelById } from "./model/channels.js";
+import { channelOf, FIRST_CHANNEL } from "./model/channels.js";
 import { NO_FILTERS } from "./model/filters.js";
 import { readKnob } from "./model/knobs.js";
 import { emptyReport } from "./model/report.js";
@@ -12,7 +12,7 @@ const MODES = ["one", "group", "updates"];
 export const SORTS = ["", "reward", "spread", "length"];
 export const MOVABLE_KNOBS = ["decay_rate", "clip_ratio_low", "clip_ratio_high", "safety_thresh", "clip_high_only", "distance"];
 /** @type {View} */
-const START = { tab: "", at: -1, mode: "one", watched: "", sort: "", channel: "weight", selected: null, active: null, filters: NO_FILTERS, knobs: {} };
+const START = { tab: "", at: -1, mode: "one", watched: "", sort: "", channel: FIRST_CHANNEL, selected: null, active: null, filters: NO_FILTERS, knobs: {} };
 
 /** Filled once, by main.js. */
 export const report = emptyReport();
@@ -27,15 +27,16 @@ export const onChange = (listener) => void listeners.push(listener);
 /** Every change of what is shown goes through here. @type {(changes: Partial<View>) => void} */
 export function change(changes) {
   const before = { ...state };
-  Object.assign(state, changes);
-  for (const listener of listeners) listener((...names) => names.some((name) => before[name] !== state[name]));
-  writeHash();
+  apply(changes, (...names) => names.some((name) => before[name] !== state[name]));
 }
 
 /** Draws everything again, for data that changed. @type {(changes: Partial<View>) => void} */
-export function redraw(changes) {
+export const redraw = (changes) => apply(changes, () => true);
+
+/** @type {(changes: Partial<View>, changed: Changed) => void} */
+function apply(changes, changed) {
   Object.assign(state, changes);
-  for (const listener of listeners) listener(() => true);
+  for (const listener of listeners) listener(changed);
   writeHash();
 }
 
@@ -67,7 +68,7 @@ export function viewOf(hash, report, opening) {
   return {
     tab: oneOf(tabsOf(report), parts.get("tab")), at, mode: oneOf(MODES, parts.get("mode")),
     watched: /^\d{1,3}\.\d{1,9}$/.test(parts.get("watched") ?? "") ? parts.get("watched") ?? "" : "",
-    sort: oneOf(SORTS, parts.get("sort")), channel: channelById(parts.get("channel")).id,
+    sort: oneOf(SORTS, parts.get("sort")), channel: channelOf(report, parts.get("channel"))?.name ?? FIRST_CHANNEL,
     selected: wholeNumber(parts.get("selected"), length), active: wholeNumber(parts.get("active"), length),
     filters: filtersOf(parts), knobs: movedOf(parts, report),
   };

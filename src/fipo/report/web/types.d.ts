@@ -3,8 +3,7 @@
 import type { NO_FILTERS } from "./model/filters.js";
 
 export type Numbers = ArrayLike<number>;
-export type Kind<T> = { new (length: number): T; new (buffer: ArrayBuffer): T; BYTES_PER_ELEMENT: number };
-export type Column = Uint8Array | Uint16Array | Uint32Array | Float32Array;
+export type Column = Uint8Array | Uint32Array | Int32Array | Float32Array;
 export type Filters = typeof NO_FILTERS; // what was typed; "" lets all pass
 
 /** As in fipo.params. */
@@ -26,8 +25,8 @@ export interface KnobRange {
   help: string;
   low: number;
   high: number;
-  lowOpen: boolean; // whether the end itself is excluded
-  highOpen: boolean;
+  low_open: boolean; // whether the end itself is excluded
+  high_open: boolean;
   choices: string[]; // all values, where they are names
 }
 
@@ -60,6 +59,7 @@ export interface Vocabulary {
 
 /** What the traces of a file or folder were made with. */
 export interface TraceSet {
+  analysis: Analysis | { warnings: string[] }; // the second where nothing can be analysed
   knobs: Knobs;
   known: boolean; // whether the knobs are recorded, or fipo's defaults
   control: string | null;
@@ -69,7 +69,7 @@ export interface TraceSet {
 
 export interface Chart {
   title: string;
-  figure: { data: object[]; layout: Record<string, any> };
+  figure: { data: { showlegend?: boolean }[]; layout: Record<string, any> };
 }
 
 export interface Report {
@@ -81,9 +81,10 @@ export interface Report {
   sets: TraceSet[];
   flags: Record<string, number>; // name → bit
   trainedBit: number;
+  channels: Channel[];
   columns: Record<string, Column>; // over all traces
   vocabulary: Vocabulary;
-  spans: Spans;
+  spans: Record<string, number>; // by channel
 }
 
 /** One trace. Columns are per token; one that nobody recorded is null. */
@@ -97,21 +98,14 @@ export interface Trace {
   flags: Uint8Array;
   flagBits: Record<string, number>;
   trained: Uint8Array; // not 0: trained
-  logRatio: Float32Array | null;
-  advantages: Float32Array | null;
-  oldLogps: Uint16Array | null; // float16, as logps and entropy
-  logps: Uint16Array | null;
-  entropy: Uint16Array | null; // nats
-  trueAdvantage: Float32Array | null; // V(y≤t) − V(y<t), where somebody measured it
-  mismatch: Float32Array | null; // log π_old less the rollout engine's, 0 where not trained
-  recordedFutureKl: Float32Array | null;
-  recordedWeight: Float32Array | null;
+  columns: Record<string, Column | null>; // those of fipo.report.pack
+  logRatio: Column | null;
   pieces: Piece[][] | null;
   search: string | null;
 }
 
 /** A trace whose credit can be recomputed. */
-export type MeasuredTrace = Trace & { logRatio: Float32Array };
+export type MeasuredTrace = Trace & { logRatio: Column };
 
 /** `weight` is what the loss used; it differs from FIPO's where a rule or a control replaced that. */
 export type Credit = { futureKl: Numbers; fipo: Numbers; weight: Numbers };
@@ -119,9 +113,17 @@ export type Credit = { futureKl: Numbers; fipo: Numbers; weight: Numbers };
 /** Plain text, or a box: "bad" bytes, "part" of a character, a "code" point that does not show, "cut" text. */
 export type Piece = { text: string; box?: string };
 
-export type Channel = { id: string; label: string; neutral: number | null }; // null: all values lie on one side
-export type Scale = Channel & { span: number }; // how far from neutral its ends lie; of a ratio: in log
-export type Spans = { log_ratio: number; future_kl: number; advantage_weight: number; entropy: number; true_advantage: number; mismatch: number };
+/** As in fipo.report.channels. */
+export interface Channel {
+  name: string;
+  label: string;
+  help: string;
+  dtype: string;
+  unit: string;
+  neutral: number | null; // null: all values lie on one side
+  scale: string; // linear, log or bounds
+}
+export type Scale = Channel & { span: number }; // how far from neutral its ends lie; in log, where the scale is
 
 /** What painting the tokens of a trace needs to know. */
 export type Brush = { scale: Scale; value: (t: number) => number; matches: Set<number> };
@@ -141,29 +143,29 @@ export interface View {
 
 export type Changed = (...names: (keyof View)[]) => boolean; // whether one of these parts of the view is another one now
 
-/** Sums over the trained tokens of one kind. */
-export interface WeightSums {
-  count: number;
-  sum: number; // of weights
-  low: number; // exp(future_kl) below the low bound
-  high: number; // exp(future_kl) above the high bound
-  up: number; // weight above 1
-  down: number; // weight below 1
-  safety: number; // the safety rule changed the weight
-  outside: number; // no future credit
+/** The weights of some trained tokens. */
+export interface Weights {
+  tokens: number;
+  mean: number;
+  above: number; // share above 1
+  below: number;
 }
 
-/** Sums by entry of the vocabulary. */
-export type TokenSums = { count: Uint32Array; sum: Float64Array; up: Uint32Array; down: Uint32Array };
-
-export interface Tally {
-  traces: number;
-  unknown: number; // traces without log-ratios, left out
-  runs: Map<string, WeightSums>;
-  rollouts: Map<string, { run: string; rollout: number; classes: WeightSums[] }>;
-  positions: WeightSums[]; // equal parts of the response
-  classes: WeightSums[]; // as in CLASS_NAMES
-  tokens: TokenSums;
+/** As fipo.traces.analysis makes it. */
+export interface Analysis {
+  completions: number;
+  tokens: number;
+  weight: { mean: number; std: number; min: number; max: number; deciles: number[]; at_low: number; at_high: number };
+  flags: Record<string, number>; // share of tokens
+  what_if: { decay_rate: number | string; clip_ratio: number; std: number; at_low: number; at_high: number }[];
+  explained: Record<string, number>; // share of the variance
+  noise_floor: { log_ratio: number; weight_shift: number } | null;
+  parts: (Weights & { part: number })[]; // of the response
+  kinds: (Weights & { kind: string })[];
+  rollouts: (Weights & { kind: string; run: string; rollout: number })[];
+  amplified: (Weights & { token: string })[];
+  attenuated: (Weights & { token: string })[];
+  warnings: string[];
 }
 
 /** What `fipo watch` says of the runs. */

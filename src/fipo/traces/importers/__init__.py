@@ -6,14 +6,12 @@ from typing import Any
 
 from fipo.errors import DataError
 from fipo.params import FIPOParams
-from fipo.traces.importers import fipo_fork, prime_rl, slime, trl, verl
-from fipo.traces.importers.common import ImportOptions
+from fipo.traces.importers import fipo_fork, prime_rl, slime
 from fipo.traces.store import TraceSet, mixed_tokenizers
+from fipo.traces.tokens import byte_decoder, in_brackets
 
-IMPORTERS: dict[str, Callable[[Path, ImportOptions], TraceSet]] = {
+IMPORTERS: dict[str, Callable[..., TraceSet]] = {
     "slime": slime.read,
-    "trl": trl.read,
-    "verl": verl.read,
     "fipo-fork": fipo_fork.read,
     "prime-rl": prime_rl.read,
 }
@@ -22,21 +20,16 @@ IMPORTERS: dict[str, Callable[[Path, ImportOptions], TraceSet]] = {
 def import_dump(
     kind: str, source: Path, *, tokenizer: Any = None, params: FIPOParams | None = None, current_logprobs: bool = False
 ) -> TraceSet:
-    """Reads a dump.
+    """Reads a dump; `problems` of what it returns says what could not be recovered or read.
 
     Args:
-        kind: Who wrote it, and what: "slime": a folder with both debug dumps, `rollout_*.pt` and `train_*.pt`. "trl":
-            a completions Parquet. "verl": a JSONL of `trainer.rollout_data_dir`. "fipo-fork": the
-            `negative_approx_kl_global_step_*.jsonl` of the FIPO authors' verl. "prime-rl": the `rank_*.jsonl` below
-            `token_exports`. All but the first may be one file or a folder of files.
+        kind: "slime": a folder with both debug dumps, `rollout_*.pt` and `train_*.pt`. Or a file, or a folder of files:
+            "fipo-fork": the `negative_approx_kl_global_step_*.jsonl` of the FIPO authors' verl. "prime-rl": the
+            `rank_*.jsonl` below `token_exports`.
         source: Where it is.
-        tokenizer: A fast Hugging Face tokenizer, for token bytes; without it, tokens show as their ids, and texts are
-            split into words.
+        tokenizer: A fast Hugging Face tokenizer, for token bytes; without it, tokens show as their ids.
         params: The hyper-parameters of the weights; without them fipo's defaults, and a sentence that says so.
         current_logprobs: slime only: `log_probs` are the current policy's, and `rollout_log_probs` π_old's.
-
-    Returns:
-        A TraceSet; `problems` says what could not be recovered or read.
 
     Raises:
         DataError: The kind is unknown, or nothing could be read.
@@ -45,11 +38,11 @@ def import_dump(
         raise DataError(f"The kind of dump is {kind!r}, but must be one of {', '.join(IMPORTERS)}; choose one.")
     if not source.exists():
         raise DataError(f"{source} does not exist; check the path.")
-    options = ImportOptions(tokenizer=tokenizer, params=params, current_logprobs=current_logprobs)
-    found = IMPORTERS[kind](source, options)
+    of_slime = {"current_logprobs": current_logprobs} if kind == "slime" else {}
+    found = IMPORTERS[kind](source, byte_decoder(tokenizer) if tokenizer else in_brackets, params, **of_slime)
     if not found.traces:
         why = "; ".join(found.problems) or "it has no file of that kind"
-        raise DataError(f"{source} holds no {kind} dump that could be read: {why}.")
+        raise DataError(f"{source} holds no {kind} dump that could be read: {why.removesuffix('.')}.")
     if params is None and any(trace.weight is not None for trace in found):
         found.problems.append(
             "The dump does not tell its hyper-parameters, so the weights are with fipo's defaults; give a preset."

@@ -1,6 +1,5 @@
 """The FIPO authors' verl: Δ log p for every token."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fipo.traces.importers.common import ImportOptions, Skipped, credit, files_of, floats, lines_of
+from fipo.params import FIPOParams
+from fipo.traces.importers.common import BytesOf, credit, floats, use_lines
 from fipo.traces.schema import Trace
 from fipo.traces.store import TraceSet
 
@@ -20,30 +20,27 @@ FORK_GAPS = (
 )
 
 
-def read(dump: Path, options: ImportOptions, **place: Any) -> TraceSet:
+def read(dump: Path, bytes_of: BytesOf, params: FIPOParams | None) -> TraceSet:
     """A micro-batch a line: `negative_approx_kl`, Δ log p (B, L) times the loss mask, and `responses`, ids (B, L)."""
-    found = TraceSet(params=options.params)
-    for file in files_of(dump, FORK_FILES):
-        step, skipped = re.search(r"(\d+)\.jsonl$", file.name), Skipped(file, "line")
-        group = sample = 0
-        for number, line in lines_of(file, found.problems):
-            with skipped.unless_usable(number):
-                place = {"rollout": int(step[1]) if step else 0, "group": group}
-                responses = enumerate(_responses(json.loads(line)), start=sample)
-                traces = [_trace(*columns, options, sample=index, **place) for index, columns in responses]
-                found.traces += traces
-                group, sample = group + 1, sample + len(traces)
-        found.problems += skipped.problems
+    found = TraceSet(params=params)
+
+    def use(file: Path, row: dict[str, Any]) -> None:
+        step = re.search(r"(\d+)\.jsonl$", file.name)
+        rollout, last = int(step[1]) if step else 0, found[-1] if found else None
+        group, first = (last.group + 1, last.sample + 1) if last and last.rollout == rollout else (0, 0)
+        traces = []
+        for sample, (ids, log_ratio) in enumerate(_responses(row), start=first):
+            trained, unknown = np.ones(len(ids), dtype=bool), np.zeros_like(log_ratio)
+            columns: dict[str, Any] = credit(log_ratio, unknown, unknown, trained, params)
+            del columns["dropped"]  # needs advantages
+            columns |= {"token_ids": ids, "token_bytes": [bytes_of(int(index)) for index in ids], "trained": trained}
+            place: dict[str, Any] = {"rollout": rollout, "update": -1, "group": group, "sample": sample}
+            traces.append(Trace(run="fipo-fork", **place, **columns))
+        found.traces += traces
+
+    use_lines(dump, FORK_FILES, use, found.problems)
     found.problems.append(FORK_GAPS)
     return found
-
-
-def _trace(ids: np.ndarray, log_ratio: np.ndarray, options: ImportOptions, **place: Any) -> Trace:
-    trained, unknown = np.ones(len(ids), dtype=bool), np.zeros_like(log_ratio)
-    columns = credit(log_ratio, unknown, unknown, trained, options.params)
-    del columns["dropped"]  # needs advantages
-    pieces = [options.bytes_of(int(index)) for index in ids]
-    return Trace(token_ids=ids, token_bytes=pieces, trained=trained, run="fipo-fork", update=-1, **place, **columns)
 
 
 def _responses(row: dict[str, Any]) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -1,6 +1,9 @@
 // From the report's data blocks, base64 of gzip, to text and typed arrays: the inverse of fipo.report.pack.
 
-/** @import { Kind } from "../types.js" */
+/** @import { Column } from "../types.js" */
+
+/** @type {Record<string, any>} by NumPy's names */
+const TYPES = { u1: Uint8Array, "<u4": Uint32Array, "<i4": Int32Array, "<f4": Float32Array, "<f2": Uint16Array };
 
 /** @type {(block: string) => Promise<Uint8Array<ArrayBuffer>>} */
 async function unpackBytes(block) {
@@ -15,16 +18,22 @@ export const unpackText = async (block) => new TextDecoder().decode(await unpack
 export const unpackJson = async (block) => block && JSON.parse(await unpackText(block));
 
 /**
- * A column; one that no trace has is no block, and has no entries.
- * @template T
- * @param {string | null} block
- * @param {Kind<T>} Type of its entries, little-endian
- * @returns {Promise<T>}
+ * A column; one that no trace has is no block, and has no entries. What is float16 becomes float32.
+ * @type {(block: string | null, dtype: string) => Promise<Column>}
  */
-export async function unpackColumn(block, Type) {
+export async function unpackColumn(block, dtype) {
+  const Type = TYPES[dtype];
   if (block === null) return new Type(0);
-  const planes = await unpackBytes(block);
-  return new Type(joinPlanes(planes, Type.BYTES_PER_ELEMENT).buffer);
+  const entries = new Type(joinPlanes(await unpackBytes(block), Type.BYTES_PER_ELEMENT).buffer);
+  return dtype === "<f2" ? fromHalves(entries) : entries;
+}
+
+/** @type {(halves: Uint16Array) => Float32Array} */
+function fromHalves(halves) {
+  const values = Float32Array.from({ length: 2 ** 16 }, (_, bits) => fromHalf(bits));
+  const result = new Float32Array(halves.length);
+  for (let i = 0; i < halves.length; i++) result[i] = values[halves[i]];
+  return result;
 }
 
 /**

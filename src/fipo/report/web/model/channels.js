@@ -1,77 +1,65 @@
-// What colours tokens: eight channels, each with a scale that is the same for every sample.
+// What colours tokens. The channels are those of fipo.report.channels; a scale is the same for every sample.
 
 import { knobsOf, shownCredit } from "./credit.js";
 import { clamp, contributions, weightHigh, weightLow } from "./fipo.js";
 import { advantageAt, isMeasured, openTrace } from "./traces.js";
-import { fromHalf } from "./blocks.js";
 
-/** @import { Channel, MeasuredTrace, Moved, Report, Scale, Spans, Trace, View } from "../types.js" */
+/** @import { Channel, MeasuredTrace, Moved, Numbers, Report, Scale, Trace, View } from "../types.js" */
 
-/** @type {Channel[]} */
-export const CHANNELS = [
-  { id: "log_ratio", label: "log_ratio", neutral: 0 },
-  { id: "future_kl", label: "future_kl", neutral: 0 },
-  { id: "weight", label: "weight", neutral: 1 },
-  { id: "advantage_weight", label: "advantage × weight", neutral: 0 },
-  { id: "entropy", label: "entropy", neutral: null },
-  { id: "ratio", label: "ratio", neutral: 1 },
-  { id: "true_advantage", label: "true advantage", neutral: 0 },
-  { id: "mismatch", label: "trainer − engine", neutral: 0 },
-];
-const CONTRIBUTION = { id: "contribution", label: "contribution", neutral: 0 };
+export const FIRST_CHANNEL = "weight"; // that colours a report when it is opened
+/** @type {Channel} */
+const CONTRIBUTION = { name: "contribution", label: "contribution", help: "", dtype: "", unit: "", neutral: 0, scale: "linear" };
 const SAMPLED_TRACES = 48;
 
-/** @type {(id: string | null) => Channel} */
-export const channelById = (id) => CHANNELS.find((channel) => channel.id === id) ?? CHANNELS[2];
+/** @typedef {(t: number) => number} Values NaN where nobody knows */
 
-/**
- * The value of a channel at every token as a function of t; NaN where nobody knows.
- * @type {(trace: Trace, id: string, moved: Moved) => (t: number) => number}
- */
-export function valuesOf(trace, id, moved) {
-  const { logRatio, entropy, trueAdvantage, mismatch } = trace;
-  const { futureKl, weight } = shownCredit(trace, moved);
-  /** @type {Record<string, ((t: number) => number) | null>} */
-  const by = {
-    log_ratio: logRatio && ((t) => logRatio[t]),
-    ratio: logRatio && ((t) => Math.exp(logRatio[t])),
-    future_kl: futureKl && ((t) => futureKl[t]),
-    weight: weight && ((t) => weight[t]),
-    advantage_weight: weight && ((t) => (trace.trained[t] ? advantageAt(trace, t) * weight[t] : 0)),
-    entropy: entropy && ((t) => fromHalf(entropy[t])),
-    true_advantage: trueAdvantage && ((t) => trueAdvantage[t]),
-    mismatch: mismatch && ((t) => mismatch[t]),
-  };
-  return by[id] ?? (() => NaN);
+/** @type {Record<string, (trace: Trace, moved: Moved) => Values | null>} the channels that are no column, or not always */
+const COMPUTED = {
+  ratio: ({ logRatio }) => logRatio && ((t) => Math.exp(logRatio[t])),
+  future_kl: (trace, moved) => entriesOf(shownCredit(trace, moved).futureKl),
+  weight: (trace, moved) => entriesOf(shownCredit(trace, moved).weight),
+  advantage_weight: (trace, moved) => {
+    const { weight } = shownCredit(trace, moved);
+    return weight && ((t) => (trace.trained[t] ? advantageAt(trace, t) * weight[t] : 0));
+  },
+};
+
+/** @type {(column: Numbers | null) => Values | null} */
+const entriesOf = (column) => column && ((t) => column[t]);
+
+/** The value of a channel at every token as a function of t. @type {(trace: Trace, name: string, moved: Moved) => Values} */
+export function valuesOf(trace, name, moved) {
+  const found = Object.hasOwn(COMPUTED, name) ? COMPUTED[name](trace, moved) : entriesOf(trace.columns[name]);
+  return found ?? (() => NaN);
 }
+
+/** @type {(report: Report, name: string | null) => Channel | undefined} */
+export const channelOf = (report, name) => report.channels.find((channel) => channel.name === name);
+
+/** Whether some trace has it. @type {(report: Report, name: string) => boolean} */
+export const isRecorded = ({ columns }, name) => Object.hasOwn(COMPUTED, name) || columns[name].length > 0;
 
 /**
  * The ends of scales, from traces spread over all: set once, so that a colour means the same under every knob.
- * @type {(report: Report) => Spans}
+ * @type {(report: Report) => Record<string, number>}
  */
 export function measureSpans(report) {
   const asRun = {};
   const step = Math.max(1, Math.floor(report.traces.length / SAMPLED_TRACES));
   const sampled = report.traces.map((_, index) => index).filter((index) => index % step === 0);
-  /** @type {(id: string) => number} */
-  const measure = (id) => {
-    const sizes = sampled.flatMap((index) => sizesOf(openTrace(report, index), id, asRun)).sort((a, b) => a - b);
-    return roundUp(sizes[Math.floor(sizes.length * 0.99)] || 0);
-  };
-  return {
-    log_ratio: measure("log_ratio"), future_kl: measure("future_kl"),
-    advantage_weight: measure("advantage_weight"), entropy: measure("entropy"),
-    true_advantage: measure("true_advantage"), mismatch: measure("mismatch"),
-  };
+  return Object.fromEntries(report.channels.map((channel) => {
+    const sizes = sampled.flatMap((index) => sizesOf(openTrace(report, index), channel, asRun)).sort((a, b) => a - b);
+    return [channel.name, roundUp(sizes[Math.floor(sizes.length * 0.99)] || 0)];
+  }));
 }
 
-/** @type {(trace: Trace, id: string, moved: Moved) => number[]} */
-function sizesOf(trace, id, moved) {
-  const value = valuesOf(trace, id, moved);
+/** @type {(trace: Trace, channel: Channel, moved: Moved) => number[]} */
+function sizesOf(trace, channel, moved) {
+  const value = valuesOf(trace, channel.name, moved);
   const stride = Math.max(1, Math.floor(trace.length / 200));
   const sizes = [];
   for (let t = 0; t < trace.length; t += stride) {
-    const size = Math.abs(value(t));
+    const size = Math.abs(distanceOf(channel, value(t)));
     if (size > 0 && size < Infinity) sizes.push(size);
   }
   return sizes;
@@ -93,9 +81,8 @@ export function scaleOf(report, trace, view) {
     const largest = selectedContributions(trace, view).reduce((most, value) => Math.max(most, Math.abs(value)), 0);
     return { ...CONTRIBUTION, span: largest || 1 };
   }
-  const channel = channelById(view.channel);
-  const spans = { ...report.spans, ratio: report.spans.log_ratio, weight: weightSpan(report, view.knobs) };
-  return { ...channel, span: spans[/** @type {keyof spans} */ (channel.id)] };
+  const channel = /** @type {Channel} */ (channelOf(report, view.channel));
+  return { ...channel, span: channel.scale === "bounds" ? weightSpan(report, view.knobs) : report.spans[channel.name] };
 }
 
 /** @type {(report: Report, moved: Moved) => number} */
@@ -109,38 +96,31 @@ function selectedContributions(trace, { selected, knobs }) {
   return contributions(trace.logRatio, trace.trained, knobsOf(trace, knobs), selected ?? 0);
 }
 
-/**
- * The values that a scale of scaleOf colours, as a function of t.
- * @type {(trace: Trace, scale: Scale, view: View) => (t: number) => number}
- */
+/** The values that a scale of scaleOf colours. @type {(trace: Trace, scale: Scale, view: View) => Values} */
 export function scaledValues(trace, scale, view) {
-  if (scale.id !== CONTRIBUTION.id || !isMeasured(trace)) return valuesOf(trace, scale.id, view.knobs);
+  if (!isContribution(scale) || !isMeasured(trace)) return valuesOf(trace, scale.name, view.knobs);
   const added = selectedContributions(trace, view);
   return (t) => (t >= (view.selected ?? 0) ? added[t] : NaN);
 }
 
 /** @type {(scale: Scale) => boolean} */
-export const isContribution = (scale) => scale.id === CONTRIBUTION.id;
+export const isContribution = (scale) => scale.name === CONTRIBUTION.name;
 
-/** Where a value lies on its scale: −1 … 1, or 0 … 1 for entropy. @type {(scale: Scale, value: number) => number} */
-export function positionOf(scale, value) {
-  if (Number.isNaN(value)) return NaN;
-  const distance = scale.id === "ratio" ? Math.log(value) : value - (scale.neutral ?? 0);
-  return clamp(distance / scale.span, -1, 1);
-}
+/** From the neutral value, in log where the scale is. @type {(channel: Channel, value: number) => number} */
+const distanceOf = ({ scale, neutral }, value) => (scale === "log" ? Math.log(value / (neutral ?? 1)) : value - (neutral ?? 0));
+
+/** Where a value lies on its scale: −1 … 1, or 0 … 1 without a neutral value. @type {(scale: Scale, value: number) => number} */
+export const positionOf = (scale, value) => clamp(distanceOf(scale, value) / scale.span, -1, 1);
 
 /** The value at a position: the inverse of positionOf. @type {(scale: Scale, position: number) => number} */
-export function valueAt(scale, position) {
-  const distance = position * scale.span;
-  return scale.id === "ratio" ? Math.exp(distance) : (scale.neutral ?? 0) + distance;
+export function valueAt({ scale, neutral, span }, position) {
+  return scale === "log" ? (neutral ?? 1) * Math.exp(position * span) : (neutral ?? 0) + position * span;
 }
-
-/** The colour, a property of report.css, of one end of a scale. @type {(scale: Scale, position: number) => string} */
-export const colourName = (scale, position) => (scale.neutral === null ? "--seq" : position < 0 ? "--low" : "--high");
 
 /** A value's colour for CSS; "" near neutral and where nobody knows. @type {(scale: Scale, value: number) => string} */
 export function background(scale, value) {
   const position = positionOf(scale, value);
   if (Number.isNaN(position) || Math.abs(position) < 0.005) return "";
-  return `color-mix(in srgb, var(${colourName(scale, position)}) ${(Math.abs(position) * 100).toFixed(1)}%, transparent)`;
+  const colour = scale.neutral === null ? "--seq" : position < 0 ? "--low" : "--high";
+  return `color-mix(in srgb, var(${colour}) ${(Math.abs(position) * 100).toFixed(1)}%, transparent)`;
 }

@@ -29,7 +29,7 @@ export function computeCredit(trace, moved) {
   const knobs = knobsOf(trace, moved);
   const { futureKl, weight: fipo } = recompute(trace.logRatio, trace.trained, (t) => advantageAt(trace, t), knobs);
   if (!isControlled(trace, moved)) return { futureKl, fipo, weight: fipo };
-  return { futureKl, fipo, weight: trace.recordedWeight ?? new Float32Array(trace.length).fill(NaN) };
+  return { futureKl, fipo, weight: trace.columns.weight ?? new Float32Array(trace.length).fill(NaN) };
 }
 
 /**
@@ -38,7 +38,7 @@ export function computeCredit(trace, moved) {
  */
 export function shownCredit(trace, moved) {
   if (isMeasured(trace)) return creditOf(trace, moved);
-  return { futureKl: trace.recordedFutureKl, weight: trace.recordedWeight };
+  return { futureKl: trace.columns.future_kl, weight: trace.columns.weight };
 }
 
 /**

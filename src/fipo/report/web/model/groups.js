@@ -91,7 +91,7 @@ function rewardRange(traces, index) {
 
 /** The standard deviation of the weights of trained tokens; 0 where they are not known. @type {(trace: Trace) => number} */
 export function weightSpread(trace) {
-  const weight = isMeasured(trace) ? computeCredit(trace, {}).weight : trace.recordedWeight;
+  const weight = isMeasured(trace) ? computeCredit(trace, {}).weight : trace.columns.weight;
   let [count, sum, squares] = [0, 0, 0];
   for (let t = 0; weight && t < trace.length; t++) {
     if (!trace.trained[t] || !Number.isFinite(weight[t])) continue;
@@ -100,4 +100,26 @@ export function weightSpread(trace) {
     squares += (weight[t] - 1) ** 2;
   }
   return count ? Math.sqrt(Math.max(0, squares / count - (sum / count) ** 2)) : 0;
+}
+
+/** @type {WeakMap<Facts, number>} */
+const spreads = new WeakMap();
+
+/**
+ * The list by falling reward, spread of weights or length; what nobody knows comes last.
+ * @type {(report: Report, indices: number[], sort: string) => number[]}
+ */
+export function sortTraces(report, indices, sort) {
+  if (sort === "") return indices;
+  const keys = new Map(indices.map((index) => [index, keyOf(report, index, sort)]));
+  return [...indices].sort((a, b) => (keys.get(b) ?? 0) - (keys.get(a) ?? 0) || a - b);
+}
+
+/** @type {(report: Report, index: number, sort: string) => number} */
+function keyOf(report, index, sort) {
+  const facts = report.traces[index];
+  if (sort === "reward") return facts.reward ?? -Number.MAX_VALUE;
+  if (sort === "length") return facts.length;
+  if (!spreads.has(facts)) spreads.set(facts, weightSpread(openTrace(report, index)));
+  return spreads.get(facts) ?? 0;
 }

@@ -13,15 +13,15 @@ export function readKnob(range, text) {
 }
 
 /** @type {(range: KnobRange, value: number) => boolean} */
-const inRange = ({ low, high, lowOpen, highOpen }, value) =>
-  (lowOpen ? value > low : value >= low) && (highOpen ? value < high : value <= high);
+const inRange = ({ low, high, low_open, high_open }, value) =>
+  (low_open ? value > low : value >= low) && (high_open ? value < high : value <= high);
 
 /**
  * The ends of a slider: those wanted, as far as the range allows them.
  * @type {(range: KnobRange, wanted: { min: number, max: number, step: number }) => { min: number, max: number }}
  */
 export function sliderEnds(range, { min, max, step }) {
-  const least = range.lowOpen ? range.low + step : range.low;
-  const greatest = range.highOpen ? range.high - step : range.high;
+  const least = range.low_open ? range.low + step : range.low;
+  const greatest = range.high_open ? range.high - step : range.high;
   return { min: Math.max(min, least), max: Math.min(max, greatest) };
 }

@@ -18,19 +18,15 @@ export function openTrace(report, index) {
 /** @type {(report: Report, index: number) => Trace} */
 function makeTrace(report, index) {
   const facts = report.traces[index];
-  /** @type {(name: string) => any} */
-  const view = (name) => {
+  const columns = Object.fromEntries(Object.entries(report.columns).map(([name, column]) => {
     const start = facts.at[name];
-    return start === undefined ? null : report.columns[name].subarray(start, start + facts.length);
-  };
-  /** @type {Uint8Array} */
-  const flags = view("flags");
+    return [name, start === undefined ? null : column.subarray(start, start + facts.length)];
+  }));
+  const { tokens, flags } = /** @type {any} */ (columns);
   return {
-    index, facts, made: report.sets[facts.set], length: facts.length, tokens: view("tokens"), vocabulary: report.vocabulary,
-    flags, flagBits: report.flags, trained: flags.map((bits) => bits & report.trainedBit), logRatio: view("log_ratio"),
-    advantages: view("advantages"), oldLogps: view("old_logps"), logps: view("logps"), entropy: view("entropy"), mismatch: view("mismatch"),
-    trueAdvantage: view("true_advantage"),
-    recordedFutureKl: view("future_kl"), recordedWeight: view("weight"), pieces: null, search: null,
+    index, facts, made: report.sets[facts.set], length: facts.length, vocabulary: report.vocabulary, flagBits: report.flags,
+    columns, tokens, flags, trained: flags.map((/** @type {number} */ bits) => bits & report.trainedBit), logRatio: columns.log_ratio,
+    pieces: null, search: null,
   };
 }
 
@@ -39,7 +35,7 @@ export const isMeasured = (trace) => trace.logRatio !== null;
 
 /** @type {(trace: Trace, t: number) => number} */
 export function advantageAt(trace, t) {
-  return trace.advantages ? trace.advantages[t] : trace.facts.advantage ?? NaN;
+  return trace.columns.advantages ? trace.columns.advantages[t] : trace.facts.advantage ?? NaN;
 }
 
 /** @type {(vocabulary: Vocabulary, entry: number) => Uint8Array} */

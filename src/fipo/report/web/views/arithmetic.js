@@ -2,12 +2,13 @@
 
 import { byId, fill, make } from "../dom.js";
 import { formatCount, formatHex, formatNumber } from "../format.js";
-import { fromHalf } from "../model/blocks.js";
+import { isRecorded } from "../model/channels.js";
 import { creditOf, flagsOf, isControlled, knobsOf } from "../model/credit.js";
 import {
   clippedWeight, contributions, gammaOf, isRisky, LOG_RATIO_LIMIT, participates, weightHigh, weightLow,
 } from "../model/fipo.js";
 import { advantageAt, isMeasured, piecesOf, tokenBytes } from "../model/traces.js";
+import { report } from "../state.js";
 
 /** @import { Knobs, MeasuredTrace, Moved, Piece, Trace } from "../types.js" */
 
@@ -32,11 +33,15 @@ function tokenLines(trace, t, moved) {
     ["token", tokenName(trace, t)],
     ["text", piecesOf(trace)[t]],
     ...(isMeasured(trace) ? creditLines(trace, t, moved) : recordedLines(trace, t)),
-    ["entropy", trace.entropy ? `${formatNumber(fromHalf(trace.entropy[t]), 4)} nats` : "unknown"],
-    ...(trace.trueAdvantage ? /** @type {Line[]} */ ([["true advantage", `${formatNumber(trace.trueAdvantage[t], 4)} (of a right answer's probability)`]]) : []),
-    ...(trace.mismatch ? /** @type {Line[]} */ ([["trainer − engine", `${formatNumber(trace.mismatch[t])} (log-probs when it was sampled)`]]) : []),
+    ...otherLines(trace, t),
     ["marks", marks.join(", ") || "none"],
   ];
+}
+
+/** The channels that the arithmetic of the credit does not show. @type {(trace: Trace, t: number) => Line[]} */
+function otherLines({ columns }, t) {
+  const others = report.channels.filter(({ name, unit }) => unit && isRecorded(report, name));
+  return others.map(({ name, label, unit }) => [label, columns[name] ? `${formatNumber(columns[name][t], 4)} ${unit}` : "unknown"]);
 }
 
 /** @type {(trace: Trace, t: number) => string} */
@@ -64,7 +69,7 @@ function creditLines(trace, t, moved) {
 /** @type {(trace: MeasuredTrace, t: number) => string} */
 function logRatioLine(trace, t) {
   const value = trace.logRatio[t];
-  const old = trace.oldLogps ? fromHalf(trace.oldLogps[t]) : NaN;
+  const old = trace.columns.old_logps?.[t] ?? NaN;
   if (!trace.trained[t] || Number.isNaN(old) || Math.abs(value) >= LOG_RATIO_LIMIT) return formatNumber(value);
   return `${formatNumber(old + value, 4)} − (${formatNumber(old, 4)}) = ${formatNumber(value)}`;
 }
@@ -115,12 +120,12 @@ function safetyLine(trace, t, knobs, clipped, weight) {
 
 /** An imported trace without log-ratios: what its source recorded. @type {(trace: Trace, t: number) => Line[]} */
 function recordedLines(trace, t) {
-  const { logps, oldLogps, recordedFutureKl, recordedWeight } = trace;
+  const { logps, old_logps, future_kl, weight } = trace.columns;
   /** @type {Line[]} */
   const lines = [["credit", "cannot be recovered: this trace has no log-ratio"]];
-  if (logps) lines.push(["log π_θ", formatNumber(fromHalf(logps[t]), 4)]);
-  if (oldLogps) lines.push(["log π_old", formatNumber(fromHalf(oldLogps[t]), 4)]);
-  if (recordedFutureKl) lines.push(["future_kl", `${formatNumber(recordedFutureKl[t])} (recorded)`]);
-  if (recordedWeight) lines.push(["weight", `${formatNumber(recordedWeight[t])} (recorded)`]);
+  if (logps) lines.push(["log π_θ", formatNumber(logps[t], 4)]);
+  if (old_logps) lines.push(["log π_old", formatNumber(old_logps[t], 4)]);
+  if (future_kl) lines.push(["future_kl", `${formatNumber(future_kl[t])} (recorded)`]);
+  if (weight) lines.push(["weight", `${formatNumber(weight[t])} (recorded)`]);
   return [...lines, ["advantage", formatNumber(advantageAt(trace, t))]];
 }

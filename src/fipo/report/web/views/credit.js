@@ -1,9 +1,10 @@
 // The credit view: one completion, a group's completions, or one completion across updates.
 
-import { byId, make, makeNotice, setAria, showString } from "../dom.js";
+import { byId, download, make, makeNotice, setAria, showString } from "../dom.js";
 import { formatCount, formatNumber, formatReward } from "../format.js";
-import { background, CHANNELS, isContribution, scaleOf, scaledValues, valueAt, valuesOf } from "../model/channels.js";
+import { background, isContribution, isRecorded, scaleOf, scaledValues, valueAt, valuesOf } from "../model/channels.js";
 import { markOf } from "../model/credit.js";
+import { tracesAsCsv } from "../model/csv.js";
 import { clamp } from "../model/fipo.js";
 import { groupOf, updatesOf } from "../model/groups.js";
 import { openTrace } from "../model/traces.js";
@@ -15,17 +16,16 @@ import { closePanes, LINE_HEIGHT, openPanes, repaint, TokenPane } from "./tokens
 
 /** @typedef {{ trace: Trace, t: number }} Token */
 
-/** @type {(keyof typeof report.columns)[]} */
-const RARE = ["true_advantage", "mismatch"]; // channels that few sources record
 /** @type {Token | null} */
 let hovered = null; // while the pointer is on a token
 
 export function setUpCredit() {
-  CHANNELS.forEach((channel, i) => {
-    const button = make("button", { title: `key ${i + 1}` }, channel.label);
-    button.dataset.channel = channel.id;
-    button.addEventListener("click", () => change({ channel: channel.id }));
+  report.channels.forEach(({ name, label, help }, i) => {
+    const button = make("button", { title: `${help}; key ${i + 1}` }, label);
+    button.dataset.channel = name;
+    button.addEventListener("click", () => change({ channel: name }));
     byId("channels").append(button);
+    byId("help-channels").append(make("tr", {}, make("td", {}, make("kbd", {}, String(i + 1))), make("td", {}, `colour by ${label}: ${help}`)));
   });
   for (const button of modeButtons()) button.addEventListener("click", () => change({ mode: button.dataset.mode }));
   const stage = byId("stage");
@@ -34,6 +34,9 @@ export function setUpCredit() {
   stage.addEventListener("click", onTokenClick);
   for (const name of Object.keys(report.flags)) addToLegend(name, markOf(name));
   addToLegend("untrained", "");
+  byId("export-csv").addEventListener("click", () => {
+    download("fipo-view.csv", new Blob([tracesAsCsv(report, stagedTraces(), state.knobs)], { type: "text/csv" }));
+  });
 }
 
 /** @type {() => NodeListOf<HTMLButtonElement>} */
@@ -69,7 +72,7 @@ function onTokenClick(event) {
 }
 
 /** Indices of the traces on the stage, the present one among them. @type {() => number[]} */
-export function stagedTraces() {
+function stagedTraces() {
   if (state.mode === "group") return groupOf(report.traces, state.at);
   if (state.mode === "updates") return updatesOf(report, state.at);
   return [state.at];
@@ -142,11 +145,11 @@ function makeHead(trace) {
 
 /** What changed on the same tokens. @type {(first: Trace, trace: Trace) => string} */
 function changeSince(first, trace) {
-  const parts = ["weight", "log_ratio"].map((id) => {
-    const [before, now] = [first, trace].map((each) => valuesOf(each, id, state.knobs));
+  const parts = ["weight", "log_ratio"].map((name) => {
+    const [before, now] = [first, trace].map((each) => valuesOf(each, name, state.knobs));
     const changes = Array.from(trace.trained, (trained, t) => (trained ? Math.abs(now(t) - before(t)) : NaN)).filter((change) => !Number.isNaN(change));
     const mean = changes.reduce((sum, change) => sum + change, 0) / changes.length;
-    return `${id} ${changes.length ? formatNumber(mean, 3) : "unknown"}`;
+    return `${name} ${changes.length ? formatNumber(mean, 3) : "unknown"}`;
   });
   return `mean change from the first column: ${parts.join(", ")}`;
 }
@@ -166,8 +169,8 @@ function drawModes() {
 function drawChannels() {
   for (const button of /** @type {NodeListOf<HTMLButtonElement>} */ (document.querySelectorAll("#channels button"))) {
     setAria(button, { pressed: button.dataset.channel === state.channel });
-    const rare = RARE.find((name) => name === button.dataset.channel);
-    if (rare) button.hidden = report.columns[rare].length === 0 && state.channel !== rare;
+    const { channel = "" } = button.dataset;
+    button.hidden = !isRecorded(report, channel) && state.channel !== channel;
   }
   const trace = openTrace(report, state.at);
   const scale = scaleOf(report, trace, state);

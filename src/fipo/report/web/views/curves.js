@@ -22,14 +22,15 @@ const plotly = () => /** @type {any} */ (window).Plotly;
 const colours = (...names) => names.map((name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim());
 
 /** @type {(figure: Chart["figure"]) => object} */
-function layoutOf({ layout }) {
+function layoutOf({ data, layout }) {
   const [ink, rule, surface] = colours("--ink", "--rule", "--surface");
+  const lines = data.filter(({ showlegend }) => showlegend ?? layout.showlegend).length;
   const axis = { gridcolor: rule, linecolor: rule, zerolinecolor: rule, tickcolor: rule };
   return {
     ...layout, uirevision: "same", shapes: report.tracedSteps.map(markOf), paper_bgcolor: "transparent", plot_bgcolor: "transparent", hoverlabel: { bgcolor: surface },
     font: { color: ink, family: "system-ui, sans-serif", size: 12 }, xaxis: { ...layout.xaxis, ...axis },
-    yaxis: { ...layout.yaxis, ...axis }, autosize: true, height: 280, hovermode: "x unified",
-    margin: { l: 58, r: 12, t: layout.showlegend ? 34 : 10, b: 44 }, legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
+    yaxis: { ...layout.yaxis, ...axis }, autosize: true, height: 270 + 20 * Math.max(0, lines - 2), hovermode: "x unified",
+    margin: { l: 58, r: 12, t: layout.showlegend ? 34 : 10, b: 44 }, legend: { orientation: "h", y: 1.02, yanchor: "bottom", maxheight: 1, tracegroupgap: 0 },
   };
 }
 
@@ -44,7 +45,7 @@ const markOf = (step) => ({
  *   `takeText` gives plotly's script; `open` gets the runs and the step of a point that is clicked
  */
 export async function drawCurves(takeText, open) {
-  showHint();
+  byId("curves-hint").hidden = report.tracedSteps.length === 0;
   if (state.tab !== "curves" || drawn === report.charts || !report.charts) return;
   drawn = report.charts;
   for (const { title, figure } of drawn) showFigure(title, figure);
@@ -55,14 +56,12 @@ export async function drawCurves(takeText, open) {
   observer = new IntersectionObserver((entries) => {
     for (const { target } of entries.filter((entry) => entry.isIntersecting)) {
       observer?.unobserve(target);
-      drawPlot(target, open);
+      setTimeout(() => drawPlot(target, open)); // a frame each: together they would hold up the scrolling
     }
   });
   for (const plot of figures.keys()) observer.observe(plot);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", refreshCurves);
 }
-
-const showHint = () => void (byId("curves-hint").hidden = report.tracedSteps.length === 0);
 
 /** @type {(title: string, figure: Chart["figure"]) => void} */
 function showFigure(title, figure) {
@@ -86,7 +85,7 @@ function drawPlot(plot, open) {
 
 /** Draws again what is drawn, in the present colours and with the present marks. */
 export function refreshCurves() {
-  showHint();
+  byId("curves-hint").hidden = report.tracedSteps.length === 0;
   for (const [plot, figure] of figures) {
     if (plot.classList.contains("drawn")) plotly().react(plot, figure.data, layoutOf(figure));
   }

@@ -1,7 +1,6 @@
 // Keys for readers who do not take the hand to the mouse.
 
 import { byId } from "../dom.js";
-import { CHANNELS } from "../model/channels.js";
 import { change, report, state } from "../state.js";
 import { activateToken, stepLine, stepToken } from "./credit.js";
 import { focusSearch, stepSample } from "./samples.js";
@@ -51,8 +50,8 @@ function onKey(event) {
   if (report.traces.length === 0) return;
   if (key === "/") return void (event.preventDefault(), focusSearch());
   if (state.tab !== "credit") return;
-  const channel = CHANNELS[Number(key) - 1];
-  if (channel) return change({ channel: channel.id, selected: null });
+  const channel = report.channels[Number(key) - 1];
+  if (channel) return change({ channel: channel.name, selected: null });
   if (Object.entries(OWN_KEYS).some(([selector, own]) => target.matches(selector) && own.includes(key))) return;
   const keys = target.id === "samples" ? { ...KEYS, ...LIST_KEYS } : KEYS;
   if (!Object.hasOwn(keys, key)) return;

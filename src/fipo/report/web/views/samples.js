@@ -5,7 +5,7 @@ import { formatCount, formatReward } from "../format.js";
 import { plainName } from "../model/decode.js";
 import { filterTraces, followsKnobs, NO_FILTERS, TRACE_FLAGS } from "../model/filters.js";
 import { clamp } from "../model/fipo.js";
-import { sortTraces } from "../model/order.js";
+import { sortTraces } from "../model/groups.js";
 import { change, report, SORTS, state } from "../state.js";
 
 /** @import { Changed, Facts, Filters } from "../types.js" */
@@ -24,10 +24,7 @@ let rowHeight = ROW_HEIGHTS.oneRun;
 let listed = []; // the traces whose runs can be chosen
 let typing = 0; // the timer of a pause
 /** @type {number[]} */
-let passing = [];
-
-/** Indices of the traces that pass the filters. */
-export const passingTraces = () => passing;
+let passing = []; // indices of the traces that pass the filters
 
 export function setUpSamples() {
   const flags = [...TRACE_FLAGS, ...Object.keys(report.flags)];
@@ -142,7 +139,7 @@ export function stepSample(places) {
 const goTo = (index) => change({ at: index, selected: null, active: null });
 
 export function focusSearch() {
-  if (state.tab === "curves") change({ tab: "credit" });
+  if (state.tab !== "credit") change({ tab: "credit" });
   byId("filters", HTMLDetailsElement).open = true;
   inputById("filter-text").focus();
 }

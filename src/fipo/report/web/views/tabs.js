@@ -25,5 +25,5 @@ export function drawTabs() {
     button.tabIndex = chosen ? 0 : -1;
     byId(name).hidden = !chosen;
   }
-  byId("filters").hidden = state.tab === "curves";
+  byId("filters").hidden = state.tab !== "credit";
 }

@@ -171,4 +171,8 @@ export function closePanes() {
   for (const pane of [...openPanes.values()]) pane.close();
 }
 
+addEventListener("beforeprint", () => {
+  for (const pane of openPanes.values()) pane.blocks.forEach((block) => pane.fill(block));
+});
+
 export const repaint = () => openPanes.forEach((pane) => pane.paint());

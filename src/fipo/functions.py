@@ -20,8 +20,8 @@ def function_of(name: str, setting: str) -> Callable[..., Any]:
     Raises:
         InvalidParameterError: It has another form, cannot be imported, or is no plain function.
     """
-    module, _, attribute = name.removeprefix("python:").partition(":")
     try:
+        module, _, attribute = name.removeprefix("python:").partition(":")
         if not (name.startswith("python:") and module and attribute):
             raise ImportError("it has another form")
         if os.getcwd() not in sys.path:  # where `python -m` and Ray's workers find a file of the user's too

@@ -79,7 +79,10 @@ def head_logps(
     with weight_context():
         _check_tensors(hidden, lm_head_weight, bias, targets, loss_mask)
         where = _scored_positions(loss_mask.bool(), targets, len(lm_head_weight))
-    how = _multiplied_dtype(hidden, lm_head_weight), {"temperature": temperature, "softcap": softcap, "scale": scale}
+    input_dtype, device = torch.promote_types(hidden.dtype, lm_head_weight.dtype), hidden.device.type
+    if torch.is_autocast_enabled(device) and input_dtype != torch.float64:
+        input_dtype = torch.get_autocast_dtype(device)
+    how = input_dtype, {"temperature": temperature, "softcap": softcap, "scale": scale}
     return _HeadLogps.apply(hidden, lm_head_weight, bias, targets, where, how, budget, weight_context)
 
 
@@ -110,14 +113,14 @@ class _HeadLogps(torch.autograd.Function):
             for chunk in head.chunks(tokens):
                 here = tuple(index[chunk] for index in where)
                 states, ids = hidden[here], targets[here]
-                keep = any(trains_head) and head.bytes_of(chunk) <= budget
+                keep = any(trains_head) and chunk.stop * head.bytes_of_a_token <= budget
                 logits = head.logits(states, fresh=keep)
-                logps[here], log_z[chunk], entropy[here] = head.statistics(logits, ids)
+                found = zip(*head.by_rows(_statistics, logits, ids), strict=True)
+                logps[here], log_z[chunk], entropy[here] = map(torch.cat, found)
                 if keep:
-                    budget -= head.bytes_of(chunk)
                     ctx.kept[chunk.start] = logits
                 elif ctx.slopes is not None:
-                    head.differentiate(logits, ids, log_z[chunk], torch.ones_like(log_z[chunk]))
+                    head.by_rows(_differentiate, logits, ids, log_z[chunk], torch.ones_like(log_z[chunk]))
                     ctx.slopes[chunk] = head.gradients(logits, states, True)
         ctx.save_for_backward(hidden, weight, bias, targets, log_z, entropy)
         ctx.where, ctx.how, ctx.weight_context = where, how, weight_context
@@ -144,7 +147,7 @@ class _HeadLogps(torch.autograd.Function):
                     continue  # groups of equal rewards; an accelerator would have to be waited for
                 states, ids = hidden[here], targets[here]
                 logits = head.logits(states) if logits is None else logits
-                head.differentiate(logits, ids, log_z[chunk], by_logps, entropy[here], by_entropy)
+                head.by_rows(_differentiate, logits, ids, log_z[chunk], by_logps, entropy[here], by_entropy)
                 by_states = head.gradients(logits, states, grads[0] is not None, *grads[1:])
                 if by_states is not None:
                     grads[0][here] = by_states  # type: ignore[index]
@@ -166,50 +169,36 @@ class _Head:
         halves = input_dtype == torch.bfloat16 and multiplies_into_float32(self.device)
         self._operand_dtype = input_dtype if halves else self.dtype
         plain = weight.dtype == input_dtype == torch.bfloat16
-        self.native_gradients = plain and self.device.type == "cpu" and processor_has_bfloat16()
+        self._native_gradients = plain and self.device.type == "cpu" and processor_has_bfloat16()
         # Float32 weights under bfloat16 autocast are copied once for all chunks, in half their bytes.
         narrower = self._operand_dtype.itemsize < weight.dtype.itemsize
         as_it_is = weight.dtype == input_dtype == self._operand_dtype
         self._whole = self._operand(self._weight) if narrower or as_it_is else None
         self._buffer = torch.empty(0, self._vocabulary, dtype=self.dtype, device=self.device)
+        self.bytes_of_a_token = self._vocabulary * self.dtype.itemsize
 
     def chunks(self, tokens: int) -> Iterator[slice]:
         """How `tokens` are walked. On CPUs a chunk's logits take an eighth of the head's gradient, if that is more than
         64 MiB: smaller chunks spend their time adding to it."""
-        if self.device.type != "cpu":
-            size = ACCELERATOR_TOKENS
-        elif self.native_gradients:
-            size = BFLOAT16_TOKENS
-        else:
-            size = max(CPU_CHUNK_BYTES // (self._vocabulary * self.dtype.itemsize), self._width // 8, 1)
-        for start in range(0, tokens, size):
-            yield slice(start, min(start + size, tokens))
-
-    def bytes_of(self, chunk: slice) -> int:
-        return (chunk.stop - chunk.start) * self._vocabulary * self.dtype.itemsize
+        size = ACCELERATOR_TOKENS
+        if self.device.type == "cpu":
+            large = max(CPU_CHUNK_BYTES // self.bytes_of_a_token, self._width // 8, 1)
+            size = BFLOAT16_TOKENS if self._native_gradients else large
+        return _slices(tokens, size)
 
     def logits(self, states: Tensor, *, fresh: bool = False) -> Tensor:
         """(C, V) after `states` (C, H), in a buffer that the next call uses again unless it is `fresh`."""
-        if fresh or len(states) > len(self._buffer):  # the first chunk is the largest
+        logits = self._buffer[: len(states)]
+        if fresh or len(logits) < len(states):  # the first chunk is the largest
             logits = self._buffer.new_empty(len(states), self._vocabulary)
             self._buffer = self._buffer if fresh else logits
-        else:
-            logits = self._buffer[: len(states)]
         operand = self._operand(states)
         for tile, factor in self._tiles():
             self._product(logits[:, tile], operand, factor.t(), accumulate=False)
             if self._bias is not None:
                 logits[:, tile] += self._bias[tile]
-        self._by_rows(_transform, logits, **self._options)
+        self.by_rows(_transform, logits)
         return logits
-
-    def statistics(self, logits: Tensor, targets: Tensor) -> Iterator[Tensor]:
-        """(C,) each: log-probs of the targets, log Σ exp, entropies."""
-        return (torch.cat(parts) for parts in zip(*self._by_rows(_statistics, logits, targets), strict=True))
-
-    def differentiate(self, logits: Tensor, *columns: Tensor | None) -> None:
-        """`_differentiate` of all rows, with its `columns` (C,)."""
-        self._by_rows(_differentiate, logits, *columns, **self._options)
 
     def gradients(
         self, grad: Tensor, states: Tensor, hidden: bool, weight: Tensor | None = None, bias: Tensor | None = None
@@ -217,7 +206,7 @@ class _Head:
         """Adds what the products' gradient (C, V) gives to weight and bias, and returns the states' (C, H) if asked."""
         if bias is not None:
             bias += grad.sum(0)
-        if self.native_gradients:  # bfloat16 factors and results, as both are in the end; chunks add up in float32
+        if self._native_gradients:  # bfloat16 factors and results, as both are in the end; chunks add up in float32
             grad = grad.to(torch.bfloat16)
             if weight is not None:
                 weight += grad.t() @ states
@@ -237,29 +226,29 @@ class _Head:
 
     def _tiles(self) -> Iterator[tuple[slice, Tensor]]:
         """The weight as it is multiplied, whole or, where it has to be widened, as many rows as a tile's bytes hold."""
-        rows = self._vocabulary
-        if self._whole is None:
-            rows = max(1, WEIGHT_TILE_BYTES // (self._width * self._operand_dtype.itemsize))
-        for start in range(0, self._vocabulary, rows):
-            tile = slice(start, min(start + rows, self._vocabulary))
-            yield tile, self._operand(self._weight[tile]) if self._whole is None else self._whole
+        if self._whole is not None:
+            return iter([(slice(0, self._vocabulary), self._whole)])
+        rows = max(1, WEIGHT_TILE_BYTES // (self._width * self._operand_dtype.itemsize))
+        return ((tile, self._operand(self._weight[tile])) for tile in _slices(self._vocabulary, rows))
 
-    def _by_rows(
-        self, function: Callable[..., Any], logits: Tensor, *columns: Tensor | None, **options: float | None
-    ) -> list[Any]:
+    def by_rows(self, function: Callable[..., Any], logits: Tensor, *columns: Tensor | None) -> list[Any]:
         """What `function` gives for every block of rows: compiled into one pass over all where that can be done."""
         fused = self.device.type in FUSED_ON
         block = CACHE_BYTES if self.device.type == "cpu" else ROW_BLOCK_BYTES
-        rows = max(1, len(logits) if fused else block // (self._vocabulary * logits.itemsize))
+        rows = max(1, len(logits) if fused else block // self.bytes_of_a_token)
         function = _fused(function) if fused else function
-        blocks = (slice(start, start + rows) for start in range(0, len(logits), rows))
-        return [function(logits[b], *(c if c is None else c[b] for c in columns), **options) for b in blocks]
+        parts = ((logits[b], *(c if c is None else c[b] for c in columns)) for b in _slices(len(logits), rows))
+        return [function(*part, **self._options) for part in parts]
 
     def _product(self, out: Tensor, a: Tensor, b: Tensor, *, accumulate: bool) -> None:
         """out (+)= a @ b, with the accumulation and the result in out's dtype."""
         how: dict[str, Any] = {} if a.dtype == out.dtype else {"out_dtype": out.dtype}
         with fast_bfloat16(self._input_dtype == torch.bfloat16 and a.device.type == "cpu"):
             torch.addmm(out, a, b, beta=int(accumulate), out=out, **how)
+
+
+def _slices(total: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, total)) for start in range(0, total, size))
 
 
 @cache
@@ -275,7 +264,7 @@ def _transform(products: Tensor, *, temperature: float, softcap: float | None, s
         products.mul_(scale / temperature)
 
 
-def _statistics(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _statistics(logits: Tensor, targets: Tensor, **_: float | None) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probs of the targets, log Σ exp and entropies of a few rows."""
     top = logits.amax(-1, keepdim=True)
     p = (logits - top).exp_()
@@ -301,9 +290,7 @@ def _differentiate(
 
     d log p_target / dz_j = 1[j = target] − p_j,   d entropy / dz_j = −p_j · (log p_j + entropy)
     """
-    slope = None
-    if softcap is not None:  # 1 − tanh²
-        slope = (logits * (temperature / softcap)).square_().neg_().add_(1)
+    slope = None if softcap is None else (logits * (temperature / softcap)).square_().neg_().add_(1)  # 1 − tanh²
     log_p = logits.sub_(log_z[:, None])
     if entropy is None or grad_entropy is None:
         log_p.exp_().mul_(-grad_logps[:, None])
@@ -316,14 +303,6 @@ def _differentiate(
         logits.mul_(slope)
     if scale != temperature:
         logits.mul_(scale / temperature)
-
-
-def _multiplied_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """In which the factors are rounded: autocast's, where it is on, else that of both."""
-    dtype, device = torch.promote_types(hidden.dtype, weight.dtype), weight.device.type
-    if torch.is_autocast_enabled(device) and dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return dtype
 
 
 def _scored_positions(mask: Tensor, targets: Tensor, vocabulary: int) -> tuple[Tensor, ...]:

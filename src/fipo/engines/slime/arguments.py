@@ -3,6 +3,7 @@
 import argparse
 import logging
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 from fipo.core.rules import CONTROL_HELP, CONTROLS, RULE_HELP, Weighting
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         **{name: {"help": "Has no effect; accepted for pull request 1801's command lines."} for name in NO_EFFECT},
     }
     for name, knob in KNOBS.items():
-        how = {"type": type(knob.default), "choices": knob.choices or None}
+        how: dict[str, Any] = {"type": type(knob.default), "choices": knob.choices or None}
         if isinstance(knob.default, bool):
             how = {"action": argparse.BooleanOptionalAction}
         flags[name] = {"help": f"{knob.help} Default {knob.default}.", **how}
@@ -71,7 +72,10 @@ def trace_options(args: argparse.Namespace) -> TraceOptions | None:
 
 
 def weighting_of(args: argparse.Namespace) -> Weighting | None:
-    return Weighting.of(getattr(args, "fipo_rule", None), getattr(args, "fipo_control", None))
+    return _weighting(getattr(args, "fipo_rule", None), getattr(args, "fipo_control", None))
+
+
+_weighting = cache(Weighting.of)  # asked for in every micro-batch
 
 
 def updates_of(args: argparse.Namespace) -> int:

@@ -56,10 +56,9 @@ class TracedRollouts(TrainerCallback):
     def _completions(self, credit: Credit) -> Iterator[Completion]:
         inputs, ids = credit.inputs, credit.inputs["completion_ids"]
         others = {"logps": credit.logps, "old_logps": inputs["old_per_token_logps"], "entropy": credit.entropy}
-        if (sampled := inputs.get("sampling_per_token_logps")) is not None:  # vLLM's
-            others["rollout_logps"] = sampled
-        others["advantages"] = credit.advantages
-        found = trace_columns(credit.tokens, credit.mask, self.config.clip_range, **others)
+        others |= {"advantages": credit.advantages, "rollout_logps": inputs.get("sampling_per_token_logps")}  # vLLM's
+        known = {name: column for name, column in others.items() if column is not None}
+        found = trace_columns(credit.tokens, credit.mask, self.config.clip_range, **known)
         columns = {name: column.cpu() for name, column in found.items()}
         for row, sample in enumerate(inputs["sample_index"].tolist()):
             if sample >= self.config.fipo_trace_samples:

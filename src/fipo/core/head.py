@@ -10,7 +10,7 @@ bias are frozen (LoRA), the forward forms d log p / d hidden while it has the lo
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -251,9 +251,7 @@ def _slices(total: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, total)) for start in range(0, total, size))
 
 
-@cache
-def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=True, fullgraph=True)
+_fused = cache(partial(torch.compile, dynamic=True, fullgraph=True))
 
 
 def _transform(products: Tensor, *, temperature: float, softcap: float | None, scale: float) -> None:

@@ -6,7 +6,7 @@ of slime means what it means there, and its metrics come back under their names.
 """
 
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
@@ -53,7 +53,9 @@ def fipo_loss_function(
     """
     params = check_arguments(args)
     old_name, old = _old_log_probs(args, batch)
-    scored = _score(args, batch, logits)
+    replay = {} if on_miles() else slime_function("get_rollout_top_p_logprob_kwargs")(args, batch)
+    given = {name: batch[name] for name in ("unconcat_tokens", "total_lengths", "response_lengths")}
+    scored = slime_function("get_log_probs_and_entropy")(logits, args=args, with_entropy=True, **given, **replay)
     scores = scored[1] if isinstance(scored, tuple) else scored  # miles gives them alone
     log_probs, entropy = ([values.detach() for values in scores[name]] for name in ("log_probs", "entropy"))
     credit = credit_of(args, batch, log_probs, entropy)
@@ -128,14 +130,6 @@ def _here(batch: Batch, whole: list[Tensor]) -> Tensor:
     return torch.cat([part(*row) for row in rows])
 
 
-def _score(args: Namespace, batch: Batch, logits: Tensor) -> Any:
-    """log π_θ and entropy of this rank's response tokens, by slime and as it returns them."""
-    replay = {} if on_miles() else slime_function("get_rollout_top_p_logprob_kwargs")(args, batch)
-    names = ("unconcat_tokens", "total_lengths", "response_lengths")
-    score = slime_function("get_log_probs_and_entropy")
-    return score(logits, args=args, with_entropy=True, **{name: batch[name] for name in names}, **replay)
-
-
 @contextmanager
 def _scored_already(scored: Any) -> Iterator[None]:
     """Inside, slime's policy loss finds these scores instead of computing them again, over all logits."""
@@ -187,18 +181,13 @@ def _credit_metrics(
     values[logged.DROPPED_SEQUENCES] = spread(credit.dropped, trained, boundaries)
     if may_be_first_update(args):
         values |= {name: of(credit) for name, of in logged.FIRST_UPDATE_MEANS.items()}
-    extremes = _extremes(credit.weight.split(lengths), trained.split(lengths))
-    for name, of_sequences in zip((logged.WEIGHT_MIN, logged.WEIGHT_MAX), extremes, strict=True):
-        values[name] = spread(of_sequences, trained, boundaries)
-    return {name: reduce(value.to(credit.weight.dtype)).detach().clone() for name, value in values.items()}
-
-
-def _extremes(weights: Sequence[Tensor], trained: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """(S,) each: the least and the greatest weight of every response, on all context-parallel ranks."""
-    found = torch.stack([torch.stack(logged.least_and_greatest(*row)) for row in zip(weights, trained, strict=True)])
-    found[:, 0].neg_()  # so that one maximum over ranks finds both
+    rows = zip(credit.weight.split(lengths), trained.split(lengths), strict=True)
+    extremes = torch.stack([torch.stack(logged.least_and_greatest(*row)) for row in rows])
+    extremes[:, 0].neg_()  # so that one maximum over the context-parallel ranks finds both
     mpu = slime_function("mpu")
     if mpu.get_context_parallel_world_size() > 1:
-        dist.all_reduce(found, op=dist.ReduceOp.MAX, group=mpu.get_context_parallel_group())
-    found = torch.where(found.isinf(), 0, found)
-    return -found[:, 0], found[:, 1]
+        dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=mpu.get_context_parallel_group())
+    extremes = torch.where(extremes.isinf(), 0, extremes)  # of responses without a trained token
+    values[logged.WEIGHT_MIN] = spread(-extremes[:, 0], trained, boundaries)
+    values[logged.WEIGHT_MAX] = spread(extremes[:, 1], trained, boundaries)
+    return {name: reduce(value.to(credit.weight.dtype)).detach().clone() for name, value in values.items()}

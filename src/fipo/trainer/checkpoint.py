@@ -18,10 +18,7 @@ from fipo.errors import DataError, InvalidParameterError
 from fipo.terminal import one_line
 
 STAGING = "checkpoint.partial"  # no "checkpoint-<step>", so that nobody resumes from it
-SHAPE = (  # of a rollout in use
-    *("per_device_train_batch_size", "steps_per_generation", "gradient_accumulation_steps"),
-    *("num_iterations", "num_generations"),
-)
+SHAPE = ("per_device_train_batch_size", "steps_per_generation", "gradient_accumulation_steps", "num_iterations")
 
 
 class WholeCheckpoints:
@@ -44,20 +41,20 @@ class WholeCheckpoints:
         accelerator, args = self.trainer.accelerator, self.trainer.args
         if accelerator.num_processes == 1 or args.save_strategy == SaveStrategy.NO:
             return
-        folder = Path(args.output_dir)
         (name,) = broadcast_object_list([f".shared-{uuid.uuid4().hex}"])
+        marker = Path(args.output_dir, name)
         if args.process_index == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / name).touch()
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.touch()
         accelerator.wait_for_everyone()
-        seen = accelerator.gather(torch.tensor([(folder / name).exists()], device=accelerator.device))
+        seen = accelerator.gather(torch.tensor([marker.exists()], device=accelerator.device))
         if args.process_index == 0:
-            (folder / name).unlink()
+            marker.unlink()
         if not seen.all():
             raise InvalidParameterError(
-                f"output_dir is {folder}, which {int((~seen).sum())} of {len(seen)} processes do not share with the "
-                "first, but checkpoints hold a part of every process; put it on a disk that all machines see, or set "
-                "save_strategy to 'no'."
+                f"output_dir is {args.output_dir}, which {int((~seen).sum())} of {len(seen)} processes do not share "
+                "with the first, but checkpoints hold a part of every process; put it on a disk that all machines see, "
+                "or set save_strategy to 'no'."
             )
 
     def save(self, run: Path, write: Callable[[], None]) -> None:
@@ -97,19 +94,15 @@ class WholeCheckpoints:
         shutil.rmtree(final, ignore_errors=True)
         os.replace(staged, final)
         shutil.rmtree(staged.parent, ignore_errors=True)
-        rotate_checkpoints(
-            output_dir=str(final.parent),
-            save_total_limit=args.save_total_limit,
-            best_model_checkpoint=state.best_model_checkpoint,
-            use_mtime=True,
-        )
+        keep = {"save_total_limit": args.save_total_limit, "best_model_checkpoint": state.best_model_checkpoint}
+        rotate_checkpoints(output_dir=str(final.parent), use_mtime=True, **keep)
 
     def _rollout_file(self, checkpoint: Path) -> Path:
         return checkpoint / f"rollout_{self.trainer.accelerator.process_index}.pt"
 
     def _rollout_shape(self) -> dict[str, int]:
         """What must not change while a rollout is in use."""
-        shape = {name: getattr(self.trainer.args, name) for name in SHAPE}
+        shape = {name: getattr(self.trainer.args, name) for name in (*SHAPE, "num_generations")}
         return {"processes": self.trainer.accelerator.num_processes, **shape}
 
     def require_whole(self, checkpoint: Path) -> None:

@@ -56,8 +56,7 @@ class Traces:
         self.rollout, self.update = rollout, update
         if update == 0:
             self.micro_batches = self.samples = 0
-            self._log_report(self.unreported)
-            self.unreported = None
+            self._log_report()
 
     @torch.no_grad()
     def see(
@@ -102,11 +101,12 @@ class Traces:
             self.writer.write(self.rollout, self.micro_batches, rows)
             self.unreported = self.rollout
             if self.rollout + 1 == getattr(args, "num_rollout", None) and self.update + 1 == updates_of(args):
-                self._log_report(self.rollout)  # no hook is called after it: what other ranks still write is not in
+                self._log_report()  # no hook is called after it: what other ranks still write is not in
         self.micro_batches, self.samples = self.micro_batches + 1, self.samples + len(groups)
 
-    def _log_report(self, rollout: int | None) -> None:
-        """Logs the report about this rollout's credit, where W&B tracks the run in this process."""
+    def _log_report(self) -> None:
+        """Logs the report about the last traced rollout's credit, once, where W&B tracks the run in this process."""
+        rollout, self.unreported = self.unreported, None
         if rollout is not None and self.writer is not None and "wandb" in sys.modules:
             with costs_no_run("No report was logged to W&B", self.told):
                 from fipo.report.tracking import log_credit, running_wandb

@@ -4,20 +4,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from verl.trainer.ppo.core_algos import compute_policy_loss_vanilla
+from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, compute_policy_loss_vanilla, register_policy_loss
 
 from fipo.core.credit import engine_inputs, token_credit
 from fipo.engines.verl.config import FIPOPolicyLossConfig
-from fipo.engines.verl.contract import register
+from fipo.engines.verl.contract import NAME, check_owner
 from fipo.engines.verl.guard import OneUpdateWatch, refuse_lost_gradients
 from fipo.engines.verl.metrics import metrics_of
 from fipo.engines.verl.traced_rows import Traces
 from fipo.errors import InvalidParameterError
 
 _watch, _traces = OneUpdateWatch(), Traces()
+if NAME in POLICY_LOSS_REGISTRY:  # by this module, when it is loaded again, or by somebody else
+    check_owner()
 
 
-@register
+@register_policy_loss(NAME)
 def fipo_policy_loss(
     old_log_prob: Tensor,
     log_prob: Tensor,

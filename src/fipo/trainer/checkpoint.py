@@ -36,8 +36,7 @@ class WholeCheckpoints:
 
     def require_a_shared_folder(self) -> None:
         """Raises an InvalidParameterError where machines would each write a part of every checkpoint, for it holds the
-        rollout of every process, and all of them need it to resume.
-        """
+        rollout of every process, and all of them need it to resume."""
         accelerator, args = self.trainer.accelerator, self.trainer.args
         if accelerator.num_processes == 1 or args.save_strategy == SaveStrategy.NO:
             return

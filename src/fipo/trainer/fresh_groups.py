@@ -21,8 +21,7 @@ IDS = ("prompt_ids", "completion_ids")
 
 class FreshGroups:
     """`fipo_dynamic_sampling_rounds` of a FIPOTrainer, which hands over how it makes and scores a rollout. Refuses data
-    from which prompts cannot be drawn at random, and groups that are spread over ranks.
-    """
+    from which prompts cannot be drawn at random, and groups that are spread over ranks."""
 
     def __init__(self, trainer: Any, scored_rollout: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
         self.trainer, self.scored_rollout = trainer, scored_rollout
@@ -43,9 +42,8 @@ class FreshGroups:
     def fill(self, rollout: dict[str, Any]) -> None:
         """Fills groups of equal rewards with fresh prompts' groups of unequal ones; all ranks go through all rounds."""
         trainer, accelerator, size = self.trainer, self.trainer.accelerator, self.trainer.num_generations
-        unknown = {name for name, value in rollout.items() if isinstance(value, Tensor) and value.dim()} - {*MERGED}
-        unknown -= {"sample_index"}  # of the place in the rollout, whatever fills it
-        if unknown:
+        unknown = {name for name, value in rollout.items() if isinstance(value, Tensor) and value.dim()}
+        if unknown := unknown - {*MERGED, "sample_index"}:  # which is of the place, whatever fills it
             raise InvalidParameterError(
                 f"The rollout holds {sorted(unknown)}, which dynamic sampling cannot merge; set "
                 "fipo_dynamic_sampling_rounds to 0."
@@ -98,8 +96,7 @@ def merge_groups(
     rollout: dict[str, Any], fresh: dict[str, Any], pairs: list[tuple[int, int]], size: int, pad_token_id: int
 ) -> None:
     """Copies groups of `size` completions of `fresh` over some of `rollout`, which gets new tensors; `pairs` are the
-    numbers of (target, source). Padding is widened where needed: ids with `pad_token_id`, all else with zeros.
-    """
+    numbers of (target, source). Padding is widened where needed: ids with `pad_token_id`, all else with zeros."""
     if "tool_mask" in fresh or "tool_mask" in rollout:
         for each in (rollout, fresh):
             each.setdefault("tool_mask", torch.ones_like(each["completion_mask"]))

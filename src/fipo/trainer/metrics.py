@@ -19,9 +19,8 @@ class CreditMetrics:
         self.reset()
 
     def reset(self) -> None:
-        self._sums = torch.zeros(self.updates, len(self.names), dtype=torch.float64)
-        # Trained tokens, sequences, dropped ones, and the sums of their least and greatest weights.
-        self._counts = torch.zeros(self.updates, 5, dtype=torch.float64)
+        # After the sums: trained tokens, sequences, dropped ones, and the sums of their least and greatest weights.
+        self._found = torch.zeros(self.updates, len(self.names) + 5, dtype=torch.float64)
 
     def add(self, credit: Credit) -> None:
         """Adds one micro-batch."""
@@ -32,15 +31,13 @@ class CreditMetrics:
         sequences = mask.any(-1)
         extremes = [torch.where(sequences, x.to(wide), 0).sum() for x in logged.least_and_greatest(tokens.weight, mask)]
         counts = [mask.sum(), sequences.sum(), (tokens.dropped & sequences).sum()]
-        found = torch.stack([*sums, *(count.to(wide) for count in counts), *extremes]).cpu()
-        self._sums[credit.update] += found[: len(sums)]
-        self._counts[credit.update] += found[len(sums) :]
+        self._found[credit.update] += torch.stack([*sums, *(count.to(wide) for count in counts), *extremes]).cpu()
 
     def reduce(self, accelerator: Accelerator) -> dict[str, float]:
         """The interval's metrics over all ranks (a collective), empty if nothing was added; starts a new interval."""
         device = accelerator.device if accelerator.num_processes > 1 else torch.device("cpu")
-        packed = torch.cat([self._sums, self._counts], dim=1).to(device)
-        sums, counts = accelerator.reduce(packed, reduction="sum").cpu().split([len(self.names), 5], dim=1)
+        found = accelerator.reduce(self._found.to(device), reduction="sum").cpu()
+        sums, counts = found.split([len(self.names), 5], dim=1)
         self.reset()
         tokens, sequences, dropped, least, greatest = counts.sum(0).tolist()
         if tokens == 0:

@@ -23,8 +23,7 @@ logger = logging.get_logger(__name__)
 class TracedRollouts(TrainerCallback):
     """An observer that writes the first `fipo_trace_samples` completions of every `fipo_trace_every`-th rollout and of
     the last, each at the update that trains on it; and a callback that then logs the rollout's credit as a report where
-    W&B or Trackio track the run. A full or absent disk costs the traces, with a warning, and not the run.
-    """
+    W&B or Trackio track the run. A full or absent disk costs the traces, with a warning, and not the run."""
 
     last_rollout: int | None = None  # known once the training begins
 

@@ -51,8 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def custom_loss_flags(flags: list[str]) -> list[str]:
     """The command line as stock slime understands it. Raises an InvalidParameterError where a --fipo- flag is
-    misspelled or out of range, or flags contradict each other.
-    """
+    misspelled or out of range, or flags contradict each other."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     add_arguments(parser)
     parser.add_argument("--use-tis", action="store_true")
@@ -82,8 +81,7 @@ def custom_loss_flags(flags: list[str]) -> list[str]:
 
 def prepare(script: str) -> Path:
     """Hands fipo's flags to slime's parse_args, and returns the path of the script to run. Raises a FIPOError where
-    slime is missing, cannot be imported or is another version, or the script is not there.
-    """
+    slime is missing, cannot be imported or is another version, or the script is not there."""
     spec = find_spec("slime")
     if spec is None or spec.origin is None:
         raise FIPOError(

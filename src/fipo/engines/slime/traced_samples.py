@@ -70,8 +70,7 @@ class Traces:
     ) -> None:
         """Writes the chosen completions of a micro-batch, if its rollout is traced: of this rank's (N,) `credit`,
         `trained` and the `columns` of `trace_columns`, its sequences' parts having these `lengths`. Raises an
-        InvalidParameterError where slime does not say which rollout it trains on.
-        """
+        InvalidParameterError where slime does not say which rollout it trains on."""
         options = trace_options(args)
         if options is None or SEEN in batch:
             return

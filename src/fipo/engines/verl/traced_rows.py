@@ -66,8 +66,7 @@ class Traces:
         self, credit: TokenCredit, log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, mask: Tensor, config: Any
     ) -> None:
         """Writes the chosen completions of a micro-batch, if its rollout is traced; the arguments are the loss' own.
-        Raises a FIPOError where traces are asked for, but this verl does not give what they need.
-        """
+        Raises a FIPOError where traces are asked for, but this verl does not give what they need."""
         options = config.policy_loss.trace_options()
         if options is None:
             return
@@ -102,8 +101,7 @@ class Traces:
 
     def _micro_batch_of(self, log_prob: Tensor) -> tuple[Any, Tensor | None]:
         """The micro-batch that these log-probs, which came first, are of, and its entropies where verl computes them.
-        With the first of a new rollout counting starts again.
-        """
+        With the first of a new rollout counting starts again."""
         seen = _seen.copy()
         _seen.clear()
         if not seen or seen[0][1] is not log_prob:

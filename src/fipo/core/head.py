@@ -78,81 +78,74 @@ def head_logps(
         raise InvalidParameterError(f"memory_budget is {memory_budget}, but must be 0 or more bytes; raise it.")
     with weight_context():
         _check_tensors(hidden, lm_head_weight, bias, targets, loss_mask)
-        where = _scored_positions(loss_mask.bool(), targets, len(lm_head_weight))
+        scored = _scored_positions(loss_mask.bool(), targets, len(lm_head_weight))
     input_dtype, device = torch.promote_types(hidden.dtype, lm_head_weight.dtype), hidden.device.type
     if torch.is_autocast_enabled(device) and input_dtype != torch.float64:
         input_dtype = torch.get_autocast_dtype(device)
     how = input_dtype, {"temperature": temperature, "softcap": softcap, "scale": scale}
-    return _HeadLogps.apply(hidden, lm_head_weight, bias, targets, where, how, budget, weight_context)
+    states, ids = hidden.flatten(0, -2).index_select(0, scored), targets.flatten()[scored]
+    found = _HeadLogps.apply(states, lm_head_weight, bias, ids, how, budget, weight_context)
+    logps, entropy = (x.new_zeros(targets.numel()).index_put((scored,), x).view(targets.shape) for x in found)
+    return logps, entropy
 
 
 class _HeadLogps(torch.autograd.Function):
-    """The walk over chunks, forward and backward."""
+    """The walk over chunks of (K, H) states and their (K,) targets, forward and backward."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        hidden: Tensor,
+        states: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        where: tuple[Tensor, ...],
         how: tuple[torch.dtype, dict[str, float | None]],
         budget: int,
         weight_context: Callable[[], AbstractContextManager[Any]],
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        trains_hidden, *trains_head = ctx.needs_input_grad[:3]
-        tokens, ctx.kept, ctx.slopes = len(where[0]), {}, None
+        trains_states, *trains_head = ctx.needs_input_grad[:3]
+        tokens, ctx.kept, ctx.slopes = len(targets), {}, None
         with weight_context():
             head = _Head(weight, bias, *how)
-            logps, entropy = torch.zeros(2, *targets.shape, dtype=head.dtype, device=hidden.device)
-            log_z = logps.new_empty(tokens)
-            if trains_hidden and not any(trains_head):
-                ctx.slopes = logps.new_empty(tokens, hidden.shape[-1])
+            logps, log_z, entropy = (states.new_empty(tokens, dtype=head.dtype) for _ in range(3))
+            if trains_states and not any(trains_head):
+                ctx.slopes = torch.empty_like(states, dtype=head.dtype)
             for chunk in head.chunks(tokens):
-                here = tuple(index[chunk] for index in where)
-                states, ids = hidden[here], targets[here]
                 keep = any(trains_head) and chunk.stop * head.bytes_of_a_token <= budget
-                logits = head.logits(states, fresh=keep)
-                found = zip(*head.by_rows(_statistics, logits, ids), strict=True)
-                logps[here], log_z[chunk], entropy[here] = map(torch.cat, found)
+                logits = head.logits(states[chunk], fresh=keep)
+                found = zip(*head.by_rows(_statistics, logits, targets[chunk]), strict=True)
+                logps[chunk], log_z[chunk], entropy[chunk] = map(torch.cat, found)
                 if keep:
                     ctx.kept[chunk.start] = logits
                 elif ctx.slopes is not None:
-                    head.by_rows(_differentiate, logits, ids, log_z[chunk], torch.ones_like(log_z[chunk]))
-                    ctx.slopes[chunk] = head.gradients(logits, states, True)
-        ctx.save_for_backward(hidden, weight, bias, targets, log_z, entropy)
-        ctx.where, ctx.how, ctx.weight_context = where, how, weight_context
+                    head.by_rows(_differentiate, logits, targets[chunk], log_z[chunk], torch.ones_like(log_z[chunk]))
+                    head.gradients(logits, states[chunk], ctx.slopes[chunk], None, None)
+        ctx.save_for_backward(states, weight, bias, targets, log_z, entropy)
+        ctx.how, ctx.weight_context = how, weight_context
         return logps, entropy
 
     @staticmethod
     def backward(ctx: Any, grad_logps: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, log_z, entropy = ctx.saved_tensors
-        inputs, where = (hidden, weight, bias), ctx.where
-        grad_logps = torch.zeros_like(entropy) if grad_logps is None else grad_logps
+        states, weight, bias, targets, log_z, entropy = ctx.saved_tensors
+        inputs, grad_logps = (states, weight, bias), torch.zeros_like(entropy) if grad_logps is None else grad_logps
         if ctx.slopes is not None and grad_entropy is None:
-            by_hidden = torch.zeros_like(hidden, dtype=ctx.slopes.dtype)
-            by_hidden[where] = ctx.slopes * grad_logps[where][:, None]
-            return by_hidden.to(hidden.dtype), *7 * (None,)
+            return (ctx.slopes * grad_logps[:, None]).to(states.dtype), *6 * (None,)
         with ctx.weight_context():
             head = _Head(weight, bias, *ctx.how)
             wanted = zip(inputs, ctx.needs_input_grad, strict=False)
-            grads = [torch.zeros_like(x, dtype=head.dtype) if yes else None for x, yes in wanted]
-            for chunk in head.chunks(len(log_z)):
-                here = tuple(index[chunk] for index in where)
-                by_logps, by_entropy = grad_logps[here], None if grad_entropy is None else grad_entropy[here]
+            of_states, *of_head = [torch.zeros_like(x, dtype=head.dtype) if yes else None for x, yes in wanted]
+            for chunk in head.chunks(len(targets)):
+                by_logps, by_entropy = grad_logps[chunk], None if grad_entropy is None else grad_entropy[chunk]
                 logits = ctx.kept.pop(chunk.start, None)  # a second backward computes them again
                 if head.device.type == "cpu" and by_entropy is None and not by_logps.any():
                     continue  # groups of equal rewards; an accelerator would have to be waited for
-                states, ids = hidden[here], targets[here]
-                logits = head.logits(states) if logits is None else logits
-                head.by_rows(_differentiate, logits, ids, log_z[chunk], by_logps, entropy[here], by_entropy)
-                by_states = head.gradients(logits, states, grads[0] is not None, *grads[1:])
-                if by_states is not None:
-                    grads[0][here] = by_states  # type: ignore[index]
-        found = (None if grad is None else grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True))
-        return *found, *5 * (None,)
+                logits = head.logits(states[chunk]) if logits is None else logits
+                columns = targets[chunk], log_z[chunk], by_logps, entropy[chunk], by_entropy
+                head.by_rows(_differentiate, logits, *columns)
+                head.gradients(logits, states[chunk], None if of_states is None else of_states[chunk], *of_head)
+        grads = zip(inputs, (of_states, *of_head), strict=True)
+        return *(None if grad is None else grad.to(x.dtype) for x, grad in grads), *4 * (None,)
 
 
 class _Head:
@@ -201,25 +194,25 @@ class _Head:
         return logits
 
     def gradients(
-        self, grad: Tensor, states: Tensor, hidden: bool, weight: Tensor | None = None, bias: Tensor | None = None
-    ) -> Tensor | None:
-        """Adds what the products' gradient (C, V) gives to weight and bias, and returns the states' (C, H) if asked."""
+        self, grad: Tensor, states: Tensor, of_states: Tensor | None, weight: Tensor | None, bias: Tensor | None
+    ) -> None:
+        """Puts what the products' gradient (C, V) gives the `states` (C, H) into the first; adds to weight and bias."""
         if bias is not None:
             bias += grad.sum(0)
         if self._native_gradients:  # bfloat16 factors and results, as both are in the end; chunks add up in float32
             grad = grad.to(torch.bfloat16)
             if weight is not None:
                 weight += grad.t() @ states
-            return (grad @ self._weight).to(self.dtype) if hidden else None
-        by_states = torch.empty_like(states, dtype=self.dtype) if hidden else None
+            if of_states is not None:
+                of_states.copy_(grad @ self._weight)
+            return
         operand = self._operand(states)
         for tile, factor in self._tiles():
             slopes = grad[:, tile].to(self._operand_dtype)
-            if by_states is not None:
-                self._product(by_states, slopes, factor, accumulate=tile.start > 0)
+            if of_states is not None:
+                self._product(of_states, slopes, factor, accumulate=tile.start > 0)
             if weight is not None:
                 self._product(weight[tile], slopes.t(), operand, accumulate=True)
-        return by_states
 
     def _operand(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._input_dtype).to(self._operand_dtype)
@@ -303,9 +296,9 @@ def _differentiate(
         logits.mul_(scale / temperature)
 
 
-def _scored_positions(mask: Tensor, targets: Tensor, vocabulary: int) -> tuple[Tensor, ...]:
-    """Indices (K,) of the K scored tokens, one tensor a dimension. An accelerator is waited for once. Raises an
-    InvalidInputError where a scored target lies outside the vocabulary."""
+def _scored_positions(mask: Tensor, targets: Tensor, vocabulary: int) -> Tensor:
+    """Indices (K,) of the K scored tokens, flattened. An accelerator is waited for once. Raises an InvalidInputError
+    where a scored target lies outside the vocabulary."""
     row = mask.reshape(-1)
     ids = pad(torch.where(mask, targets, 0).reshape(-1), (0, 1))
     total, least, greatest = torch.stack([row.sum(), ids.min(), ids.max()]).tolist()
@@ -316,8 +309,7 @@ def _scored_positions(mask: Tensor, targets: Tensor, vocabulary: int) -> tuple[T
         )
     positions = torch.arange(len(row), device=row.device)
     place = torch.where(row, row.cumsum(0) - 1, len(row))  # all that is not scored goes to one entry more
-    scored = positions.new_empty(len(row) + 1).scatter_(0, place, positions)[:total]
-    return (scored,) if mask.dim() == 1 else (scored // mask.shape[1], scored % mask.shape[1])
+    return positions.new_empty(len(row) + 1).scatter_(0, place, positions)[:total]
 
 
 def _default_budget(device: torch.device) -> int:

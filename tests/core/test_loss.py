@@ -130,7 +130,7 @@ def test_a_nan_reaches_nothing_to_its_right(batch, data):
 def test_a_token_without_pi_old_is_left_out(poison, monkeypatch):
     """As if it were not trained, but for distances; it is flagged, and told once."""
     warnings = []
-    monkeypatch.setattr(logged, "_warned_of_non_finite", False)
+    logged.warn_of_non_finite.cache_clear()
     monkeypatch.setattr(logged.logger, "warning", warnings.append)
     torch.manual_seed(0)
     new, mask, advantages = torch.randn(2, 40).double().requires_grad_(), torch.rand(2, 40) < 0.8, -torch.ones(2)

@@ -16,19 +16,10 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from fipo.core.layout import (
-    boundaries_of,
-    check_layout,
-    count_per_sequence,
-    per_token,
-    read_for_free,
-    sequence_of,
-    spread,
-)
+from fipo.core.layout import check_layout, count_per_sequence, per_token, read_for_free, spread
 from fipo.core.logged import warn_of_non_finite
-from fipo.core.scan import discounted_suffix_sum
+from fipo.core.scan import discounted_suffix_sum, suffix_sum_over
 from fipo.params import FIPOParams
 
 LOG_RATIO_LIMIT = 20.0  # exp(20) ≈ 5e8: far beyond any clip, far below overflow
@@ -108,7 +99,7 @@ def token_credit(
     advantages = torch.where(mask, per_token("advantages", advantages, logps, cu_seqlens).to(log_ratio), 0)
 
     participates = _participates(log_ratio, left_in, params)
-    future = _future_kl(log_ratio, participates, mask, params, cu_seqlens, carry)
+    future = _future_kl(log_ratio, participates, mask, params, carry=carry, cu_seqlens=cu_seqlens)
     raw_weight = torch.where(mask, future.exp(), 1)
     weight = torch.where(mask, influence_weights(future, log_ratio, advantages, params), 1)
 
@@ -173,7 +164,8 @@ def future_kl(
     check_layout({"log_ratio": log_ratio, "loss_mask": loss_mask}, cu_seqlens, carry)
     log_ratio = log_ratio.to(torch.promote_types(log_ratio.dtype, torch.float32))
     mask = loss_mask.bool()
-    return _future_kl(log_ratio, _participates(log_ratio, mask, params), mask, params, cu_seqlens, carry)
+    participates = _participates(log_ratio, mask, params)
+    return _future_kl(log_ratio, participates, mask, params, carry=carry, cu_seqlens=cu_seqlens)
 
 
 def influence_weights(future_kl: Tensor, log_ratio: Tensor, advantages: Tensor, params: FIPOParams) -> Tensor:
@@ -208,42 +200,10 @@ def _participates(log_ratio: Tensor, mask: Tensor, params: FIPOParams) -> Tensor
 
 
 def _future_kl(
-    log_ratio: Tensor,
-    participates: Tensor,
-    mask: Tensor,
-    params: FIPOParams,
-    cu_seqlens: Tensor | None,
-    carry: Tensor | None,
+    log_ratio: Tensor, participates: Tensor, mask: Tensor, params: FIPOParams, **where: Tensor | None
 ) -> Tensor:
+    """Of the participating tokens; `where` is carry and cu_seqlens."""
     summands = torch.where(participates, log_ratio, 0).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    if carry is not None:
-        carry = carry.to(summands.dtype)
     if params.distance == "trained":
-        return _scan_trained(summands, mask, params, cu_seqlens, carry)
-    return discounted_suffix_sum(summands, params.decay_rate, carry=carry, cu_seqlens=cu_seqlens)
-
-
-def _scan_trained(
-    summands: Tensor, mask: Tensor, params: FIPOParams, cu_seqlens: Tensor | None, carry: Tensor | None
-) -> Tensor:
-    """The scan with distances counted in trained tokens: cut the others out, scan, and spread the result again.
-
-    A token that is not trained gets the value of the next trained one, so that `[:, 0]` is the carry here too.
-    """
-    if summands.numel() == 0:
-        return summands.clone()
-    flat, boundaries = summands.reshape(-1), boundaries_of(summands, cu_seqlens)
-    total, trained_before = len(flat), pad(mask.reshape(-1).cumsum(0), (1, 0))
-    next_trained, ends = trained_before[:-1], trained_before[boundaries]
-    # Trained tokens side by side; what is left over at the end is one sequence more, and one entry takes all others.
-    place = torch.where(mask.reshape(-1), next_trained, total)
-    packed = discounted_suffix_sum(
-        flat.new_zeros(total + 1).index_put((place,), flat)[:-1],
-        params.decay_rate,
-        carry=None if carry is None else pad(carry, (0, 1)),
-        cu_seqlens=pad(ends, (0, 1), value=total),
-    )
-    sequence = sequence_of(boundaries, total)
-    at_end = flat.new_zeros(len(ends) - 1) if carry is None else carry
-    found = packed[next_trained.clamp(max=total - 1)]
-    return torch.where(next_trained < ends[1:][sequence], found, at_end[sequence]).view(summands.shape)
+        return suffix_sum_over(mask, summands, params.decay_rate, **where)
+    return discounted_suffix_sum(summands, params.decay_rate, **where)

@@ -10,7 +10,7 @@ bias are frozen (LoRA), the forward forms d log p / d hidden while it has the lo
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -78,78 +78,74 @@ def head_logps(
         raise InvalidParameterError(f"memory_budget is {memory_budget}, but must be 0 or more bytes; raise it.")
     with weight_context():
         _check_tensors(hidden, lm_head_weight, bias, targets, loss_mask)
-        where = _scored_positions(loss_mask.bool(), targets, len(lm_head_weight))
-    how = _multiplied_dtype(hidden, lm_head_weight), {"temperature": temperature, "softcap": softcap, "scale": scale}
-    return _HeadLogps.apply(hidden, lm_head_weight, bias, targets, where, how, budget, weight_context)
+        scored = _scored_positions(loss_mask.bool(), targets, len(lm_head_weight))
+    input_dtype, device = torch.promote_types(hidden.dtype, lm_head_weight.dtype), hidden.device.type
+    if torch.is_autocast_enabled(device) and input_dtype != torch.float64:
+        input_dtype = torch.get_autocast_dtype(device)
+    how = input_dtype, {"temperature": temperature, "softcap": softcap, "scale": scale}
+    states, ids = hidden.flatten(0, -2).index_select(0, scored), targets.flatten()[scored]
+    found = _HeadLogps.apply(states, lm_head_weight, bias, ids, how, budget, weight_context)
+    logps, entropy = (x.new_zeros(targets.numel()).index_put((scored,), x).view(targets.shape) for x in found)
+    return logps, entropy
 
 
 class _HeadLogps(torch.autograd.Function):
-    """The walk over chunks, forward and backward."""
+    """The walk over chunks of (K, H) states and their (K,) targets, forward and backward."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        hidden: Tensor,
+        states: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        where: tuple[Tensor, ...],
         how: tuple[torch.dtype, dict[str, float | None]],
         budget: int,
         weight_context: Callable[[], AbstractContextManager[Any]],
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        trains_hidden, *trains_head = ctx.needs_input_grad[:3]
-        tokens, ctx.kept, ctx.slopes = len(where[0]), {}, None
+        trains_states, *trains_head = ctx.needs_input_grad[:3]
+        tokens, ctx.kept, ctx.slopes = len(targets), {}, None
         with weight_context():
             head = _Head(weight, bias, *how)
-            logps, entropy = torch.zeros(2, *targets.shape, dtype=head.dtype, device=hidden.device)
-            log_z = logps.new_empty(tokens)
-            if trains_hidden and not any(trains_head):
-                ctx.slopes = logps.new_empty(tokens, hidden.shape[-1])
+            logps, log_z, entropy = (states.new_empty(tokens, dtype=head.dtype) for _ in range(3))
+            if trains_states and not any(trains_head):
+                ctx.slopes = torch.empty_like(states, dtype=head.dtype)
             for chunk in head.chunks(tokens):
-                here = tuple(index[chunk] for index in where)
-                states, ids = hidden[here], targets[here]
-                keep = any(trains_head) and head.bytes_of(chunk) <= budget
-                logits = head.logits(states, fresh=keep)
-                logps[here], log_z[chunk], entropy[here] = head.statistics(logits, ids)
+                keep = any(trains_head) and chunk.stop * head.bytes_of_a_token <= budget
+                logits = head.logits(states[chunk], fresh=keep)
+                found = zip(*head.by_rows(_statistics, logits, targets[chunk]), strict=True)
+                logps[chunk], log_z[chunk], entropy[chunk] = map(torch.cat, found)
                 if keep:
-                    budget -= head.bytes_of(chunk)
                     ctx.kept[chunk.start] = logits
                 elif ctx.slopes is not None:
-                    head.differentiate(logits, ids, log_z[chunk], torch.ones_like(log_z[chunk]))
-                    ctx.slopes[chunk] = head.gradients(logits, states, True)
-        ctx.save_for_backward(hidden, weight, bias, targets, log_z, entropy)
-        ctx.where, ctx.how, ctx.weight_context = where, how, weight_context
+                    head.by_rows(_differentiate, logits, targets[chunk], log_z[chunk], torch.ones_like(log_z[chunk]))
+                    head.gradients(logits, states[chunk], ctx.slopes[chunk], None, None)
+        ctx.save_for_backward(states, weight, bias, targets, log_z, entropy)
+        ctx.how, ctx.weight_context = how, weight_context
         return logps, entropy
 
     @staticmethod
     def backward(ctx: Any, grad_logps: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, log_z, entropy = ctx.saved_tensors
-        inputs, where = (hidden, weight, bias), ctx.where
-        grad_logps = torch.zeros_like(entropy) if grad_logps is None else grad_logps
+        states, weight, bias, targets, log_z, entropy = ctx.saved_tensors
+        inputs, grad_logps = (states, weight, bias), torch.zeros_like(entropy) if grad_logps is None else grad_logps
         if ctx.slopes is not None and grad_entropy is None:
-            by_hidden = torch.zeros_like(hidden, dtype=ctx.slopes.dtype)
-            by_hidden[where] = ctx.slopes * grad_logps[where][:, None]
-            return by_hidden.to(hidden.dtype), *7 * (None,)
+            return (ctx.slopes * grad_logps[:, None]).to(states.dtype), *6 * (None,)
         with ctx.weight_context():
             head = _Head(weight, bias, *ctx.how)
             wanted = zip(inputs, ctx.needs_input_grad, strict=False)
-            grads = [torch.zeros_like(x, dtype=head.dtype) if yes else None for x, yes in wanted]
-            for chunk in head.chunks(len(log_z)):
-                here = tuple(index[chunk] for index in where)
-                by_logps, by_entropy = grad_logps[here], None if grad_entropy is None else grad_entropy[here]
+            of_states, *of_head = [torch.zeros_like(x, dtype=head.dtype) if yes else None for x, yes in wanted]
+            for chunk in head.chunks(len(targets)):
+                by_logps, by_entropy = grad_logps[chunk], None if grad_entropy is None else grad_entropy[chunk]
                 logits = ctx.kept.pop(chunk.start, None)  # a second backward computes them again
                 if head.device.type == "cpu" and by_entropy is None and not by_logps.any():
                     continue  # groups of equal rewards; an accelerator would have to be waited for
-                states, ids = hidden[here], targets[here]
-                logits = head.logits(states) if logits is None else logits
-                head.differentiate(logits, ids, log_z[chunk], by_logps, entropy[here], by_entropy)
-                by_states = head.gradients(logits, states, grads[0] is not None, *grads[1:])
-                if by_states is not None:
-                    grads[0][here] = by_states  # type: ignore[index]
-        found = (None if grad is None else grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True))
-        return *found, *5 * (None,)
+                logits = head.logits(states[chunk]) if logits is None else logits
+                columns = targets[chunk], log_z[chunk], by_logps, entropy[chunk], by_entropy
+                head.by_rows(_differentiate, logits, *columns)
+                head.gradients(logits, states[chunk], None if of_states is None else of_states[chunk], *of_head)
+        grads = zip(inputs, (of_states, *of_head), strict=True)
+        return *(None if grad is None else grad.to(x.dtype) for x, grad in grads), *4 * (None,)
 
 
 class _Head:
@@ -166,94 +162,76 @@ class _Head:
         halves = input_dtype == torch.bfloat16 and multiplies_into_float32(self.device)
         self._operand_dtype = input_dtype if halves else self.dtype
         plain = weight.dtype == input_dtype == torch.bfloat16
-        self.native_gradients = plain and self.device.type == "cpu" and processor_has_bfloat16()
+        self._native_gradients = plain and self.device.type == "cpu" and processor_has_bfloat16()
         # Float32 weights under bfloat16 autocast are copied once for all chunks, in half their bytes.
         narrower = self._operand_dtype.itemsize < weight.dtype.itemsize
         as_it_is = weight.dtype == input_dtype == self._operand_dtype
         self._whole = self._operand(self._weight) if narrower or as_it_is else None
         self._buffer = torch.empty(0, self._vocabulary, dtype=self.dtype, device=self.device)
+        self.bytes_of_a_token = self._vocabulary * self.dtype.itemsize
 
     def chunks(self, tokens: int) -> Iterator[slice]:
         """How `tokens` are walked. On CPUs a chunk's logits take an eighth of the head's gradient, if that is more than
         64 MiB: smaller chunks spend their time adding to it."""
-        if self.device.type != "cpu":
-            size = ACCELERATOR_TOKENS
-        elif self.native_gradients:
-            size = BFLOAT16_TOKENS
-        else:
-            size = max(CPU_CHUNK_BYTES // (self._vocabulary * self.dtype.itemsize), self._width // 8, 1)
-        for start in range(0, tokens, size):
-            yield slice(start, min(start + size, tokens))
-
-    def bytes_of(self, chunk: slice) -> int:
-        return (chunk.stop - chunk.start) * self._vocabulary * self.dtype.itemsize
+        size = ACCELERATOR_TOKENS
+        if self.device.type == "cpu":
+            large = max(CPU_CHUNK_BYTES // self.bytes_of_a_token, self._width // 8, 1)
+            size = BFLOAT16_TOKENS if self._native_gradients else large
+        return _slices(tokens, size)
 
     def logits(self, states: Tensor, *, fresh: bool = False) -> Tensor:
         """(C, V) after `states` (C, H), in a buffer that the next call uses again unless it is `fresh`."""
-        if fresh or len(states) > len(self._buffer):  # the first chunk is the largest
+        logits = self._buffer[: len(states)]
+        if fresh or len(logits) < len(states):  # the first chunk is the largest
             logits = self._buffer.new_empty(len(states), self._vocabulary)
             self._buffer = self._buffer if fresh else logits
-        else:
-            logits = self._buffer[: len(states)]
         operand = self._operand(states)
         for tile, factor in self._tiles():
             self._product(logits[:, tile], operand, factor.t(), accumulate=False)
             if self._bias is not None:
                 logits[:, tile] += self._bias[tile]
-        self._by_rows(_transform, logits, **self._options)
+        self.by_rows(_transform, logits)
         return logits
 
-    def statistics(self, logits: Tensor, targets: Tensor) -> Iterator[Tensor]:
-        """(C,) each: log-probs of the targets, log Σ exp, entropies."""
-        return (torch.cat(parts) for parts in zip(*self._by_rows(_statistics, logits, targets), strict=True))
-
-    def differentiate(self, logits: Tensor, *columns: Tensor | None) -> None:
-        """`_differentiate` of all rows, with its `columns` (C,)."""
-        self._by_rows(_differentiate, logits, *columns, **self._options)
-
     def gradients(
-        self, grad: Tensor, states: Tensor, hidden: bool, weight: Tensor | None = None, bias: Tensor | None = None
-    ) -> Tensor | None:
-        """Adds what the products' gradient (C, V) gives to weight and bias, and returns the states' (C, H) if asked."""
+        self, grad: Tensor, states: Tensor, of_states: Tensor | None, weight: Tensor | None, bias: Tensor | None
+    ) -> None:
+        """Puts what the products' gradient (C, V) gives the `states` (C, H) into the first; adds to weight and bias."""
         if bias is not None:
             bias += grad.sum(0)
-        if self.native_gradients:  # bfloat16 factors and results, as both are in the end; chunks add up in float32
+        if self._native_gradients:  # bfloat16 factors and results, as both are in the end; chunks add up in float32
             grad = grad.to(torch.bfloat16)
             if weight is not None:
                 weight += grad.t() @ states
-            return (grad @ self._weight).to(self.dtype) if hidden else None
-        by_states = torch.empty_like(states, dtype=self.dtype) if hidden else None
+            if of_states is not None:
+                of_states.copy_(grad @ self._weight)
+            return
         operand = self._operand(states)
         for tile, factor in self._tiles():
             slopes = grad[:, tile].to(self._operand_dtype)
-            if by_states is not None:
-                self._product(by_states, slopes, factor, accumulate=tile.start > 0)
+            if of_states is not None:
+                self._product(of_states, slopes, factor, accumulate=tile.start > 0)
             if weight is not None:
                 self._product(weight[tile], slopes.t(), operand, accumulate=True)
-        return by_states
 
     def _operand(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._input_dtype).to(self._operand_dtype)
 
     def _tiles(self) -> Iterator[tuple[slice, Tensor]]:
         """The weight as it is multiplied, whole or, where it has to be widened, as many rows as a tile's bytes hold."""
-        rows = self._vocabulary
-        if self._whole is None:
-            rows = max(1, WEIGHT_TILE_BYTES // (self._width * self._operand_dtype.itemsize))
-        for start in range(0, self._vocabulary, rows):
-            tile = slice(start, min(start + rows, self._vocabulary))
-            yield tile, self._operand(self._weight[tile]) if self._whole is None else self._whole
+        if self._whole is not None:
+            return iter([(slice(0, self._vocabulary), self._whole)])
+        rows = max(1, WEIGHT_TILE_BYTES // (self._width * self._operand_dtype.itemsize))
+        return ((tile, self._operand(self._weight[tile])) for tile in _slices(self._vocabulary, rows))
 
-    def _by_rows(
-        self, function: Callable[..., Any], logits: Tensor, *columns: Tensor | None, **options: float | None
-    ) -> list[Any]:
+    def by_rows(self, function: Callable[..., Any], logits: Tensor, *columns: Tensor | None) -> list[Any]:
         """What `function` gives for every block of rows: compiled into one pass over all where that can be done."""
         fused = self.device.type in FUSED_ON
         block = CACHE_BYTES if self.device.type == "cpu" else ROW_BLOCK_BYTES
-        rows = max(1, len(logits) if fused else block // (self._vocabulary * logits.itemsize))
+        rows = max(1, len(logits) if fused else block // self.bytes_of_a_token)
         function = _fused(function) if fused else function
-        blocks = (slice(start, start + rows) for start in range(0, len(logits), rows))
-        return [function(logits[b], *(c if c is None else c[b] for c in columns), **options) for b in blocks]
+        parts = ((logits[b], *(c if c is None else c[b] for c in columns)) for b in _slices(len(logits), rows))
+        return [function(*part, **self._options) for part in parts]
 
     def _product(self, out: Tensor, a: Tensor, b: Tensor, *, accumulate: bool) -> None:
         """out (+)= a @ b, with the accumulation and the result in out's dtype."""
@@ -262,9 +240,11 @@ class _Head:
             torch.addmm(out, a, b, beta=int(accumulate), out=out, **how)
 
 
-@cache
-def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=True, fullgraph=True)
+def _slices(total: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, total)) for start in range(0, total, size))
+
+
+_fused = cache(partial(torch.compile, dynamic=True, fullgraph=True))
 
 
 def _transform(products: Tensor, *, temperature: float, softcap: float | None, scale: float) -> None:
@@ -275,7 +255,7 @@ def _transform(products: Tensor, *, temperature: float, softcap: float | None, s
         products.mul_(scale / temperature)
 
 
-def _statistics(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _statistics(logits: Tensor, targets: Tensor, **_: float | None) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probs of the targets, log Σ exp and entropies of a few rows."""
     top = logits.amax(-1, keepdim=True)
     p = (logits - top).exp_()
@@ -301,9 +281,7 @@ def _differentiate(
 
     d log p_target / dz_j = 1[j = target] − p_j,   d entropy / dz_j = −p_j · (log p_j + entropy)
     """
-    slope = None
-    if softcap is not None:  # 1 − tanh²
-        slope = (logits * (temperature / softcap)).square_().neg_().add_(1)
+    slope = None if softcap is None else (logits * (temperature / softcap)).square_().neg_().add_(1)  # 1 − tanh²
     log_p = logits.sub_(log_z[:, None])
     if entropy is None or grad_entropy is None:
         log_p.exp_().mul_(-grad_logps[:, None])
@@ -318,17 +296,9 @@ def _differentiate(
         logits.mul_(scale / temperature)
 
 
-def _multiplied_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """In which the factors are rounded: autocast's, where it is on, else that of both."""
-    dtype, device = torch.promote_types(hidden.dtype, weight.dtype), weight.device.type
-    if torch.is_autocast_enabled(device) and dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return dtype
-
-
-def _scored_positions(mask: Tensor, targets: Tensor, vocabulary: int) -> tuple[Tensor, ...]:
-    """Indices (K,) of the K scored tokens, one tensor a dimension. An accelerator is waited for once. Raises an
-    InvalidInputError where a scored target lies outside the vocabulary."""
+def _scored_positions(mask: Tensor, targets: Tensor, vocabulary: int) -> Tensor:
+    """Indices (K,) of the K scored tokens, flattened. An accelerator is waited for once. Raises an InvalidInputError
+    where a scored target lies outside the vocabulary."""
     row = mask.reshape(-1)
     ids = pad(torch.where(mask, targets, 0).reshape(-1), (0, 1))
     total, least, greatest = torch.stack([row.sum(), ids.min(), ids.max()]).tolist()
@@ -339,8 +309,7 @@ def _scored_positions(mask: Tensor, targets: Tensor, vocabulary: int) -> tuple[T
         )
     positions = torch.arange(len(row), device=row.device)
     place = torch.where(row, row.cumsum(0) - 1, len(row))  # all that is not scored goes to one entry more
-    scored = positions.new_empty(len(row) + 1).scatter_(0, place, positions)[:total]
-    return (scored,) if mask.dim() == 1 else (scored // mask.shape[1], scored % mask.shape[1])
+    return positions.new_empty(len(row) + 1).scatter_(0, place, positions)[:total]
 
 
 def _default_budget(device: torch.device) -> int:

@@ -34,13 +34,6 @@ def sequence_of(cu_seqlens: Tensor, tokens: int) -> Tensor:
     return torch.searchsorted(cu_seqlens, torch.arange(tokens, device=cu_seqlens.device), right=True) - 1
 
 
-def boundaries_of(like: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """(S + 1,) where the sequences of `like`, flattened, begin and end: `cu_seqlens`, or the ends of its rows."""
-    if cu_seqlens is not None:
-        return cu_seqlens
-    return torch.arange(len(like) + 1, device=like.device) * like.shape[1]
-
-
 def count_per_sequence(flags: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     """(S,) how many tokens of each sequence are flagged."""
     if cu_seqlens is None:

@@ -5,6 +5,7 @@ An engine averages these values as it averages everything else, exactly over mic
 
 import logging
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,7 +38,6 @@ DROPPED_SEQUENCES = "fipo/dropped_sequences"  # the share of sequences whose `To
 WEIGHT_MIN, WEIGHT_MAX = "fipo/weight_min", "fipo/weight_max"  # the least and greatest of a response, meant over them
 
 NOISE_LIMIT = 0.01  # a mean "fipo/noise_weight_shift" above this deserves a warning
-_warned_of_non_finite = False
 
 
 def least_and_greatest(weight: Tensor, trained: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,12 +55,10 @@ def noise_warning(shift: float, causes: str = "usual causes are dropout and kern
     )
 
 
+@cache  # once a process
 def warn_of_non_finite() -> None:
-    """Says, once a process, that trained tokens without a finite π_old were left out ("fipo/non_finite")."""
-    global _warned_of_non_finite
-    if not _warned_of_non_finite:
-        _warned_of_non_finite = True
-        logger.warning(
-            "π_old is not finite at some trained tokens, so these are left out of the loss, of future_kl and of the "
-            "sequence drop; look at what computes old log-probs, for instance a rollout engine that returns NaN."
-        )
+    """Says that trained tokens without a finite π_old were left out ("fipo/non_finite")."""
+    logger.warning(
+        "π_old is not finite at some trained tokens, so these are left out of the loss, of future_kl and of the "
+        "sequence drop; look at what computes old log-probs, for instance a rollout engine that returns NaN."
+    )

@@ -26,8 +26,7 @@ def exact_products(x: Tensor) -> Iterator[torch.dtype]:
 @contextmanager
 def fast_bfloat16(wanted: bool) -> Iterator[None]:
     """Lets float32 products run on a processor's bfloat16 units, which are exact for factors that were bfloat16 before:
-    of these only the gradient of the logits is rounded, as in any bfloat16 backward. Result and sums stay float32.
-    """
+    of these only the gradient of the logits is rounded, as in any bfloat16 backward. Result and sums stay float32."""
     if not (wanted and hasattr(torch.backends, "fp32_precision")):  # since torch 2.9
         yield
         return

@@ -16,10 +16,12 @@ from zlib import crc32
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fipo.core.credit import TokenCredit
 from fipo.errors import InvalidParameterError
 from fipo.functions import function_of
+from fipo.terminal import one_line
 
 CONTROLS = {
     "none": "all weights are 1, which is GRPO with the same drop",
@@ -29,6 +31,7 @@ CONTROLS = {
 CONTROL_HELP = "For experiments, other weights: " + "; ".join(f"{name}: {what}" for name, what in CONTROLS.items())
 RULE_HELP = "A credit rule of your own in place of FIPO's weights, python:module:function; see docs/rules.md."
 TOKENS = ("logps", "old_logps", "advantages", "loss_mask", "entropy")  # what a rule is given of every token
+OF_THE_BOUNDS = ("at_low", "at_high", "safety_capped")
 
 Response = dict[str, Tensor]  # the columns of one whole response, (T,) each; entropy may be missing
 
@@ -69,8 +72,8 @@ class Weighting:
     def of_responses(self, own: list[Tensor], responses: list[Response], data: Iterable[Tensor]) -> list[Tensor]:
         """The weights (T,) of whole responses, whose `own` FIPO gave; 1 at tokens that are not trained. Raises an
         InvalidParameterError where the rule raises, or returns something else than weights."""
-        weights = own if self.rule is None else self._by_rule(responses)
         masks = [response["loss_mask"].bool() for response in responses]
+        weights = own if self.rule is None else self._by_rule(responses)
         weights = [torch.where(mask, weight, 1).to(of) for weight, mask, of in zip(weights, masks, own, strict=True)]
         if self.control is None:
             return weights
@@ -79,39 +82,33 @@ class Weighting:
 
     def put(self, credit: TokenCredit, weight: Tensor) -> TokenCredit:
         """`credit` with these weights, and the factor that they make; no bound of FIPO's holds a rule's weights."""
-        found = replace(credit, weight=weight, factor=torch.where(credit.kept, weight, 0))
-        if self.rule is None:
-            return found
-        return replace(found, **dict.fromkeys(("at_low", "at_high", "safety_capped"), torch.zeros_like(credit.kept)))
+        bounded = dict.fromkeys(() if self.rule is None else OF_THE_BOUNDS, torch.zeros_like(credit.kept))
+        return replace(credit, weight=weight, factor=torch.where(credit.kept, weight, 0), **bounded)
 
     def _by_rule(self, responses: list[Response]) -> list[Tensor]:
         if not responses:
             return []
-        whole = [len(response["logps"]) for response in responses]
         trained = [response["loss_mask"].nonzero()[:, 0].tolist() for response in responses]
-        lengths = [positions[-1] + 1 if positions else 0 for positions in trained]  # to the last trained token
-        names = [name for name in TOKENS if all(name in response for response in responses)]
+        lengths = [places[-1] + 1 if places else 0 for places in trained]  # to the last trained token
         rows = list(zip(responses, lengths, strict=True))
+        names = [name for name in TOKENS if name in responses[0]]
         known: dict[str, Any] = {n: torch.cat([row[n][:length] for row, length in rows]).detach() for n in names}
-        known["loss_mask"] = known["loss_mask"].bool()
+        mask = known["loss_mask"] = known["loss_mask"].bool()
         finite = known["old_logps"].isfinite()  # such a token is left out, whatever its weight
         known["old_logps"] = torch.where(finite, known["old_logps"], known["logps"])
-        boundaries = torch.tensor([0, *lengths], device=finite.device).cumsum(0)
+        boundaries = torch.tensor([0, *lengths], device=mask.device).cumsum(0)
         try:
             found = self.rule(**{"entropy": None} | known, cu_seqlens=boundaries)  # type: ignore[misc]
         except Exception as error:
-            said = " ".join(str(error).split())
+            problem = f"raised {type(error).__name__}: {one_line(error)}; repair it."
+            raise InvalidParameterError(f"The rule {self.rule_name} {problem}") from error
+        if (wrong := _problem_of(found, mask)) is not None:
             raise InvalidParameterError(
-                f"The rule {self.rule_name} raised {type(error).__name__}: {said}; repair it."
-            ) from error
-        problem = _problem_of(found, known["loss_mask"])
-        if problem is not None:
-            raise InvalidParameterError(
-                f"The rule {self.rule_name} returned {problem}, but must return a tensor with one finite weight of at "
+                f"The rule {self.rule_name} returned {wrong}, but must return a tensor with one finite weight of at "
                 "least 0 a token, shaped like logps; repair it."
             )
-        parts = zip(found.to(finite.device).split(lengths), whole, strict=True)
-        return [torch.nn.functional.pad(part, (0, length - len(part))) for part, length in parts]
+        parts = zip(found.to(mask.device).split(lengths), responses, strict=True)
+        return [pad(part, (0, len(response["logps"]) - len(part))) for part, response in parts]
 
 
 def _problem_of(found: Any, trained: Tensor) -> str | None:

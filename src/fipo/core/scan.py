@@ -31,10 +31,38 @@ def discounted_suffix_sum(
     Returns:
         Like `x`. `y[:, 0]` (packed: y at each sequence's start) is the carry for what lies to the left.
     """
+    carry = None if carry is None else carry.to(x.dtype)
     with exact_products(x) as product_dtype:
         if cu_seqlens is None:
             return _scan_padded(x, half_life, carry, product_dtype)
         return _scan_packed(x, half_life, carry, cu_seqlens, x.numel(), product_dtype)
+
+
+def suffix_sum_over(
+    counted: Tensor, x: Tensor, half_life: float, *, carry: Tensor | None = None, cu_seqlens: Tensor | None = None
+) -> Tensor:
+    """`discounted_suffix_sum` with distances counted in the `counted` entries alone, outside which `x` must be 0.
+
+    The others are cut out; each gets the value of the next counted one, so that `[:, 0]` is the carry here too.
+    """
+    if x.numel() == 0:
+        return x.clone()
+    flat, inside, total, boundaries = x.reshape(-1), counted.reshape(-1), x.numel(), cu_seqlens
+    if boundaries is None:  # the ends of the rows
+        boundaries = torch.arange(len(x) + 1, device=x.device) * x.shape[1]
+    counted_before = pad(inside.cumsum(0), (1, 0))
+    next_counted, ends = counted_before[:-1], counted_before[boundaries]
+    # Counted entries side by side; what is left over at the end is one sequence more, and one entry takes all others.
+    packed = discounted_suffix_sum(
+        flat.new_zeros(total + 1).index_put((torch.where(inside, next_counted, total),), flat)[:-1],
+        half_life,
+        carry=None if carry is None else pad(carry, (0, 1)),
+        cu_seqlens=pad(ends, (0, 1), value=total),
+    )
+    sequence = sequence_of(boundaries, total)
+    at_end = flat.new_zeros(len(ends) - 1) if carry is None else carry.to(x.dtype)
+    found = packed[next_counted.clamp(max=total - 1)]
+    return torch.where(next_counted < ends[1:][sequence], found, at_end[sequence]).view(x.shape)
 
 
 def _scan_padded(x: Tensor, half_life: float, carry: Tensor | None, product_dtype: torch.dtype) -> Tensor:

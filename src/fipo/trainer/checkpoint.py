@@ -4,6 +4,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, rota
 from trl.trainer.utils import RepeatSampler
 
 from fipo.errors import DataError, InvalidParameterError
+from fipo.terminal import one_line
 
 STAGING = "checkpoint.partial"  # no "checkpoint-<step>", so that nobody resumes from it
 SHAPE = ("per_device_train_batch_size", "steps_per_generation", "gradient_accumulation_steps", "num_iterations")
@@ -34,25 +36,24 @@ class WholeCheckpoints:
 
     def require_a_shared_folder(self) -> None:
         """Raises an InvalidParameterError where machines would each write a part of every checkpoint, for it holds the
-        rollout of every process, and all of them need it to resume.
-        """
+        rollout of every process, and all of them need it to resume."""
         accelerator, args = self.trainer.accelerator, self.trainer.args
         if accelerator.num_processes == 1 or args.save_strategy == SaveStrategy.NO:
             return
-        folder = Path(args.output_dir)
         (name,) = broadcast_object_list([f".shared-{uuid.uuid4().hex}"])
+        marker = Path(args.output_dir, name)
         if args.process_index == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / name).touch()
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.touch()
         accelerator.wait_for_everyone()
-        seen = accelerator.gather(torch.tensor([(folder / name).exists()], device=accelerator.device))
+        seen = accelerator.gather(torch.tensor([marker.exists()], device=accelerator.device))
         if args.process_index == 0:
-            (folder / name).unlink()
+            marker.unlink()
         if not seen.all():
             raise InvalidParameterError(
-                f"output_dir is {folder}, which {int((~seen).sum())} of {len(seen)} processes do not share with the "
-                "first, but checkpoints hold a part of every process; put it on a disk that all machines see, or set "
-                "save_strategy to 'no'."
+                f"output_dir is {args.output_dir}, which {int((~seen).sum())} of {len(seen)} processes do not share "
+                "with the first, but checkpoints hold a part of every process; put it on a disk that all machines see, "
+                "or set save_strategy to 'no'."
             )
 
     def save(self, run: Path, write: Callable[[], None]) -> None:
@@ -71,10 +72,9 @@ class WholeCheckpoints:
             state = {"step": trainer._step, "rollout": trainer._buffered_inputs, "fresh_prompts": fresh}
             torch.save(state | {"shape": self._rollout_shape()}, self._rollout_file(staged))  # plain values and tensors
         except Exception as error:  # a full disk has no error number in torch's and safetensors' words
-            said = " ".join(str(error).split())
             raise DataError(
-                f"{run / name} cannot be written ({said}); the last whole checkpoint is untouched: make room on the "
-                "disk, or mend what is said, and go on with --resume true."
+                f"{run / name} cannot be written ({one_line(error)}); the last whole checkpoint is untouched: make "
+                "room on the disk, or mend what is said, and go on with --resume true."
             ) from error
         finally:
             self.staging = False
@@ -93,20 +93,15 @@ class WholeCheckpoints:
         shutil.rmtree(final, ignore_errors=True)
         os.replace(staged, final)
         shutil.rmtree(staged.parent, ignore_errors=True)
-        rotate_checkpoints(
-            output_dir=str(final.parent),
-            save_total_limit=args.save_total_limit,
-            best_model_checkpoint=state.best_model_checkpoint,
-            use_mtime=True,
-        )
+        keep = {"save_total_limit": args.save_total_limit, "best_model_checkpoint": state.best_model_checkpoint}
+        rotate_checkpoints(output_dir=str(final.parent), use_mtime=True, **keep)
 
     def _rollout_file(self, checkpoint: Path) -> Path:
         return checkpoint / f"rollout_{self.trainer.accelerator.process_index}.pt"
 
     def _rollout_shape(self) -> dict[str, int]:
         """What must not change while a rollout is in use."""
-        args = self.trainer.args
-        shape = {name: getattr(args, name) for name in (*SHAPE, "num_generations")}
+        shape = {name: getattr(self.trainer.args, name) for name in (*SHAPE, "num_generations")}
         return {"processes": self.trainer.accelerator.num_processes, **shape}
 
     def require_whole(self, checkpoint: Path) -> None:
@@ -131,9 +126,7 @@ class WholeCheckpoints:
         state = torch.load(self._rollout_file(checkpoint), map_location=place, weights_only=True)
         shape, now = state["shape"], self._rollout_shape()
         if shape != now:
-            changed = (
-                f"{name} {shape.get(name)}, now {value}" for name, value in now.items() if shape.get(name) != value
-            )
+            changed = (f"{name} {shape.get(name)}, now {now[name]}" for name in now if shape.get(name) != now[name])
             raise DataError(
                 f"{checkpoint} was saved with {'; '.join(changed)}, but a rollout in use cannot change its shape; "
                 "resume with what it was saved with, or start a new run from its model."
@@ -147,8 +140,7 @@ class WholeCheckpoints:
         losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
         if not losses:
             return {}
-        starts = [0, *(step for step, _ in losses[:-1])]
-        total = sum(loss * (step - start) for (step, loss), start in zip(losses, starts, strict=True))
+        total = sum(loss * (step - before) for (before, _), (step, loss) in pairwise([(0, 0.0), *losses]))
         return {"train_loss": total / losses[-1][0]}
 
 

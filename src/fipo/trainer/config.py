@@ -148,8 +148,7 @@ class FIPOConfig(GRPOConfig):
 
 def refuse_another_engine(engine: str, state: Any, *, replaced: bool) -> None:
     """Raises an InvalidParameterError where FSDP or DEEPSPEED was asked for and is `replaced`: without GPUs accelerate,
-    of which `state` is, takes plain data parallelism or one process in its place.
-    """
+    of which `state` is, takes plain data parallelism or one process in its place."""
     asked = os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() in ("true", "1", "yes")
     if asked and replaced:
         raise InvalidParameterError(

@@ -1,7 +1,6 @@
 """DAPO's dynamic sampling: groups of equal rewards, which teach nothing, are replaced by those of fresh prompts."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,8 +21,7 @@ IDS = ("prompt_ids", "completion_ids")
 
 class FreshGroups:
     """`fipo_dynamic_sampling_rounds` of a FIPOTrainer, which hands over how it makes and scores a rollout. Refuses data
-    from which prompts cannot be drawn at random, and groups that are spread over ranks.
-    """
+    from which prompts cannot be drawn at random, and groups that are spread over ranks."""
 
     def __init__(self, trainer: Any, scored_rollout: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
         self.trainer, self.scored_rollout = trainer, scored_rollout
@@ -43,11 +41,9 @@ class FreshGroups:
 
     def fill(self, rollout: dict[str, Any]) -> None:
         """Fills groups of equal rewards with fresh prompts' groups of unequal ones; all ranks go through all rounds."""
-        trainer = self.trainer
-        size, accelerator = trainer.num_generations, trainer.accelerator
-        unknown = {name for name, value in rollout.items() if isinstance(value, Tensor) and value.dim()} - {*MERGED}
-        unknown -= {"sample_index"}  # of the place in the rollout, whatever fills it
-        if unknown:
+        trainer, accelerator, size = self.trainer, self.trainer.accelerator, self.trainer.num_generations
+        unknown = {name for name, value in rollout.items() if isinstance(value, Tensor) and value.dim()}
+        if unknown := unknown - {*MERGED, "sample_index"}:  # which is of the place, whatever fills it
             raise InvalidParameterError(
                 f"The rollout holds {sorted(unknown)}, which dynamic sampling cannot merge; set "
                 "fipo_dynamic_sampling_rounds to 0."
@@ -55,53 +51,44 @@ class FreshGroups:
         dead = dead_groups(rollout["reward_total"], size)
         replaced = rounds = 0
         for _ in range(trainer.args.fipo_dynamic_sampling_rounds):
-            missing = accelerator.gather(torch.tensor([len(dead)], device=accelerator.device))
-            if missing.max() == 0:
+            missing = int(accelerator.gather(torch.tensor([len(dead)], device=accelerator.device)).max())
+            if missing == 0:
                 break
-            with self._metrics_of_own_prompts():
-                fresh = self.scored_rollout(self._draw_prompts(int(missing.max())))
+            fresh = self._fresh_rollout(missing)
             equal = dead_groups(fresh["reward_total"], size)
-            alive = sorted(set(range(len(fresh["advantages"]) // size)) - set(equal))
+            alive = [group for group in range(len(fresh["advantages"]) // size) if group not in equal]
             pairs = list(zip(dead, alive, strict=False))
             merge_groups(rollout, fresh, pairs, size, trainer._tokenizer.pad_token_id)
-            replaced += len(pairs)
-            dead = dead[len(pairs) :]
-            rounds += 1
+            dead, replaced, rounds = dead[len(pairs) :], replaced + len(pairs), rounds + 1
         rollout["num_items_in_batch"] = trainer.scores.count_items(rollout)
-        counts = torch.tensor([[replaced, len(dead)]], device=accelerator.device)
-        found = zip(("replaced_groups", "unfilled_groups"), accelerator.gather(counts).sum(0).tolist(), strict=True)
-        for name, value in (("rounds", rounds), *found):
+        counts = accelerator.gather(torch.tensor([[replaced, len(dead)]], device=accelerator.device)).sum(0).tolist()
+        for name, value in zip(("rounds", "replaced_groups", "unfilled_groups"), (rounds, *counts), strict=True):
             trainer._metrics["train"][f"fipo/dynamic_sampling/{name}"].append(value)
 
-    @contextmanager
-    def _metrics_of_own_prompts(self) -> Iterator[None]:
-        """A rollout reports its own prompts: a round with few fresh ones would count as much. Failures add up."""
-        metrics = self.trainer._metrics["train"]
-        before = {name: list(values) for name, values in metrics.items()}
-        yield
-        if "rewards/failed" in before:
-            before["rewards/failed"][-1] += metrics["rewards/failed"][-1]
-        metrics.clear()
-        metrics.update(before)
-
-    def _draw_prompts(self, groups: int) -> list[dict[str, Any]]:
-        """The next prompts of a permutation of its own, each repeated for its group; ranks take turns."""
-        dataset, accelerator = self.trainer.train_dataset, self.trainer.accelerator
+    def _fresh_rollout(self, groups: int) -> dict[str, Any]:
+        """Of the next prompts of a permutation of its own, each repeated for its group; ranks take turns."""
+        trainer, dataset, accelerator = self.trainer, self.trainer.train_dataset, self.trainer.accelerator
         prompts = []
         for _ in range(groups):
             position = self.drawn * accelerator.num_processes + accelerator.process_index
-            generator = torch.Generator().manual_seed(self.trainer.args.seed + 1 + position // len(dataset))
+            generator = torch.Generator().manual_seed(trainer.args.seed + 1 + position // len(dataset))
             index = torch.randperm(len(dataset), generator=generator)[position % len(dataset)].item()
-            prompts += [dataset[index]] * self.trainer.num_generations
+            prompts += [dataset[index]] * trainer.num_generations
             self.drawn += 1
-        return prompts
+        metrics = trainer._metrics["train"]
+        own = {name: list(values) for name, values in metrics.items()}
+        fresh = self.scored_rollout(prompts)
+        if "rewards/failed" in own:  # failures add up
+            own["rewards/failed"][-1] += metrics["rewards/failed"][-1]
+        metrics.clear()  # a rollout reports its own prompts: a round with few fresh ones would count as much
+        metrics.update(own)
+        return fresh
 
 
 def dead_groups(rewards: Tensor, size: int) -> list[int]:
     """The groups whose rewards, (B,) with NaN where there is none, are all equal or absent."""
     grouped = rewards.view(-1, size)
-    low = grouped.nan_to_num(torch.inf).amin(-1)
-    high = grouped.nan_to_num(-torch.inf).amax(-1)
+    low, high = grouped.nan_to_num(torch.inf).amin(-1), grouped.nan_to_num(-torch.inf).amax(-1)
     return (high <= low).nonzero().flatten().tolist()
 
 
@@ -109,18 +96,16 @@ def merge_groups(
     rollout: dict[str, Any], fresh: dict[str, Any], pairs: list[tuple[int, int]], size: int, pad_token_id: int
 ) -> None:
     """Copies groups of `size` completions of `fresh` over some of `rollout`, which gets new tensors; `pairs` are the
-    numbers of (target, source). Padding is widened where needed: ids with `pad_token_id`, all else with zeros.
-    """
+    numbers of (target, source). Padding is widened where needed: ids with `pad_token_id`, all else with zeros."""
     if "tool_mask" in fresh or "tool_mask" in rollout:
         for each in (rollout, fresh):
             each.setdefault("tool_mask", torch.ones_like(each["completion_mask"]))
     for name in {*MERGED} & rollout.keys():
         old, new = rollout[name], fresh[name]
         if old.dim() == 2:
-            missing = (max(0, new.shape[1] - old.shape[1]), max(0, old.shape[1] - new.shape[1]))
-            sides = [(n, 0) if name in PAD_LEFT else (0, n) for n in missing]
-            value = pad_token_id if name in IDS else 0
-            old, new = (pad(x, side, value=value) for x, side in zip((old, new), sides, strict=True))
+            width, value = max(old.shape[1], new.shape[1]), pad_token_id if name in IDS else 0
+            missing = [(x, width - x.shape[1]) for x in (old, new)]
+            old, new = (pad(x, (n, 0) if name in PAD_LEFT else (0, n), value=value) for x, n in missing)
         old = old.clone()
         for target, source in pairs:
             old[target * size : (target + 1) * size] = new[source * size : (source + 1) * size]

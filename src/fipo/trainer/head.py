@@ -7,8 +7,6 @@ forward runs, the kernel's name in TRL's module stands for fipo's head.
 
 import functools
 import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,29 +29,23 @@ def add_head(model: PreTrainedModel, memory_budget: int | None = None) -> None:
             f"The head of {type(model).__name__} is a {type(layer).__name__}, but log-probs need an nn.Linear with "
             "floating-point weights; leave the head out of adapters and quantisation."
         )
-    trls, score = model.forward, functools.partial(_score, memory_budget)
+    trls, kernel = model.forward, types.SimpleNamespace(apply=functools.partial(_score, memory_budget))
 
     @functools.wraps(type(model).forward)  # `generate` reads the signature
     def forward(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
         if not kwargs.get("fused_lm_head"):
             return trls(*args, **kwargs)
-        with _in_place_of_trls_kernel(score):
+        before = utils._ChunkedLogProbFunction, utils._use_triton
+        # TRL hands over the labelled tokens alone where it has its Triton kernel, and so it shall here.
+        utils._ChunkedLogProbFunction, utils._use_triton = kernel, lambda device: True
+        try:
             return trls(*args, **kwargs)
+        finally:
+            utils._ChunkedLogProbFunction, utils._use_triton = before
 
     model.forward = types.MethodType(forward, model)
     # transformers slices the last token out of the prompts' states; torch answers with a copy of the weight per row
     layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
-
-
-@contextmanager
-def _in_place_of_trls_kernel(score: Callable[..., Any]) -> Iterator[None]:
-    """TRL hands over the labelled tokens alone where it has its Triton kernel, and so it shall here."""
-    before = utils._ChunkedLogProbFunction, utils._use_triton
-    utils._ChunkedLogProbFunction, utils._use_triton = types.SimpleNamespace(apply=score), lambda device: True
-    try:
-        yield
-    finally:
-        utils._ChunkedLogProbFunction, utils._use_triton = before
 
 
 def _score(

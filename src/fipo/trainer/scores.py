@@ -26,35 +26,32 @@ class Scores:
     def end(self) -> None:
         """The rollout is complete. Raises a DataError if it is the third in a row without any score."""
         self._scoreless = 0 if self._any else self._scoreless + 1
-        self._require(HOPELESS)
+        if self._scoreless == HOPELESS:
+            self.require_some()
 
     def require_some(self) -> None:
         """For the end of a run: raises a DataError if its last rollouts, or all, had no score."""
         if self._scoreless:
-            self._require(self._scoreless)
-
-    def _require(self, at_most: int) -> None:
-        if self._scoreless == at_most:
-            raised, no_score = "Scoring raised for every sample", "No reward gave a score to any sample"
-            rollouts = "the last rollout" if at_most == 1 else f"{at_most} rollouts in a row"
+            what = "Scoring raised for every sample" if self._raised_for_all else "No reward gave a score to any sample"
+            rollouts = "the last rollout" if self._scoreless == 1 else f"{self._scoreless} rollouts in a row"
             raise DataError(
-                f"{raised if self._raised_for_all else no_score} of {rollouts}, so there is nothing to learn from; the "
-                "first traceback or warning is above: repair the reward, or bring back what it calls."
+                f"{what} of {rollouts}, so there is nothing to learn from; the first traceback or warning is above: "
+                "repair the reward, or bring back what it calls."
             )
 
     def see(self, rewards: Tensor, completion_ids: list[list[int]]) -> Tensor:
         """TRL's rewards of all ranks' samples (B, functions), NaN throughout where one raised: the others do not stand
         for a sample that cannot be scored as a whole."""
-        trainer = self.trainer
+        trainer, gather = self.trainer, self.trainer.accelerator.gather
         device, metrics = trainer.accelerator.device, trainer._metrics[trainer.mode]
-        lengths = trainer.accelerator.gather(torch.tensor([len(ids) for ids in completion_ids], device=device)).float()
+        lengths = gather(torch.tensor([len(ids) for ids in completion_ids], device=device)).float()
         quantiles = torch.tensor(LENGTH_PERCENTILES, device=device) / 100
         for percentile, value in zip(LENGTH_PERCENTILES, lengths.quantile(quantiles).tolist(), strict=True):
             metrics[f"fipo/length_p{percentile}"].append(value)
         failures = [func.failed for func in trainer.reward_funcs if hasattr(func, "failed")]
         raised = torch.zeros(len(rewards), dtype=torch.bool, device=rewards.device)
         if failures:
-            raised = trainer.accelerator.gather(torch.tensor(failures, device=rewards.device).any(0))
+            raised = gather(torch.tensor(failures, device=rewards.device).any(0))
             rewards[raised] = torch.nan
             metrics["rewards/failed"].append(raised.sum().item())
         self._any |= not bool(rewards.isnan().all())

@@ -23,8 +23,7 @@ logger = logging.get_logger(__name__)
 class TracedRollouts(TrainerCallback):
     """An observer that writes the first `fipo_trace_samples` completions of every `fipo_trace_every`-th rollout and of
     the last, each at the update that trains on it; and a callback that then logs the rollout's credit as a report where
-    W&B or Trackio track the run. A full or absent disk costs the traces, with a warning, and not the run.
-    """
+    W&B or Trackio track the run. A full or absent disk costs the traces, with a warning, and not the run."""
 
     last_rollout: int | None = None  # known once the training begins
 
@@ -56,10 +55,9 @@ class TracedRollouts(TrainerCallback):
     def _completions(self, credit: Credit) -> Iterator[Completion]:
         inputs, ids = credit.inputs, credit.inputs["completion_ids"]
         others = {"logps": credit.logps, "old_logps": inputs["old_per_token_logps"], "entropy": credit.entropy}
-        if (sampled := inputs.get("sampling_per_token_logps")) is not None:  # vLLM's
-            others["rollout_logps"] = sampled
-        others["advantages"] = credit.advantages
-        found = trace_columns(credit.tokens, credit.mask, self.config.clip_range, **others)
+        others |= {"advantages": credit.advantages, "rollout_logps": inputs.get("sampling_per_token_logps")}  # vLLM's
+        known = {name: column for name, column in others.items() if column is not None}
+        found = trace_columns(credit.tokens, credit.mask, self.config.clip_range, **known)
         columns = {name: column.cpu() for name, column in found.items()}
         for row, sample in enumerate(inputs["sample_index"].tolist()):
             if sample >= self.config.fipo_trace_samples:

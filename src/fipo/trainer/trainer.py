@@ -107,14 +107,14 @@ class FIPOTrainer(GRPOTrainer):
         """Multiplies the advantages in `inputs` by the factor, and gives back what was found."""
         mask = (inputs["completion_mask"] * inputs.get("tool_mask", 1)).bool()
         old_logps, advantages = inputs["old_per_token_logps"], per_token("advantages", inputs["advantages"], mask, None)
+        known = {"logps": logps, "old_logps": old_logps, "advantages": advantages, "loss_mask": mask}
         rejected = None
         if self.use_vllm and self.vllm_importance_sampling_correction:  # 0: vLLM's policy was too far away
             rejected = (inputs["importance_sampling_ratio"] == 0).expand(mask.shape)
-        credit = token_credit(logps, old_logps, advantages, mask, self.params, rejected=rejected)
+        credit = token_credit(**known, params=self.params, rejected=rejected)
         if self.args.weighting is not None:
-            known = {"logps": logps, "old_logps": old_logps, "advantages": advantages, "entropy": entropy}
             fixed = (ids[here] for ids, here in zip(inputs["completion_ids"], mask, strict=True))
-            credit = self.args.weighting.of_rows(credit, {**known, "loss_mask": mask}, fixed)
+            credit = self.args.weighting.of_rows(credit, known | {"entropy": entropy}, fixed)
         given = dict(inputs)
         inputs["advantages"], inputs["old_per_token_logps"] = engine_inputs(credit, logps, old_logps, advantages)
         rollout, micro_batch = divmod(self._step, self.args.steps_per_generation * self.num_iterations)

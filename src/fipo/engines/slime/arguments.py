@@ -3,6 +3,7 @@
 import argparse
 import logging
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 from fipo.core.rules import CONTROL_HELP, CONTROLS, RULE_HELP, Weighting
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         **{name: {"help": "Has no effect; accepted for pull request 1801's command lines."} for name in NO_EFFECT},
     }
     for name, knob in KNOBS.items():
-        how = {"type": type(knob.default), "choices": knob.choices or None}
+        how: dict[str, Any] = {"type": type(knob.default), "choices": knob.choices or None}
         if isinstance(knob.default, bool):
             how = {"action": argparse.BooleanOptionalAction}
         flags[name] = {"help": f"{knob.help} Default {knob.default}.", **how}
@@ -62,7 +63,13 @@ def params_of(args: argparse.Namespace) -> FIPOParams:
             f"fipo_{unknown[0]} is set, but must be one of {', '.join(f'fipo_{name}' for name in SETTINGS)}; "
             "correct the name."
         )
-    chosen = {name: _checked(name, given[name]) for name in KNOBS if given.get(name) is not None}
+    chosen = {}
+    for name, knob in KNOBS.items():
+        if (value := given.get(name)) is not None:
+            if isinstance(value, str) and isinstance(knob.default, float):  # YAML reads `1e3` as a string
+                with suppress(ValueError):  # what is no number is named by the check
+                    value = float(value)
+            chosen[name] = knob.checked(f"fipo_{name}", value)
     return FIPOParams.preset(given["preset"], **chosen) if given.get("preset") else FIPOParams(**chosen)
 
 
@@ -71,7 +78,10 @@ def trace_options(args: argparse.Namespace) -> TraceOptions | None:
 
 
 def weighting_of(args: argparse.Namespace) -> Weighting | None:
-    return Weighting.of(getattr(args, "fipo_rule", None), getattr(args, "fipo_control", None))
+    return _weighting(getattr(args, "fipo_rule", None), getattr(args, "fipo_control", None))
+
+
+_weighting = cache(Weighting.of)  # asked for in every micro-batch
 
 
 def updates_of(args: argparse.Namespace) -> int:
@@ -124,11 +134,3 @@ def _refuse_a_no_op(args: argparse.Namespace) -> None:
             f"1 until the first is made; set --global-batch-size to at most {max(samples // 2, 1)} (the paper: 8 "
             "updates a rollout), or --num-steps-per-rollout to at least 2."
         )
-
-
-def _checked(name: str, value: Any) -> Any:
-    """YAML reads `1e3` as a string; everything else must have the field's type."""
-    if isinstance(value, str) and isinstance(KNOBS[name].default, float):
-        with suppress(ValueError):  # what is no number is named by the check
-            value = float(value)
-    return KNOBS[name].checked(f"fipo_{name}", value)

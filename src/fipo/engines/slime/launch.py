@@ -5,14 +5,14 @@ is replaced by one that does, before train.py runs as if it had been started its
 """
 
 import argparse
-import importlib
-import importlib.util
 import inspect
 import runpy
 import sys
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -51,11 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def custom_loss_flags(flags: list[str]) -> list[str]:
     """The command line as stock slime understands it. Raises an InvalidParameterError where a --fipo- flag is
-    misspelled or out of range, or flags contradict each other.
-    """
+    misspelled or out of range, or flags contradict each other."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     add_arguments(parser)
-    parser.add_argument("--loss-type", default="policy_loss")
     parser.add_argument("--use-tis", action="store_true")
     parser.add_argument("--use-rollout-logprobs", action="store_true")
     try:
@@ -72,11 +70,6 @@ def custom_loss_flags(flags: list[str]) -> list[str]:
                 f"{flag} is followed by {value}, but takes no value; give one of {', '.join(SWITCHES)} alone."
             )
     check_arguments(known)  # as far as these flags tell, and before slime's own assertions
-    return _as_custom_loss(flags)
-
-
-def _as_custom_loss(flags: list[str]) -> list[str]:
-    """`--loss-type fipo_loss` (or `=fipo_loss`) as slime's custom loss; everything else stays as it is."""
     result: list[str] = []
     for flag in flags:
         if flag == "fipo_loss" and result[-1:] == ["--loss-type"]:
@@ -88,9 +81,8 @@ def _as_custom_loss(flags: list[str]) -> list[str]:
 
 def prepare(script: str) -> Path:
     """Hands fipo's flags to slime's parse_args, and returns the path of the script to run. Raises a FIPOError where
-    slime is missing, cannot be imported or is another version, or the script is not there.
-    """
-    spec = importlib.util.find_spec("slime")
+    slime is missing, cannot be imported or is another version, or the script is not there."""
+    spec = find_spec("slime")
     if spec is None or spec.origin is None:
         raise FIPOError(
             f"slime is not installed for {sys.executable}; clone https://github.com/THUDM/slime and install it with "
@@ -106,7 +98,7 @@ def prepare(script: str) -> Path:
     if missing := lacking(package):
         raise FIPOError(unsupported(f"{package} does not define {', '.join(missing)}"))
     try:
-        module: Any = importlib.import_module("slime.utils.arguments")
+        module: Any = import_module("slime.utils.arguments")
     except ImportError as error:
         raise FIPOError(f"slime at {package} cannot be imported: {error}; install what it requires.") from error
     if "add_custom_arguments" not in inspect.signature(module.parse_args).parameters:

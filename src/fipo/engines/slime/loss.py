@@ -8,6 +8,7 @@ of slime means what it means there, and its metrics come back under their names.
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -15,16 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fipo.core import logged
 from fipo.core.context_parallel import context_parallel_token_credit
 from fipo.core.credit import TokenCredit, engine_inputs, token_credit
-from fipo.core.logged import (
-    DROPPED_SEQUENCES,
-    FIRST_UPDATE_MEANS,
-    TOKEN_MEANS,
-    WEIGHT_MAX,
-    WEIGHT_MIN,
-    least_and_greatest,
-)
+from fipo.core.layout import spread
 from fipo.engines.slime.arguments import check_arguments, params_of, weighting_of
 from fipo.engines.slime.contract import home_of, on_miles, slime_function
 from fipo.engines.slime.hooks import WARNINGS, may_be_first_update
@@ -58,26 +53,27 @@ def fipo_loss_function(
     """
     params = check_arguments(args)
     old_name, old = _old_log_probs(args, batch)
-    scored = _score(args, batch, logits)
+    replay = {} if on_miles() else slime_function("get_rollout_top_p_logprob_kwargs")(args, batch)
+    given = {name: batch[name] for name in ("unconcat_tokens", "total_lengths", "response_lengths")}
+    scored = slime_function("get_log_probs_and_entropy")(logits, args=args, with_entropy=True, **given, **replay)
     scores = scored[1] if isinstance(scored, tuple) else scored  # miles gives them alone
-    log_probs = [values.detach() for values in scores["log_probs"]]
-    entropy = [values.detach() for values in scores["entropy"]]
+    log_probs, entropy = ([values.detach() for values in scores[name]] for name in ("log_probs", "entropy"))
     credit = credit_of(args, batch, log_probs, entropy)
-    columns = {"logps": log_probs, "old_logps": old, "advantages": batch["advantages"], "entropy": entropy}
+    known = {"logps": log_probs, "old_logps": old, "advantages": batch["advantages"], "entropy": entropy}
     if batch.get("rollout_log_probs") and not args.use_rollout_logprobs:
-        columns["rollout_logps"] = batch["rollout_log_probs"]
+        known["rollout_logps"] = batch["rollout_log_probs"]
+    columns, lengths = {name: torch.cat(parts) for name, parts in known.items()}, [len(part) for part in log_probs]
     trained = _here(batch, batch["loss_masks"]).bool()
-    TRACES.see(args, batch, credit, trained, columns)
+    TRACES.see(args, batch, credit, trained, columns, lengths)
 
-    lengths = [len(values) for values in log_probs]
-    joined = (torch.cat(log_probs), torch.cat(old), torch.cat(batch["advantages"]))
-    advantages, old_logps = engine_inputs(credit, *joined)
-    weighed = {**batch, "advantages": list(advantages.split(lengths)), old_name: list(old_logps.split(lengths))}
+    advantages, bounded = engine_inputs(credit, columns["logps"], columns["old_logps"], columns["advantages"])
+    weighed = {**batch, "advantages": list(advantages.split(lengths)), old_name: list(bounded.split(lengths))}
     dual_clip = None if params.dual_clip_c == float("inf") else params.dual_clip_c
     with _scored_already(scored):
         loss, metrics = slime_function("policy_loss_function")(
             Namespace(**vars(args) | {"eps_clip_c": dual_clip}), weighed, logits, sum_of_sample_mean
         )
+    WARNINGS.see(credit, trained, args)
     return loss, metrics | _credit_metrics(args, credit, trained, lengths, sum_of_sample_mean)
 
 
@@ -88,31 +84,33 @@ def credit_of(
     """The credit of a micro-batch, exact under context parallelism; with the weights of a rule or control, if any.
 
     `log_probs` and `entropy`, for rules, are of this rank's response tokens, one tensor a sequence. The TokenCredit has
-    (N,) tensors, the sequences one after the other as slime concatenates them.
+    (N,) tensors, the sequences one after the other as slime concatenates them, and `dropped` of every sequence.
     """
-    params, mpu = params_of(args), slime_function("mpu")
-    old = _old_log_probs(args, batch)[1]
+    params, mpu, old = params_of(args), slime_function("mpu"), _old_log_probs(args, batch)[1]
     logps, old_logps, advantages = (torch.cat(column) for column in (log_probs, old, batch["advantages"]))
     mask, lengths = _here(batch, batch["loss_masks"]).bool(), [len(part) for part in log_probs]
-    rejected = _rejected(args, batch, log_probs, old)
+    given, rejected = (logps, old_logps, advantages, mask, params), _rejected(args, batch, log_probs, old)
     cp_size = mpu.get_context_parallel_world_size()
     if cp_size == 1:
-        boundaries = torch.tensor([0, *lengths], device=mask.device).cumsum(0)
-        credit = token_credit(logps, old_logps, advantages, mask, params, cu_seqlens=boundaries, rejected=rejected)
+        credit = token_credit(*given, cu_seqlens=_boundaries(lengths, mask), rejected=rejected)
     else:
         sharded = sharded_sequences(batch, params.distance, log_probs, mpu.get_context_parallel_rank(), cp_size)
         group = mpu.get_context_parallel_group()
-        credit = context_parallel_token_credit(
-            logps, old_logps, advantages, mask, params, sharded, rejected=rejected, group=group
-        )
+        credit = context_parallel_token_credit(*given, sharded, rejected=rejected, group=group)
+        credit = replace(credit, dropped=credit.dropped[::2])  # both chunks of a sequence say the same
     weighting = weighting_of(args)
     if weighting is None:
         return credit
-    columns = {"logps": logps, "weight": credit.weight, "old_logps": old_logps, "advantages": advantages}
-    columns |= {"loss_mask": mask} | ({} if entropy is None else {"entropy": torch.cat(entropy)})
+    columns = {"logps": logps, "old_logps": old_logps, "advantages": advantages, "loss_mask": mask}
+    columns |= {"weight": credit.weight} | ({} if entropy is None else {"entropy": torch.cat(entropy)})
     responses = whole_responses(batch, range(len(lengths)), columns, lengths)
     own = [response.pop("weight") for response in responses]
     return weighting.put(credit, _here(batch, weighting.of_responses(own, responses, batch["unconcat_tokens"])))
+
+
+def _boundaries(lengths: list[int], like: Tensor) -> Tensor:
+    """(S + 1,) of this rank's parts of the sequences."""
+    return torch.tensor([0, *lengths], device=like.device).cumsum(0)
 
 
 def _old_log_probs(args: Namespace, batch: Batch) -> tuple[str, list[Tensor]]:
@@ -130,14 +128,6 @@ def _here(batch: Batch, whole: list[Tensor]) -> Tensor:
     part = slime_function("slice_log_prob_with_cp")
     rows = zip(whole, batch["total_lengths"], batch["response_lengths"], strict=True)
     return torch.cat([part(*row) for row in rows])
-
-
-def _score(args: Namespace, batch: Batch, logits: Tensor) -> Any:
-    """log π_θ and entropy of this rank's response tokens, by slime and as it returns them."""
-    replay = {} if on_miles() else slime_function("get_rollout_top_p_logprob_kwargs")(args, batch)
-    names = ("unconcat_tokens", "total_lengths", "response_lengths")
-    score = slime_function("get_log_probs_and_entropy")
-    return score(logits, args=args, with_entropy=True, **{name: batch[name] for name in names}, **replay)
 
 
 @contextmanager
@@ -186,27 +176,18 @@ def _credit_metrics(
     args: Namespace, credit: TokenCredit, trained: Tensor, lengths: list[int], reduce: Reducer
 ) -> dict[str, Tensor]:
     """`fipo/…`. With --calculate-per-token-loss slime's reducers weigh a sequence by its tokens, else all alike."""
-    values = {name: of(credit) for name, of in TOKEN_MEANS.items()}
-    dropped = credit.dropped.view(len(lengths), -1)[:, 0]  # under context parallelism all chunks' are the same
-    values[DROPPED_SEQUENCES] = _spread(dropped, lengths)
+    boundaries = _boundaries(lengths, trained)
+    values = {name: of(credit) for name, of in logged.TOKEN_MEANS.items()}
+    values[logged.DROPPED_SEQUENCES] = spread(credit.dropped, trained, boundaries)
     if may_be_first_update(args):
-        values |= {name: of(credit) for name, of in FIRST_UPDATE_MEANS.items()}
-    WARNINGS.see(credit, trained, args)
-    values |= _extremes(credit.weight, trained, lengths)
-    return {name: reduce(value.to(credit.weight.dtype)).detach().clone() for name, value in values.items()}
-
-
-def _extremes(weight: Tensor, trained: Tensor, lengths: list[int]) -> dict[str, Tensor]:
-    """(N,) at each token the least and the greatest weight of its response, on all context-parallel ranks."""
-    rows = zip(weight.split(lengths), trained.split(lengths), strict=True)
-    found = torch.stack([torch.stack([-least, most]) for least, most in (least_and_greatest(*row) for row in rows)])
+        values |= {name: of(credit) for name, of in logged.FIRST_UPDATE_MEANS.items()}
+    rows = zip(credit.weight.split(lengths), trained.split(lengths), strict=True)
+    extremes = torch.stack([torch.stack(logged.least_and_greatest(*row)) for row in rows])
+    extremes[:, 0].neg_()  # so that one maximum over the context-parallel ranks finds both
     mpu = slime_function("mpu")
     if mpu.get_context_parallel_world_size() > 1:
-        dist.all_reduce(found, op=dist.ReduceOp.MAX, group=mpu.get_context_parallel_group())
-    minus_least, most = torch.where(found.isinf(), 0, found).unbind(1)
-    return {WEIGHT_MIN: _spread(-minus_least, lengths), WEIGHT_MAX: _spread(most, lengths)}
-
-
-def _spread(values: Tensor, lengths: list[int]) -> Tensor:
-    """(S,) to (N,): every token of this rank gets its sequence's value."""
-    return torch.cat([value.expand(length) for value, length in zip(values, lengths, strict=True)])
+        dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=mpu.get_context_parallel_group())
+    extremes = torch.where(extremes.isinf(), 0, extremes)  # of responses without a trained token
+    values[logged.WEIGHT_MIN] = spread(-extremes[:, 0], trained, boundaries)
+    values[logged.WEIGHT_MAX] = spread(extremes[:, 1], trained, boundaries)
+    return {name: reduce(value.to(credit.weight.dtype)).detach().clone() for name, value in values.items()}

@@ -56,8 +56,7 @@ class Traces:
         self.rollout, self.update = rollout, update
         if update == 0:
             self.micro_batches = self.samples = 0
-            self._log_report(self.unreported)
-            self.unreported = None
+            self._log_report()
 
     @torch.no_grad()
     def see(
@@ -66,12 +65,12 @@ class Traces:
         batch: dict[str, Any],
         credit: TokenCredit,
         trained: Tensor,
-        columns: dict[str, list[Tensor]],
+        columns: dict[str, Tensor],
+        lengths: list[int],
     ) -> None:
-        """Writes the chosen completions of a micro-batch, if its rollout is traced: of this rank's tokens `credit` and
-        `trained` (N,) and the `columns` of `trace_columns`, one tensor a sequence. Raises an InvalidParameterError
-        where slime does not say which rollout it trains on.
-        """
+        """Writes the chosen completions of a micro-batch, if its rollout is traced: of this rank's (N,) `credit`,
+        `trained` and the `columns` of `trace_columns`, its sequences' parts having these `lengths`. Raises an
+        InvalidParameterError where slime does not say which rollout it trains on."""
         options = trace_options(args)
         if options is None or SEEN in batch:
             return
@@ -88,25 +87,25 @@ class Traces:
         prompts = [tokens[: len(tokens) - response] for tokens, response in lengths_of]
         groups = [group_number(str(prompt.tolist()).encode()) for prompt in prompts]  # the same on every rank
         chosen = [row for row, group in enumerate(groups) if among(group, share)]
-        lengths, others = [len(part) for part in columns["logps"]], {n: torch.cat(c) for n, c in columns.items()}
-        here = trace_columns(credit, trained, (args.eps_clip, args.eps_clip_high), **others)
+        here = trace_columns(credit, trained, (args.eps_clip, args.eps_clip_high), **columns)
         whole = dict(zip(chosen, whole_responses(batch, chosen, here, lengths), strict=True))
         mpu = slime_function("mpu")
         if mpu.get_tensor_model_parallel_rank() == 0 and mpu.get_context_parallel_rank() == 0:
             if self.writer is None:
-                place = {"rank": mpu.get_data_parallel_rank(), "ranks": mpu.get_data_parallel_world_size()}
-                how: Any = {"params": params_of(args), "weighting": weighting_of(args), **place}
-                self.writer = TraceWriter(options=options, tokenizer=args.hf_checkpoint, **how)
-            dropped = credit.dropped.view(len(groups), -1)[:, 0].tolist()  # all chunks of a sequence say the same
+                how: Any = {"options": options, "tokenizer": args.hf_checkpoint, "params": params_of(args)}
+                how |= {"rank": mpu.get_data_parallel_rank(), "ranks": mpu.get_data_parallel_world_size()}
+                self.writer = TraceWriter(**how, weighting=weighting_of(args))
+            dropped = credit.dropped.tolist()
             rows = (self._completion(batch, row, groups[row], whole[row], dropped[row]) for row in chosen)
             self.writer.write(self.rollout, self.micro_batches, rows)
             self.unreported = self.rollout
             if self.rollout + 1 == getattr(args, "num_rollout", None) and self.update + 1 == updates_of(args):
-                self._log_report(self.rollout)  # no hook is called after it: what other ranks still write is not in
+                self._log_report()  # no hook is called after it: what other ranks still write is not in
         self.micro_batches, self.samples = self.micro_batches + 1, self.samples + len(groups)
 
-    def _log_report(self, rollout: int | None) -> None:
-        """Logs the report about this rollout's credit, where W&B tracks the run in this process."""
+    def _log_report(self) -> None:
+        """Logs the report about the last traced rollout's credit, once, where W&B tracks the run in this process."""
+        rollout, self.unreported = self.unreported, None
         if rollout is not None and self.writer is not None and "wandb" in sys.modules:
             with costs_no_run("No report was logged to W&B", self.told):
                 from fipo.report.tracking import log_credit, running_wandb

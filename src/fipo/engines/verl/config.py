@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 
 from verl.workers.config import PolicyLossConfig
 
@@ -12,9 +13,10 @@ from fipo.errors import InvalidParameterError
 from fipo.params import KNOBS, FIPOParams
 from fipo.traces.writer import TRACE_SETTINGS, TraceOptions
 
-FORK_ALIASES = {  # of the authors' fork: its name → ours
-    "future_kl_clip_ratio": ("clip_ratio_low", "clip_ratio_high"),
-    "future_kl_clip_high_only": ("clip_high_only",),
+FORK_ALIASES = {  # our name → that of the authors' fork
+    "clip_ratio_low": "future_kl_clip_ratio",
+    "clip_ratio_high": "future_kl_clip_ratio",
+    "clip_high_only": "future_kl_clip_high_only",
 }
 FORK_WITHOUT_EFFECT = (
     *("future_kl_start", "future_kl_window", "future_kl_average", "future_kl_filter_extreme"),  # its loss read none
@@ -101,7 +103,7 @@ class FIPOPolicyLossConfig(PolicyLossConfig):
             )
         return FIPOParams(**{name: getattr(self, name) for name in KNOBS} | {"dual_clip_c": clip_ratio_c})
 
-    @property
+    @cached_property
     def weighting(self) -> Weighting | None:
         """The rule or control that replaces FIPO's weights; None where none is asked for."""
         return Weighting.of(self.rule, self.control, "policy_loss.{}")
@@ -116,15 +118,13 @@ class FIPOPolicyLossConfig(PolicyLossConfig):
                 "future_kl_clip_ratio is 0, which in the authors' fork let weights range from 0 to 10 and here would "
                 "fix them at 1; set clip_ratio_low and clip_ratio_high to the range that you want."
             )
-        for alias, names in FORK_ALIASES.items():
-            value = getattr(self, alias)
-            for name in names if value is not None else ():
-                own = getattr(self, name)
-                if own is not None and own != value:
-                    raise InvalidParameterError(
-                        f"{name} is {own}, but {alias}, the fork's name for it, is {value}; remove {alias}."
-                    )
-                self._set(name, value)
+        for name, alias in FORK_ALIASES.items():
+            own, value = getattr(self, name), getattr(self, alias)
+            if own is not None and value is not None and own != value:
+                raise InvalidParameterError(
+                    f"{name} is {own}, but {alias}, the fork's name for it, is {value}; remove {alias}."
+                )
+            self._set(name, own if value is None else value)
         dead = [name for name in FORK_WITHOUT_EFFECT if getattr(self, name) is not None]
         if dead:
             warnings.warn(f"{', '.join(dead)}: these have no effect here; remove them.", stacklevel=4)

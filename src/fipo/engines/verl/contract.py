@@ -1,8 +1,6 @@
 """Which releases of verl the plugin was written for, and the name under which verl finds the loss."""
 
 import re
-from collections.abc import Callable
-from typing import Any
 
 from fipo.errors import FIPOError
 
@@ -33,17 +31,8 @@ def release() -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", __version__)[:2])
 
 
-def register(loss: Callable[..., Any]) -> Callable[..., Any]:
-    """Registers the loss; again (a reload) is fine, over somebody else's, which verl would allow, is a FIPOError."""
-    from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, register_policy_loss
-
-    if NAME in POLICY_LOSS_REGISTRY:
-        check_owner()
-    return register_policy_loss(NAME)(loss)
-
-
 def check_owner() -> None:
-    """Raises a FIPOError that names whoever has taken the name."""
+    """Raises a FIPOError that names whoever else has taken the name, over whom verl would let us register."""
     from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 
     loss = POLICY_LOSS_REGISTRY[NAME]

@@ -84,8 +84,7 @@ def fused_head_loses_gradients() -> bool:
 
 class OneUpdateWatch:
     """The net below the guard: warns once if the weights stay at 1 for the first 32 updates. It is no error, as a tiny
-    learning rate looks alike; and numerical noise between π_old and π_θ hides the mistake.
-    """
+    learning rate looks alike; and numerical noise between π_old and π_θ hides the mistake."""
 
     updates_left = float(WATCHED_UPDATES)
 

@@ -4,20 +4,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from verl.trainer.ppo.core_algos import compute_policy_loss_vanilla
+from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, compute_policy_loss_vanilla, register_policy_loss
 
 from fipo.core.credit import engine_inputs, token_credit
 from fipo.engines.verl.config import FIPOPolicyLossConfig
-from fipo.engines.verl.contract import register
+from fipo.engines.verl.contract import NAME, check_owner
 from fipo.engines.verl.guard import OneUpdateWatch, refuse_lost_gradients
 from fipo.engines.verl.metrics import metrics_of
 from fipo.engines.verl.traced_rows import Traces
 from fipo.errors import InvalidParameterError
 
 _watch, _traces = OneUpdateWatch(), Traces()
+if NAME in POLICY_LOSS_REGISTRY:  # by this module, when it is loaded again, or by somebody else
+    check_owner()
 
 
-@register
+@register_policy_loss(NAME)
 def fipo_policy_loss(
     old_log_prob: Tensor,
     log_prob: Tensor,
@@ -48,14 +50,18 @@ def fipo_policy_loss(
         InvalidParameterError: `config` is not FIPO's, its fields contradict each other, a rule failed, or verl's fused
             head would lose gradients.
     """
-    settings = _settings(config)
+    settings = getattr(config, "policy_loss", None)
+    if not isinstance(settings, FIPOPolicyLossConfig):
+        raise InvalidParameterError(
+            f"policy_loss is a {type(settings).__name__}, but loss_mode=fipo needs FIPO's hyper-parameters; add "
+            "actor_rollout_ref.actor.policy_loss._target_=fipo.engines.verl.FIPOPolicyLossConfig."
+        )
     refuse_lost_gradients(config)
     mask, logps = response_mask.bool(), log_prob.detach()
     rejected = None if rollout_is_weights is None else rollout_is_weights == 0
-    params = settings.params(config.clip_ratio_c)
-    credit = token_credit(logps, old_log_prob, advantages, mask, params, rejected=rejected)
+    known = {"logps": logps, "old_logps": old_log_prob, "advantages": advantages, "loss_mask": mask}
+    credit = token_credit(**known, params=settings.params(config.clip_ratio_c), rejected=rejected)
     if settings.weighting is not None:
-        known = {"logps": logps, "old_logps": old_log_prob, "advantages": advantages, "loss_mask": mask}
         fixed = (old[here] for old, here in zip(old_log_prob, mask, strict=True))
         credit = settings.weighting.of_rows(credit, known, fixed)
     _watch.see(credit, config)
@@ -73,13 +79,3 @@ def fipo_policy_loss(
     if not mask.any():  # where verl counts the tokens of this micro-batch alone, the mean would be 0/0
         loss = torch.where(mask, log_prob, 0).sum()
     return loss, metrics | metrics_of(credit, mask, config)
-
-
-def _settings(config: Any) -> FIPOPolicyLossConfig:
-    settings = getattr(config, "policy_loss", None)
-    if not isinstance(settings, FIPOPolicyLossConfig):
-        raise InvalidParameterError(
-            f"policy_loss is a {type(settings).__name__}, but loss_mode=fipo needs FIPO's hyper-parameters; add "
-            "actor_rollout_ref.actor.policy_loss._target_=fipo.engines.verl.FIPOPolicyLossConfig."
-        )
-    return settings

@@ -10,15 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fipo.core import logged
 from fipo.core.credit import TokenCredit
-from fipo.core.logged import (
-    DROPPED_SEQUENCES,
-    TOKEN_MEANS,
-    WEIGHT_MAX,
-    WEIGHT_MIN,
-    least_and_greatest,
-    warn_of_non_finite,
-)
 
 try:
     from verl.utils.metric import Metric
@@ -36,16 +29,17 @@ def metrics_of(credit: TokenCredit, mask: Tensor, config: Any) -> dict[str, Any]
             of verl 0.7 that count per micro-batch leave it empty; they get this micro-batch's own numbers, as of verl's
             own losses.
     """
-    of_tokens = [torch.where(mask, of(credit), 0).sum(-1, dtype=torch.float32) for of in TOKEN_MEANS.values()]
-    extremes = (torch.where(x.isinf(), 1, x).float() for x in least_and_greatest(credit.weight, mask))
-    of_rows = torch.stack([*of_tokens, credit.dropped.float(), *extremes])
-    names = (*TOKEN_MEANS, DROPPED_SEQUENCES, WEIGHT_MIN, WEIGHT_MAX)
+    means = logged.TOKEN_MEANS.values()
+    of_tokens = torch.stack([torch.where(mask, of(credit), 0).sum(-1, dtype=torch.float32) for of in means])
+    extremes = (torch.where(x.isinf(), 1, x).float() for x in logged.least_and_greatest(credit.weight, mask))
     rows, tokens = (config.global_batch_info.get(name) for name in ("global_batch_size", "batch_num_tokens"))
     known = Metric is not None and rows and tokens
-    of_rows[: len(of_tokens)] *= rows / tokens if known else len(mask) / mask.sum().clamp(min=1)
-    found = dict(zip(names, of_rows.tolist(), strict=True))
+    of_tokens *= rows / tokens if known else len(mask) / mask.sum().clamp(min=1)
+    of_rows = torch.stack([*of_tokens, credit.dropped.float(), *extremes]).tolist()
+    names = (*logged.TOKEN_MEANS, logged.DROPPED_SEQUENCES, logged.WEIGHT_MIN, logged.WEIGHT_MAX)
+    found = dict(zip(names, of_rows, strict=True))
     if any(found["fipo/non_finite"]):
-        warn_of_non_finite()
+        logged.warn_of_non_finite()
     if not known:
         return {name: sum(values) / max(1, len(values)) for name, values in found.items()}
     metrics = {name: Metric("mean") for name in found}

@@ -49,15 +49,6 @@ def watch_micro_batches() -> None:
     losses.no_padding_2_padding = no_padding_2_padding
 
 
-def _micro_batch_of(log_prob: Tensor) -> tuple[Any, Tensor | None]:
-    """The micro-batch that these log-probs, which came first, are of, and its entropies where verl computes them."""
-    seen = _seen.copy()
-    _seen.clear()
-    if not seen or seen[0][1] is not log_prob:
-        raise FIPOError(f"policy_loss.trace_dir is set, but it is not verl's ppo_loss that calls the loss; {REMEDY}.")
-    return seen[0][0], seen[1][1] if len(seen) > 1 else None
-
-
 class Traces:
     """This process' part in the traces of a run.
 
@@ -75,41 +66,49 @@ class Traces:
         self, credit: TokenCredit, log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, mask: Tensor, config: Any
     ) -> None:
         """Writes the chosen completions of a micro-batch, if its rollout is traced; the arguments are the loss' own.
-        Raises a FIPOError where traces are asked for, but this verl does not give what they need.
-        """
+        Raises a FIPOError where traces are asked for, but this verl does not give what they need."""
         options = config.policy_loss.trace_options()
         if options is None:
             return
-        data, entropy = _micro_batch_of(log_prob)
-        self._advance(data)
+        data, entropy = self._micro_batch_of(log_prob)
         update = int(self.rows / rows_of_an_update(config))
         self.rows += len(mask)
         step, self.micro_batches = self.micro_batches, self.micro_batches + 1
         if not options.due(self.rollout) or not self.rows_before:
             return
         ranks, rank, writes = _place(data, config)
-        others = {"logps": log_prob, "old_logps": old_log_prob} | ({} if entropy is None else {"entropy": entropy})
+        if not writes:
+            return
+        others = {"logps": log_prob, "old_logps": old_log_prob, "advantages": advantages}
+        others |= {} if entropy is None else {"entropy": entropy}
         if "rollout_log_probs" in data:
             sampled = _padded(data["rollout_log_probs"], log_prob.shape[1])
             if not torch.equal(sampled[mask], old_log_prob[mask]):  # else π_old is the engine's
                 others["rollout_logps"] = sampled
         low, high = config.clip_ratio_low, config.clip_ratio_high
         clip_range = (config.clip_ratio if low is None else low, config.clip_ratio if high is None else high)
-        columns = trace_columns(credit, mask, clip_range, advantages=advantages, **others)
-        columns = {name: column.cpu() for name, column in columns.items()}
+        columns = {name: column.cpu() for name, column in trace_columns(credit, mask, clip_range, **others).items()}
         share = options.samples / ranks / (self.rows_before / config.ppo_epochs)
         completions = self._completions(data, credit.dropped.tolist(), columns, update, share)
-        if writes:
+        if self.writer is None:
             settings, model = config.policy_loss, config.model_config
             names = ("tokenizer", "local_path", "path")
             tokenizer = next((found for name in names if (found := getattr(model, name, None))), None)
             how: Any = {"params": settings.params(config.clip_ratio_c), "weighting": settings.weighting}
             how |= {"options": options, "tokenizer": tokenizer, "rank": rank, "ranks": ranks, "updates_per_rollout": 0}
-            self.writer = self.writer or TraceWriter(**how)
-            self.writer.write(self.rollout, step, completions)
+            self.writer = TraceWriter(**how)
+        self.writer.write(self.rollout, step, completions)
 
-    def _advance(self, data: Any) -> None:
-        """Finds the rollout in the micro-batch; with a new one counting starts again."""
+    def _micro_batch_of(self, log_prob: Tensor) -> tuple[Any, Tensor | None]:
+        """The micro-batch that these log-probs, which came first, are of, and its entropies where verl computes them.
+        With the first of a new rollout counting starts again."""
+        seen = _seen.copy()
+        _seen.clear()
+        if not seen or seen[0][1] is not log_prob:
+            raise FIPOError(
+                f"policy_loss.trace_dir is set, but it is not verl's ppo_loss that calls the loss; {REMEDY}."
+            )
+        data = seen[0][0]
         steps = tensordict_utils.get(data, "global_steps")
         found = set(steps if isinstance(steps, list) else [] if steps is None else [steps])
         if len(found) != 1 or min(found) < self.rollout:
@@ -118,8 +117,8 @@ class Traces:
         rollout = int(min(found))
         if rollout != self.rollout:
             self.rollout, self.rows_before = rollout, self.rows
-            self.rows = self.micro_batches = 0
-            self.samples = {}
+            self.rows, self.micro_batches, self.samples = 0, 0, {}
+        return data, seen[1][1] if len(seen) > 1 else None
 
     def _completions(
         self, data: Any, dropped: list[bool], columns: dict[str, Tensor], update: int, share: float
@@ -127,14 +126,17 @@ class Traces:
         """The chosen rows: about this share of them."""
         prompts, responses = _token_ids(data)
         uids = tensordict_utils.get(data, "uid") or [tuple(prompt.tolist()) for prompt in prompts]
-        rewards = tensordict_utils.get(data, "rm_scores")
-        numbers = self._numbers(data, uids, responses)
+        rewards, sessions = (tensordict_utils.get(data, name) for name in ("rm_scores", "session_id"))
+        occurred, ranks, rank = Counter[Any](), dist.get_world_size(), dist.get_rank()
         for row, (uid, prompt, tokens) in enumerate(zip(uids, prompts, responses, strict=True)):
+            sample = (uid, tuple(tokens.tolist()) if sessions is None else sessions[row])
+            occurred[sample] += 1
+            number = self.samples.setdefault((*sample, occurred[sample]), len(self.samples))  # the same in every epoch
             group = group_number(str(uid).encode())
             if not among(group, share) or not columns["trained"][row].any():
                 continue
             yield Completion(
-                place=(self.rollout, update, group, numbers[row]),
+                place=(self.rollout, update, group, number * ranks + rank),  # on every rank another
                 prompt=prompt,
                 tokens=tokens,
                 columns={name: column[row, : len(tokens)] for name, column in columns.items()},
@@ -142,29 +144,16 @@ class Traces:
                 rewards={} if rewards is None else {"reward": float(rewards[row].sum())},
             )
 
-    def _numbers(self, data: Any, uids: list[Any], responses: list[Tensor]) -> list[int]:
-        """A number for every row, the same in every epoch over the rollout, and on every rank another."""
-        ranks, rank = dist.get_world_size(), dist.get_rank()
-        sessions, occurred = tensordict_utils.get(data, "session_id"), Counter[Any]()
-        numbers = []
-        for row, (uid, tokens) in enumerate(zip(uids, responses, strict=True)):
-            key = (uid, sessions[row]) if sessions is not None else (uid, tuple(tokens.tolist()))
-            occurred[key] += 1
-            own = self.samples.setdefault((*key, occurred[key]), len(self.samples))
-            numbers.append(own * ranks + rank)
-        return numbers
-
 
 def _token_ids(data: Any) -> tuple[list[Tensor], list[Tensor]]:
     """Prompts and responses of a micro-batch, without padding."""
     prompts, responses = data["prompts"], data["responses"]
     if prompts.is_nested:
         return list(prompts.unbind()), list(responses.unbind())
-    attended = data["attention_mask"].bool().split([prompts.shape[1], responses.shape[1]], 1)
-    return tuple(
-        [row[here] for row, here in zip(ids, mask, strict=True)]
-        for ids, mask in zip((prompts, responses), attended, strict=True)
-    )  # type: ignore[return-value]
+    widths = [prompts.shape[1], responses.shape[1]]
+    rows = zip(prompts, responses, *data["attention_mask"].bool().split(widths, 1), strict=True)
+    without = [(prompt[there], response[here]) for prompt, response, there, here in rows]
+    return [prompt for prompt, _ in without], [response for _, response in without]
 
 
 def _padded(column: Tensor, length: int) -> Tensor:

@@ -118,7 +118,7 @@ class FIPOConfig(GRPOConfig):
                 "sync_ref_model is true, but checkpoints hold the policy alone, so a resumed run would be held to "
                 "another reference; set it to false."
             )
-        if self.fipo_dynamic_sampling_rounds > 0 and (spread[0] == "batch" or spread[1] == "normalize_then_sum"):
+        if (self.fipo_dynamic_sampling_rounds or 0) > 0 and (spread[0] == "batch" or spread[1] == "normalize_then_sum"):
             raise InvalidParameterError(
                 f"scale_rewards is {spread[0]!r} and multi_objective_aggregation {spread[1]!r}, but with dynamic "
                 "sampling a batch's spread is that of several rounds; set scale_rewards to 'group' and "

@@ -194,7 +194,7 @@ def test_trackers_and_a_prompt_that_is_too_long(folder):
     folders = {"TRACKIO_DIR": str(folder / "trackio"), "TENSORBOARD_LOGGING_DIR": str(folder / "events")}
     flags = ["tracked.yaml", "--max_steps=4", "--output_dir=tracked"]
     done = train(folder, *flags, command=FIPO, **folders)
-    assert "1 of 9 training prompts are longer than max_prompt_length (20 tokens) and left out." in done.stderr
+    assert "1 of 9 training prompts are longer than max_prompt_length (20 tokens), and are left out." in done.stderr
     assert len([*folder.glob("events/**/events.out.tfevents*")]) == 1 and [*folder.glob("trackio/*.db")]
 
 

@@ -14,6 +14,7 @@ from fipo.terminal import did_you_mean
 from fipo.trainer.config import FIPOConfig
 
 PROMPT_FORMATS = ("auto", "chat", "text")
+REWARDS_HELP = "name, or {name: {option: value, weight: w}}; the first one decides accuracy."
 
 
 def _key(default: Any, help: str) -> Any:
@@ -37,10 +38,7 @@ class RunArguments:
     stop_character: str = _key("", "A response ends with the first token that holds it, as a newline; empty: none.")
     max_prompt_length: int = _key(2048, "Longer prompts, in tokens, are left out.")
 
-    rewards: list[str] = field(
-        default_factory=list,
-        metadata={"help": "name, or {name: {option: value, weight: w}}; the first one decides accuracy."},
-    )
+    rewards: list[str] = field(default_factory=list, metadata={"help": REWARDS_HELP})
 
     eval_dataset: str | None = _key(None, "Held-out prompts; default: part of dataset.")
     eval_split: str = _key("test", "Split of a hub dataset in eval_dataset.")
@@ -64,18 +62,21 @@ class RunArguments:
             if value < least:
                 raise InvalidParameterError(f"{name} is {value}, but must be at least {least}; change it.")
         self.stop_character = {r"\n": "\n", r"\t": "\t"}.get(self.stop_character, self.stop_character)  # from a shell
-        if len(self.stop_character) > 1:
+        if len(self.stop_character) > 1:  # which may come in any number of tokens
             raise InvalidParameterError(
-                f"stop_character is {self.stop_character!r}, but must be one character: a longer text may come in any "
-                "number of tokens; choose its last one."
+                f"stop_character is {self.stop_character!r}, but must be one character; choose its last one."
             )
         if self.prompt_format not in PROMPT_FORMATS:
             raise InvalidParameterError(
                 f"prompt_format is {self.prompt_format!r}, but must be one of {', '.join(PROMPT_FORMATS)}; change it."
             )
-        if self.chat_template and not Path(self.chat_template).is_file():
-            found = "is a folder" if Path(self.chat_template).is_dir() else "does not exist"
-            raise InvalidParameterError(f"The chat template {self.chat_template} {found}, but must be a Jinja file.")
+        try:
+            if self.chat_template:
+                Path(self.chat_template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidParameterError(
+                f"chat_template is {self.chat_template}, which cannot be read ({error}); name a Jinja file in UTF-8."
+            ) from error
 
 
 @dataclass
@@ -113,11 +114,10 @@ class Parser(TrlParser):
         actions = {text.lstrip("-"): one for one in self._actions for text in one.option_strings if one.nargs != 0}
         known: dict[str, Any] = {}
         for key, value in recipe.items():  # a recipe may write hyphens, and `preset`
-            if key not in actions:
-                self._refuse(key)
-            if actions[key].dest in known:
-                raise InvalidParameterError(f"The recipe holds {actions[key].dest} in two spellings; drop one of them.")
-            known[actions[key].dest] = _as_a_flags(value, actions[key])
+            action = actions.get(key) or self._refuse(key)
+            if action.dest in known:
+                raise InvalidParameterError(f"The recipe holds {action.dest} in two spellings; drop one of them.")
+            known[action.dest] = _as_a_flags(value, action)
         self.set_defaults_with_config(**known)
         values, strays = self.parse_known_args(flags)
         if strays and strays[0].startswith("--"):
@@ -147,8 +147,5 @@ def _as_a_flags(value: Any, action: Action) -> Any:
 
 def parse(recipe: dict[str, Any], flags: list[str]) -> tuple[RunArguments, FIPOConfig, ModelArguments]:
     """The dataclasses, with all their own checks, whose errors are of many kinds."""
-    values = vars(Parser().values(recipe, flags))
-    run, config, model = (
-        kind(**{entry.name: values[entry.name] for entry in fields(kind) if entry.init}) for kind in CLASSES
-    )
-    return run, config, model  # type: ignore[return-value]
+    parser = Parser()
+    return parser.parse_dict(vars(parser.values(recipe, flags)))

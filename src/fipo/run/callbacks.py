@@ -26,16 +26,23 @@ class MetricsFile(TrainerCallback):
         self.path = Path(run) / METRICS_FILE
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if not self.path.exists():
-            return
-        kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= state.global_step]
-        with whole_file(self.path) as partial:
-            partial.write_text("".join(f"{line}\n" for line in kept))
+        if self.path.exists():
+            lines = self.path.read_text().splitlines()
+            with whole_file(self.path) as partial:
+                partial.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= state.global_step))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **extra: Any) -> None:
-        record = {"step": state.global_step, **{name: _plain(value) for name, value in extra["logs"].items()}}
-        with self.path.open("a") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+        record = {"step": state.global_step, **extra["logs"]}
+        infinite = [name for name, value in record.items() if isinstance(value, float) and not math.isfinite(value)]
+        with self.path.open("a") as file:  # JSON has no NaN and no infinity
+            file.write(json.dumps(record | dict.fromkeys(infinite), allow_nan=False) + "\n")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):  # the half line of a killed run
+        return math.inf
 
 
 class StopOnSignal(TrainerCallback):
@@ -82,15 +89,3 @@ class AtTheEnd(TrainerCallback):
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step >= state.max_steps:
             self.action()
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):  # the half line of a killed run
-        return math.inf
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -31,8 +31,7 @@ def print_help(everything: bool) -> int:
     print("Every key of a recipe is a flag, and a flag wins. `fipo init recipe.yaml` writes a recipe for your data.")
     for title, names in GROUPS.items():
         print(f"\n{title}")
-        for name in names.split():
-            print(_entry(known[name]))
+        print(*(_entry(known[name]) for name in names.split()), sep="\n")
     print("\n`fipo train --help-all` lists every key, TRL's among them; docs/training.md explains fipo's.")
     return 0
 
@@ -41,9 +40,7 @@ def _entry(entry: Field) -> str:
     knob = KNOBS.get(entry.name.removeprefix("fipo_"))
     default = knob.default if knob else entry.default if entry.default is not MISSING else []
     shown = "" if default in (None, "", []) else f" [{default}]"
-    told = re.sub(r"\s+", " ", entry.metadata.get("help") or "").replace("`", "")
+    told = " ".join((entry.metadata.get("help") or "").replace("`", "").split())
     first = re.split(r"(?<=[a-z)])\. ", told)[0]
     width = max(60, min(shutil.get_terminal_size((120, 24)).columns, 120))
-    return textwrap.fill(
-        first + shown, width, initial_indent=f"  {entry.name:<{NAME - 2}}", subsequent_indent=" " * NAME
-    )
+    return textwrap.fill(f"  {entry.name:<{NAME - 2}}{first}{shown}", width, subsequent_indent=" " * NAME)

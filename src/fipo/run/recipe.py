@@ -33,13 +33,8 @@ def split_command(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
         return {}, arguments
     recipe = Path(arguments[0])
     if not recipe.is_file():
-        if recipe.is_dir():
-            raise InvalidParameterError(f"The recipe {recipe} is a folder, but must be a YAML file; name the file.")
-        raise InvalidParameterError(f"The recipe {recipe} does not exist; {nearest_file(recipe)}")
-    try:
-        content = _yaml(recipe.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InvalidParameterError(f"The recipe {recipe} is not YAML ({one_line(error)}); repair it.") from error
+        raise InvalidParameterError(f"The recipe {recipe} is no file; {nearest_file(recipe)}")
+    content = _yaml(recipe.read_bytes(), f"The recipe {recipe}")
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InvalidParameterError(f"The recipe {recipe} holds no keys with values; write key: value, a line each.")
     return content, arguments[1:]
@@ -54,14 +49,8 @@ def name_and_options(written: Any, key: str) -> tuple[str, dict[str, Any]]:
     Raises:
         InvalidParameterError: It is neither a name nor one name with its options.
     """
-    found = written
-    if isinstance(written, str) and written.startswith("{"):
-        try:
-            found = _yaml(written)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise InvalidParameterError(
-                f"{key} is {written!r}, which is not YAML ({one_line(error)}); repair it."
-            ) from error
+    is_yaml = isinstance(written, str) and written.startswith("{")
+    found = _yaml(written, f"{key} is {written!r}, which") if is_yaml else written
     if isinstance(found, str):
         return found, {}
     if isinstance(found, dict) and len(found) == 1:
@@ -75,5 +64,8 @@ def name_and_options(written: Any, key: str) -> tuple[str, dict[str, Any]]:
     )
 
 
-def _yaml(text: str) -> Any:
-    return yaml.load(text, _UniqueKeys)
+def _yaml(text: str | bytes, what: str) -> Any:
+    try:
+        return yaml.load(text, _UniqueKeys)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InvalidParameterError(f"{what} is not YAML ({one_line(error)}); repair it.") from error

@@ -31,12 +31,8 @@ class Reward:
     None means that the reward does not apply to a sample, or that scoring it raised: `failed` marks the latter in the
     last call, `failures` counts them, and the first one's traceback is logged.
 
-    Args:
-        written: As a recipe names it: `math`, or `{overlong: {buffer: 3, weight: 0.25}}`.
-        max_completion_length: The default limit of `overlong`, in tokens.
-
-    Raises:
-        InvalidParameterError: An unknown reward, a wrong option or a function that cannot be imported.
+    A recipe names it `math`, or `{overlong: {buffer: 3, weight: 0.25}}`; `overlong` is limited to
+    `max_completion_length` tokens unless its options say otherwise.
     """
 
     def __init__(self, written: Any, *, max_completion_length: int) -> None:
@@ -73,11 +69,11 @@ class Reward:
         """
         text = str(row.get("answer", ""))
         columns = {name: [value] for name, value in row.items() if name != "prompt"}
-        columns |= {"completion_ids": [text.split()]}
         failure: BaseException | None = None
         for prompt in prompts:
+            tried = {"completions": [as_completion(text, prompt)], "completion_ids": [text.split()]}
             try:
-                return self._scores({"completions": [as_completion(text, prompt)], "prompts": [prompt], **columns})[0]
+                return self._scores({"prompts": [prompt], **columns, **tried})[0]
             except FIPOError:
                 raise
             except (Exception, SystemExit) as error:
@@ -121,12 +117,10 @@ class Reward:
     def _scores(self, batch: dict[str, Any]) -> list[float | None]:
         expected, returned = len(batch["completions"]), self._batch(**batch)
         try:
-            if isinstance(returned, str | dict):
+            if isinstance(returned, str | dict):  # whose parts might pass for numbers
                 raise TypeError
-            returned = list(returned)  # a reward may return an iterator
-            if any(isinstance(score, str) for score in returned):
-                raise TypeError
-            scores: list[float | None] = [None if score is None else float(score) for score in returned]
+            returned = list(returned)  # it may be an iterator; fsum takes no texts, which float would
+            scores: list[float | None] = [None if score is None else math.fsum([score]) for score in returned]
         except (TypeError, ValueError, OverflowError):
             raise UnusableScoresError(f"returned {reprlib.repr(returned)}, but must return a list of numbers") from None
         if len(scores) != expected:  # never the data's fault, so not to be tried sample by sample
@@ -173,12 +167,11 @@ def as_completion(text: str, prompt: Any) -> Any:
 def _of_ones_own(name: str, options: dict[str, Any]) -> Callable[..., list[float]]:
     function = function_of(name, "A reward")
     try:
-        parameters = inspect.signature(function, follow_wrapped=False).parameters.values()
-        needed = {
-            p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        }
+        parameters = list(inspect.signature(function, follow_wrapped=False).parameters.values())
     except (TypeError, ValueError):  # of C
-        needed = set()
+        parameters = []
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = {p.name for p in parameters if p.default is p.empty and p.kind not in optional}
 
     def called(**batch: Any) -> list[float]:
         if missing := needed - TAKEN - options.keys() - batch.keys():
@@ -197,12 +190,14 @@ def _built_in(name: str, options: dict[str, Any], max_completion_length: int) ->
         known = f"use one of {', '.join(BUILT_IN)} or python:package.module:function."
         raise InvalidParameterError(f"The reward {name!r} is unknown; {did_you_mean(name, BUILT_IN, known)}")
     if name == "overlong":
-        options.setdefault("limit", max_completion_length)
-    takes = inspect.signature(BUILT_IN[name]).parameters
-    for option in options.keys() - takes.keys():
-        choice = did_you_mean(option, takes, f"it takes {', '.join(takes) or 'none'}.")
-        raise InvalidParameterError(f"The reward {name!r} has no option {option!r}; {choice}")
-    score = BUILT_IN[name](**options)
+        options = {"limit": max_completion_length} | options
+    try:
+        score = BUILT_IN[name](**options)
+    except (TypeError, ValueError, re.error) as error:
+        takes = ", ".join(inspect.signature(BUILT_IN[name]).parameters) or "none"
+        raise InvalidParameterError(
+            f"The reward {name!r} does not take {options} ({one_line(error)}); its options: {takes}."
+        ) from error
 
     def scored(completions: list[Any], completion_ids: list[list[int]], **columns: Any) -> list[float]:
         scores = []
@@ -254,21 +249,17 @@ def _exact() -> Score:
     return lambda completion, *, row, length: float(completion.strip() == _answer(row).strip())
 
 
-def _regex(pattern: str = "") -> Score:
+def _regex(pattern: str) -> Score:
     """1 if the pattern is found; a group named `answer`, where there is one, must then equal the answer."""
     if pattern == "":
-        raise InvalidParameterError("The reward 'regex' needs a pattern; write {regex: {pattern: …}}.")
-    try:
-        compiled = re.compile(pattern, re.DOTALL)
-    except (re.error, TypeError) as error:
-        raise InvalidParameterError(f"pattern is {pattern!r}, which is no regular expression: {error}.") from error
+        raise ValueError("the pattern is empty, so everything would match")
+    compiled = re.compile(pattern, re.DOTALL)
+    compares = "answer" in compiled.groupindex
 
     def score(completion: str, *, row: dict[str, Any], length: int) -> float:
-        answer = _answer(row) if "answer" in compiled.groupindex else None
+        right = _answer(row).strip() if compares else ""
         found = compiled.search(completion)
-        if found is None or answer is None:
-            return float(found is not None)
-        return float((found["answer"] or "").strip() == answer.strip())
+        return float(found is not None and (not compares or (found["answer"] or "").strip() == right))
 
     return score
 
@@ -279,7 +270,7 @@ def _reasoning_gym(allow_eval: bool = False) -> Score:
     from reasoning_gym.utils import extract_answer
 
     if not isinstance(allow_eval, bool):
-        raise InvalidParameterError(f"allow_eval is {allow_eval!r}, but must be true or false; change it.")
+        raise ValueError(f"allow_eval is {allow_eval!r}, but must be true or false")
 
     def score(completion: str, *, row: dict[str, Any], length: int) -> float:
         if "reasoning_gym" not in row:
@@ -304,10 +295,7 @@ def _overlong(limit: int, buffer: int | None = None) -> Score:
     """DAPO's soft penalty: 0 up to limit − buffer tokens, then linearly down to −1 at limit."""
     span = limit // 5 if buffer is None else buffer
     if not isinstance(span, int) or not isinstance(limit, int) or not 0 < span <= limit:
-        raise InvalidParameterError(
-            f"overlong has buffer {span} and limit {limit}, but the buffer must be a whole number of tokens from 1 to "
-            "the limit; change it."
-        )
+        raise ValueError(f"buffer is {span}, but must be a whole number of tokens from 1 to the limit, {limit}")
     return lambda completion, *, row, length: max(-1.0, min(0.0, (limit - span - length) / span))
 
 

@@ -22,7 +22,7 @@ from fipo.run.callbacks import AtTheEnd, MetricsFile, StopOnSignal
 from fipo.run.doctor import require_vllm
 from fipo.run.evaluate import Accuracy
 from fipo.run.model import end_at, load_model
-from fipo.run.output_folder import checkpoint_before, checkpoint_to_resume, make_room, require_usable
+from fipo.run.output_folder import checkpoint_before, checkpoint_to_resume, make_room
 from fipo.run.prompts import Prompts, forms_of, prompts_of, ready_for
 from fipo.run.rewards import Reward, load_rewards
 from fipo.run_folder import FINISHED, LOCK_FILE, METRICS_FILE, REPORT_FILE, STOPPED, locked
@@ -49,7 +49,7 @@ def train(recipe: dict[str, Any], flags: list[str]) -> int:
     stop = StopOnSignal(console)
     try:
         run, config, model_args = parse(recipe, flags)
-        require_usable(Path(config.output_dir))
+        _refuse_what_cannot_work(config, model_args)
         if run.dry_run or config.process_index > 0:
             code = _train(run, config, model_args, stop, console)
         else:
@@ -76,18 +76,34 @@ def train(recipe: dict[str, Any], flags: list[str]) -> int:
     return code
 
 
+def _refuse_what_cannot_work(config: FIPOConfig, model_args: ModelArguments) -> None:
+    if config.use_vllm:
+        require_vllm()
+    for name, remedy in REPLACED.items():
+        value = getattr(config, name)
+        if value not in (None, "no"):
+            raise InvalidParameterError(f"{name} is {getattr(value, 'value', value)!r}, but {remedy}")
+    needed = {
+        "max_completion_length": config.max_completion_length,
+        "model_name_or_path": model_args.model_name_or_path,
+        "output_dir": config.output_dir != "trainer_output",  # TRL's, where none is given
+    }
+    for name, value in needed.items():
+        if not value:
+            raise InvalidParameterError(f"{name} is not given, but every run needs one of its own; set it.")
+
+
 def _train(
     run: RunArguments, config: FIPOConfig, model_args: ModelArguments, stop: StopOnSignal, console: Console
 ) -> int:
     started = time.monotonic()
     checkpoint = checkpoint_to_resume(run, config)
-    _refuse_what_cannot_work(config, model_args)
     rewards = load_rewards(run.rewards, max_completion_length=config.max_completion_length)
     config.reward_weights = [reward.weight for reward in rewards]
     prompts = prompts_of(run, config)
     scores = _try_on(rewards, prompts, run)
     if run.dry_run:
-        console.print(view.dry_run(config, len(prompts.train), prompts.train[0], rewards, scores))
+        console.print(view.dry_run(config, prompts.train, rewards, scores))
         return 0
     trainer, prompts = build_trainer(run, config, model_args, prompts, rewards)
     make_room(config, checkpoint)
@@ -122,29 +138,18 @@ def _train(
     return 130 if stopped else 0
 
 
-def _refuse_what_cannot_work(config: FIPOConfig, model_args: ModelArguments) -> None:
-    if config.use_vllm:
-        require_vllm()
-    for name, remedy in REPLACED.items():
-        value = getattr(config, name)
-        if value not in (None, "no"):
-            raise InvalidParameterError(f"{name} is {getattr(value, 'value', value)!r}, but {remedy}")
-    if config.max_completion_length is None:
-        raise InvalidParameterError("max_completion_length is None, but a rollout needs a limit; set it.")
-    if not model_args.model_name_or_path:
-        raise InvalidParameterError("model_name_or_path is empty, but training needs a model; name one.")
-
-
 def _try_on(rewards: list[Reward], prompts: Prompts, run: RunArguments) -> list[float | None]:
     """What the rewards say of the first prompt's own answer; the first reward must also take a held-out prompt."""
-    first = prompts.train[0]
-    scores = [reward.try_on(first, forms_of(first["prompt"], run), strict=run.dry_run) for reward in rewards]
-    if prompts.held_out is not None:
-        held = prompts.held_out[0]
-        try:
-            rewards[0].try_on(held, forms_of(held["prompt"], run), strict=run.dry_run)
-        except InvalidParameterError as error:
-            raise InvalidParameterError(f"On the held-out prompts: {error}") from error
+
+    def tried(reward: Reward, row: dict[str, Any]) -> float | None:
+        return reward.try_on(row, forms_of(row["prompt"], run), strict=run.dry_run)
+
+    scores = [tried(reward, prompts.train[0]) for reward in rewards]
+    try:
+        if prompts.held_out is not None:
+            tried(rewards[0], prompts.held_out[0])
+    except InvalidParameterError as error:
+        raise InvalidParameterError(f"On the held-out prompts: {error}") from error
     return scores
 
 
@@ -152,7 +157,6 @@ def build_trainer(
     run: RunArguments, config: FIPOConfig, model_args: ModelArguments, prompts: Prompts, rewards: list[Reward]
 ) -> tuple[FIPOTrainer, Prompts]:
     """Loads the model and makes the trainer, on the prompts that are short enough, which are returned too."""
-    quantization = get_quantization_config(model_args)
     model, tokenizer = load_model(
         model_args.model_name_or_path,
         dtype=model_args.dtype,
@@ -160,32 +164,20 @@ def build_trainer(
         revision=model_args.model_revision,
         trust_remote_code=config.trust_remote_code,
         attn_implementation=model_args.attn_implementation,
-        **({"quantization_config": quantization} if quantization else {}),
+        quantization_config=get_quantization_config(model_args),
     )
     if run.stop_character:
         ends = end_at(run.stop_character, model, tokenizer)
         if config.use_vllm:  # it does not read the loaded model's
             config.generation_kwargs = {**(config.generation_kwargs or {}), "stop_token_ids": ends}
     if run.chat_template:
-        try:
-            tokenizer.chat_template = Path(run.chat_template).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(
-                f"The chat template {run.chat_template} is no text in UTF-8 ({error}); convert it."
-            ) from error
+        tokenizer.chat_template = Path(run.chat_template).read_text(encoding="utf-8")
     if config.beta and model_args.model_revision != "main":  # TRL loads the reference by the model's name
         config.model_init_kwargs = {"revision": model_args.model_revision}
     config.disable_tqdm = True
     prompts = ready_for(tokenizer, prompts, run, config, model.config)
-    trainer = FIPOTrainer(
-        model,
-        rewards,
-        config,
-        train_dataset=prompts.train,
-        processing_class=tokenizer,
-        peft_config=get_peft_config(model_args),
-    )
-    return trainer, prompts
+    data = {"train_dataset": prompts.train, "processing_class": tokenizer}
+    return FIPOTrainer(model, rewards, config, peft_config=get_peft_config(model_args), **data), prompts
 
 
 def _run_training(trainer: FIPOTrainer, checkpoint: str | None, stop: StopOnSignal) -> None:
@@ -235,10 +227,10 @@ def _shares_before(metrics: Path) -> dict[str, float]:
     try:
         with metrics.open() as file:
             first = json.loads(file.readline())
-        evaluated = {name.removeprefix("eval_"): value for name, value in first.items() if name.startswith("eval_")}
-    except (OSError, ValueError, AttributeError):  # none was written, or somebody wrote into it
+        measured = {name: value for name, value in first.items() if first["step"] == 0 and value is not None}
+    except (OSError, ValueError, KeyError, AttributeError):  # none was written, or somebody wrote into it
         return {}
-    return {name: value for name, value in evaluated.items() if first.get("step") == 0 and value is not None}
+    return {name.removeprefix("eval_"): value for name, value in measured.items() if name.startswith("eval_")}
 
 
 def write_report(output_dir: str) -> str:

@@ -55,9 +55,9 @@ def write(folder, **changes):
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("return [float('nan')]", "The reward score returned [nan], but scores must be finite; repair it"),
+        ("return [float('nan')]", "The reward score returned [nan], but must return a list of finite numbers"),
         ("return [1.0, 2.0]", "The reward score returned 2 scores for 1 completions"),
-        ("return columns['gold']", "raised for the completion '2' of the first prompt (KeyError: 'gold'); repair it"),
+        ("return columns['gold']", "raised KeyError: 'gold', for the completion '2' of the first prompt; repair it"),
     ],
 )
 def test_a_reward_is_tried_before_a_model_is_loaded(folder, capsys, body, words):
@@ -96,7 +96,7 @@ def test_a_reward_for_chat_may_be_tried_on_text_prompts(folder, capsys):
             assert main(["train", "recipe.yaml"]) == 0
             assert "rewards of its answer '2': score 1\n" in capsys.readouterr().out
         else:
-            refused(["train", "recipe.yaml"], "raised for the completion '2' of the first prompt (TypeError", capsys)
+            refused(["train", "recipe.yaml"], "The reward score raised TypeError", capsys)
 
 
 def test_a_dry_run_shows_a_prompt_and_what_its_answer_gets(folder, capsys):
@@ -120,7 +120,7 @@ BEYOND = {  # what is said of a flag or a key → values that it does not take
     "one of 7b": "preset=8b fipo_preset=8b",
     "one of position, trained": "fipo_distance=tokens",
     "one of none, uniform, shuffle": "fipo_control=random",
-    "one of auto, chat, text": "prompt_format=prose",
+    "choose from 'auto', 'chat', 'text'": "prompt_format=prose",
 }
 
 
@@ -140,7 +140,7 @@ KEYS = [
     ({"lerning_rate": 1}, "lerning_rate is no key … did you mean learning_rate?"),
     ({"zzzz": 1}, "zzzz is no key of a recipe and no flag … --help"),
     ({"fipo_streaming": False}, "fipo_streaming is no key of a recipe"),
-    ({"num_generations": [4]}, "num_generations is [4], but must be one value"),
+    ({"num_generations": [4]}, "invalid int value: '[4]'"),
     ({"num_generations": True}, "invalid int value: 'True'"),
     ({"num_generations": 3}, "must be divisible by num_generations"),
     ({"max_completion_length": None}, "max_completion_length is not given"),
@@ -152,14 +152,14 @@ KEYS = [
     ),
     ({"reward_weights": [1.0]}, "reward_weights is [1.0], but a recipe's rewards carry their own"),
     ({"eval_strategy": "steps"}, "eval_strategy is 'steps', but fipo evaluates accuracy itself"),
-    ({"eval_strategy": "sometimes"}, "sometimes is not a valid"),
+    ({"eval_strategy": "sometimes"}, "invalid choice: 'sometimes'"),
     ({"accelerator_config": "nowhere.json"}, "No such file or directory: 'nowhere.json'"),
     ({"deepspeed": "nowhere.json"}, "The run cannot start: … deepspeed"),
     ({"fsdp": "nonsense"}, "Unknown `fsdp` option: nonsense"),
     ({"auto_find_batch_size": True}, "auto_find_batch_size is not supported"),
     ({"system_prompt": ["a", "b"]}, "system_prompt is ['a', 'b'], but must be a text"),
     ({"chat_template": "nowhere.jinja"}, "chat_template is nowhere.jinja, which cannot be read"),
-    ({"model_name_or_path": ""}, "model_name_or_path is not given, but every run needs"),
+    ({"model_name_or_path": ""}, "model_name_or_path is not given"),
     ({"model_init_kwargs": {"a": 1}}, "model_init_kwargs is {'a': 1}, but fipo loads the model itself"),
     ({"no_use_cpu": True}, "no_use_cpu is no key … did you mean use_cpu?"),
     ({"steps-per-generation": 4}, "holds steps_per_generation in two spellings"),
@@ -184,7 +184,7 @@ KEYS = [
     ({"resume": True, **RUN}, "run holds no checkpoint to resume"),
     ({"resume_from_checkpoint": "nowhere", **RUN}, "is nowhere, which holds no trainer_state.json"),
     ({"resume_from_checkpoint": ".", **RUN}, "which holds no trainer_state.json"),
-    ({"output_dir": None}, "output_dir is not given, but every run needs one of its own"),
+    ({"output_dir": None}, "output_dir is not given, but every run needs one"),
     ({"output_dir": "data.jsonl", **RUN}, "output_dir is data.jsonl, which cannot be written to … File exists"),
     ({"output_dir": "data.jsonl/run", **RUN}, "data.jsonl/run, which cannot be written to … Not a directory"),
     ({"output_dir": "a\0b", **RUN}, "which cannot be written to (embedded null"),
@@ -245,8 +245,7 @@ COMMANDS = {
     "test-reward recipe.yaml data.jsonl": "Row 1 of data.jsonl needs a text `completion`",
     "test-reward recipe.yaml data.jsonl stray": "stray is no flag",
     "test-reward recipe.yaml data.jsonl --rewards matth": "did you mean math?",
-    "trian": "trian is no command of fipo; did you mean train?",
-    "zzz": "zzz is no command of fipo; the commands are train",
+    "trian": "invalid choice: 'trian' (choose from 'train', ",
     "-x": "unrecognized arguments: -x",
 }
 
@@ -300,7 +299,7 @@ def test_data(name, content, words, folder, capsys):
     ("content", "words"),
     [
         ({"completion": "3", "completion_ids": 3}, "needs a text `completion` and a list `completion_ids`"),
-        ({"completion": "3", "prompts": "x"}, "has the key prompts, but rewards get something else"),
+        ({"completion": "3", "prompts": "x"}, "has the key prompts, which is something else"),
         (b'{"completion": "3", "answer": ' + b"[" * 100000, "cannot be read as jsonl ("),
         (b'{"completion": "\xe9"}', "cannot be read as jsonl … UTF8"),
         (b"", "cannot be read as jsonl ("),
@@ -365,7 +364,7 @@ def write_for_training(folder, models, model="works", **changes):
         ({"model_name_or_path": "package:a.b"}, "The model 'package:a.b' cannot be loaded (ModuleNotFoundError"),
         ({"model_name_or_path": "x.gguf"}, "The model 'x.gguf' cannot be loaded (FileNotFoundError"),
         ({"attn_implementation": "flash_attention_9"}, "cannot be loaded"),
-        ({"dtype": "float7"}, "dtype is 'float7', but must be auto, float32"),
+        ({"dtype": "float7"}, "--dtype: invalid choice: 'float7' (choose from 'auto', 'float32'"),
         ({"load_in_4bit": True}, "cannot be loaded (ImportError … bitsandbytes"),
         ({"use_liger_kernel": True}, "The run cannot start: ImportError: … liger-kernel"),
         ({"report_to": "wandbb"}, "wandbb is not supported"),
@@ -457,7 +456,7 @@ def test_what_needs_no_import_is_told_before_torch_is_imported(folder):
         "import sys; from fipo.cli import main; codes = {main(line.split()) for line in sys.argv[1:]}; "
         "sys.exit(codes != {2} or bool({'torch', 'transformers', 'trl', 'datasets'} & sys.modules.keys()))"
     )
-    told = {"trian": "did you mean train?", "train x.yaml": "is no file", "train twice.yaml": "stands there twice"}
+    told = {"trian": "invalid choice", "train x.yaml": "is no file", "train twice.yaml": "stands there twice"}
     done = subprocess.run([sys.executable, "-c", code, *told], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert all(words in line for line, words in zip(done.stderr.splitlines(), told.values(), strict=True))

@@ -195,11 +195,11 @@ def test_safe_tasks_call_nothing_that_runs_text():
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("return [float('nan')] * len(completions)", "returned [nan], but scores must be finite"),
-        ("return 'good'", "returned 'good', but must return a list of numbers"),
-        ("return {0: 1.0}", "returned {0: 1.0}, but must return a list of numbers"),
-        ("return [10**400]", "but must return a list of numbers"),
-        ("exit()", "f raised; its samples are counted"),
+        ("return [float('nan')] * len(completions)", "returned [nan], but must return a list of finite numbers"),
+        ("return 'good'", "returned 'good', but must return"),
+        ("return {0: 1.0}", "returned {0: 1.0}, but must return"),
+        ("return [10**400]", "but must return a list of finite numbers"),
+        ("exit()", "f raised SystemExit: None; its samples are counted"),
     ],
 )
 def test_what_a_reward_did_is_said(body, words, own, monkeypatch):

@@ -1,24 +1,23 @@
 """What `fipo train` takes: fields of three dataclasses, each a key of a recipe and a flag, by TRL's parser."""
 
 import re
-from argparse import Action, Namespace
+from argparse import Namespace
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from transformers.hf_argparser import string_to_bool
 from trl import ModelConfig, TrlParser
 
 from fipo.errors import InvalidParameterError
 from fipo.terminal import did_you_mean
 from fipo.trainer.config import FIPOConfig
 
-PROMPT_FORMATS = ("auto", "chat", "text")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 REWARDS_HELP = "name, or {name: {option: value, weight: w}}; the first one decides accuracy."
 
 
-def _key(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+def _key(default: Any, help: str, *choices: str) -> Any:
+    return field(default=default, metadata={"help": help, **({"choices": choices} if choices else {})})
 
 
 @dataclass
@@ -30,9 +29,7 @@ class RunArguments:
     dataset_split: str = _key("train", "Split of a hub dataset.")
     prompt_column: str = _key("prompt", "Column with text or chat messages.")
     answer_column: str = _key("answer", "Column with the answer; empty: there is none.")
-    prompt_format: str = _key(
-        "auto", "chat, text, or auto: text prompts become chat messages where there is a chat template."
-    )
+    prompt_format: str = _key("auto", "chat, text, or auto: chat where there is a template.", "auto", "chat", "text")
     system_prompt: str | None = _key(None, "System message before every prompt.")
     chat_template: str | None = _key(None, "Jinja file that replaces the model's template.")
     stop_character: str = _key("", "A response ends with the first token that holds it, as a newline; empty: none.")
@@ -66,10 +63,6 @@ class RunArguments:
             raise InvalidParameterError(
                 f"stop_character is {self.stop_character!r}, but must be one character; choose its last one."
             )
-        if self.prompt_format not in PROMPT_FORMATS:
-            raise InvalidParameterError(
-                f"prompt_format is {self.prompt_format!r}, but must be one of {', '.join(PROMPT_FORMATS)}; change it."
-            )
         try:
             if self.chat_template:
                 Path(self.chat_template).read_text(encoding="utf-8")
@@ -83,7 +76,7 @@ class RunArguments:
 class ModelArguments(ModelConfig):
     """TRL's ModelConfig; `model_name_or_path` may also be a .gguf file or package:NAME."""
 
-    dtype: str = _key("auto", "float32, bfloat16 …; auto: bfloat16 under adapters where it is fast, else float32.")
+    dtype: str = _key("auto", "auto: bfloat16 under adapters if fast, else float32.", "auto", *DTYPES)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,20 +99,21 @@ class Parser(TrlParser):
         raise InvalidParameterError(f"{message.removeprefix('argument ')}; change it.")
 
     def values(self, recipe: dict[str, Any], flags: list[str]) -> Namespace:
-        """The value of every key: a flag's, the recipe's, or the default.
-
-        Raises:
-            InvalidParameterError: An unknown key, one that stands there twice, or a value of another type.
-        """
+        """The value of every key: a flag's, the recipe's, or the default. What is wrong is refused."""
         actions = {text.lstrip("-"): one for one in self._actions for text in one.option_strings if one.nargs != 0}
         known: dict[str, Any] = {}
+        texts = []  # the recipe's values as flags, so that argparse converts and checks them
         for key, value in recipe.items():  # a recipe may write hyphens, and `preset`
             action = actions.get(key) or self._refuse(key)
             if action.dest in known:
                 raise InvalidParameterError(f"The recipe holds {action.dest} in two spellings; drop one of them.")
-            known[action.dest] = _as_a_flags(value, action)
+            known[action.dest] = [value] if action.nargs == "+" and not isinstance(value, list) else value
+            is_more_than_text = isinstance(value, list | dict | bool) and action.type is str  # as TRL's `str | dict`
+            if value is not None and action.nargs != "+" and not is_more_than_text:
+                is_no = value is False and "no" in (action.choices or ())  # what YAML makes of an unquoted no
+                texts.append(f"--{key}={'no' if is_no else value}")
         self.set_defaults_with_config(**known)
-        values, strays = self.parse_known_args(flags)
+        values, strays = self.parse_known_args([*texts, *flags])
         if strays and strays[0].startswith("--"):
             self._refuse(strays[0][2:].partition("=")[0])
         if strays:
@@ -130,19 +124,6 @@ class Parser(TrlParser):
         names = [text.lstrip("-") for action in self._actions for text in action.option_strings]
         remedy = did_you_mean(key, names, "`fipo train --help` lists fipo's keys, --help-all all of them.")
         raise InvalidParameterError(f"{key} is no key of a recipe and no flag; {remedy}")
-
-
-def _as_a_flags(value: Any, action: Action) -> Any:
-    """A recipe's value such that argparse converts it as a flag's, which are texts: `1.5` is no int to it."""
-    if action.nargs == "+":
-        return value if isinstance(value, list) else [value]
-    if value is False and "no" in (action.choices or ()):  # what YAML makes of an unquoted no
-        return "no"
-    if isinstance(value, bool) and action.type in (str, string_to_bool):  # scale_rewards takes both
-        return value
-    if isinstance(value, list | dict) and action.type is not str:
-        raise InvalidParameterError(f"{action.dest} is {value}, but must be one value; change it.")
-    return str(value) if isinstance(value, bool | int | float) else value
 
 
 def parse(recipe: dict[str, Any], flags: list[str]) -> tuple[RunArguments, FIPOConfig, ModelArguments]:

@@ -39,9 +39,8 @@ def show(checks: list[Check], as_json: bool) -> int:
 
 def python(name: str, remedy: str, code: str = IMPORT) -> Check:
     """What a Python of its own says last about `name`, so that no import can end, hang or change this one."""
+    command = [sys.executable, "-P", "-c", code, name]  # -P: Ray's actors do not see the current folder either
     try:
-        # -P: what lies in the current folder is not there for Ray's actors either.
-        command = [sys.executable, "-P", "-c", code, name]
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
         return Check(name, False, f"did not answer within {TIMEOUT} seconds", remedy)

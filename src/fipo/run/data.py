@@ -11,14 +11,7 @@ from fipo.run.recipe import name_and_options
 from fipo.run.rewards import TAKEN
 from fipo.terminal import did_you_mean, nearest_file, one_line
 
-READERS = {  # ending, .gz may follow → reader of datasets, and its options
-    ".jsonl": ("json", {}),
-    ".json": ("json", {}),
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
-    ".txt": ("text", {}),
-    ".parquet": ("parquet", {}),
-}
+READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".txt": "text", ".parquet": "parquet"}
 PROCEDURAL = "rg:"
 
 
@@ -33,13 +26,8 @@ def load_prompts(
 ) -> Dataset:
     """A dataset with text or chat messages in `prompt`, as the source has them, `answer`, and its other columns.
 
-    Args:
-        source, config, split, seed: As in `read_source`.
-        prompt_column: Holds text or chat messages.
-        answer_column: Holds the answer; empty where no reward needs one.
-
-    Raises:
-        DataError: No such source, split or column, no rows, or prompts of another form.
+    The arguments are those of `read_source`; `answer_column` is empty where no reward needs one. Raises a DataError
+    where there is no such thing, or prompts have another form.
     """
     dataset = read_source(source, config, split, seed)
     found = set(dataset.column_names)
@@ -84,14 +72,11 @@ def read_source(source: Any, config: str | None = None, split: str = "train", se
         config, split: Of a hub dataset.
         seed: Of a procedural task, unless its options name one.
 
-    Raises:
-        DataError: No such source or split, or no rows.
+    Raises a DataError where there is no such source, split or row.
     """
     name, options = name_and_options(source, "dataset")
-    if name.startswith(PROCEDURAL):
-        dataset = _procedural(name.removeprefix(PROCEDURAL), options, seed)
-    else:
-        dataset = _stored(name, config, split)
+    task = name.removeprefix(PROCEDURAL)
+    dataset = _stored(name, config, split) if task == name else _procedural(task, options, seed)
     if not len(dataset):
         raise DataError(f"{name} has no rows, but training needs prompts; check the file or the split {split!r}.")
     return dataset
@@ -108,8 +93,8 @@ def _stored(source: str, config: str | None, split: str) -> Dataset:
     try:
         if ending not in READERS:
             return load_dataset(source, config, split=split)
-        reader, options = READERS[ending]
-        dataset = load_dataset(reader, data_files=str(path), split="train", **options)
+        options = {"sep": "\t"} if ending == ".tsv" else {}
+        dataset = load_dataset(READERS[ending], data_files=str(path), split="train", **options)
         dataset.data.table.validate(full=True)  # the reader of JSON lets other encodings than UTF-8 pass
         return dataset
     except Exception as error:  # readers raise many kinds, and say the cause in another

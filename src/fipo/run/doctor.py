@@ -9,9 +9,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from fipo import FIPOParams, fipo_loss, head_logps, token_mean
+from fipo import head_logps
 from fipo.errors import DataError
 from fipo.run.checks import Check, python
 
@@ -32,7 +31,10 @@ def diagnose_trainer() -> list[Check]:
     found = [_fits(name, specifier, INSTALL) for name, specifier in _requirements("fipo", EXTRAS)] + [_versions()]
     if all(check.ok for check in found):
         found.append(python("fipo.trainer", INSTALL))
-    return [*found, *_vllm(), _unsloth(), _gradients()]
+    version = _version("unsloth")
+    told = f"{version}, whose import replaces TRL's trainers" if version else "not installed, as it should be"
+    unsloth = Check("unsloth", not version, told, "train without it: import neither before fipo, or uninstall it")
+    return [*found, *_vllm(), unsloth, _gradients()]
 
 
 def require_vllm() -> None:
@@ -72,37 +74,21 @@ def _versions() -> Check:
     return Check("versions", not clashes, "; ".join(clashes) or "fit together", remedy)
 
 
-def _unsloth() -> Check:
-    version = _version("unsloth")
-    found = f"{version}, whose import replaces TRL's trainers" if version else "not installed, as it should be"
-    return Check("unsloth", version is None, found, "train without it: import neither before fipo, or uninstall it")
-
-
 def _gradients() -> Check:
     """Through `head_logps` and through logits, here: a build that loses a gradient trains on without a word."""
     device = (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None) or "cpu"
-    pairs = zip(*_gradients_of_both_heads(torch.device(device)), strict=True)
-    error = max(float((ours - plain).norm() / plain.norm()) for ours, plain in pairs)
-    told = f"of fipo's head and of logits differ by {error:.0e} of their size on {device}"
-    return Check("gradients", error < TOLERANCE, told, "take another build of torch, and report this")
-
-
-def _gradients_of_both_heads(device: torch.device) -> list[tuple[Tensor, ...]]:
-    """Of a few tokens' hidden states and of the head."""
     generator = torch.Generator().manual_seed(0)
-
-    def random(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator).to(device)
-
-    hidden, weight = random(2, 9, 16).requires_grad_(), random(50, 16).requires_grad_()
+    hidden, weight, slopes = (torch.randn(*size, generator=generator) for size in ((2, 9, 16), (50, 16), (2, 9)))
+    hidden, weight = (tensor.to(device).requires_grad_() for tensor in (hidden, weight))
     targets, mask = torch.randint(50, (2, 9), generator=generator).to(device), torch.ones(2, 9, device=device)
     plain = (hidden @ weight.t()).log_softmax(-1).gather(-1, targets[..., None])[..., 0]
-    old_logps, advantages = plain.detach() + 0.1 * random(2, 9), torch.tensor([1.0, -1.0], device=device)
-    found = []
-    for logps in (head_logps(hidden, weight, targets, mask)[0], plain):
-        out = fipo_loss(logps, old_logps, advantages, mask, FIPOParams())
-        found.append(torch.autograd.grad(token_mean(out.loss, out.kept), (hidden, weight)))
-    return found
+    ours, right = (
+        torch.autograd.grad((logps * slopes.to(device)).sum(), (hidden, weight))
+        for logps in (head_logps(hidden, weight, targets, mask)[0], plain)
+    )
+    error = max(float((one - other).norm() / other.norm()) for one, other in zip(ours, right, strict=True))
+    told = f"of fipo's head and of logits differ by {error:.0e} of their size on {device}"
+    return Check("gradients", error < TOLERANCE, told, "take another build of torch, and report this")
 
 
 def _requirements(name: str, extras: tuple[str, ...] = ("",)) -> Iterator[tuple[str, "SpecifierSet"]]:

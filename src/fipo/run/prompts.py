@@ -71,10 +71,7 @@ def ready_for(
     model_config: PretrainedConfig,
 ) -> Prompts:
     """The prompts in the format that the model takes, those of at most `max_prompt_length` tokens; others are counted.
-
-    Raises:
-        DataError: Too few are left for a rollout, or the chat template cannot be used.
-        InvalidParameterError: The format cannot be had, or the longest prompt and a completion exceed the context.
+    Refused is what leaves too few, a format that cannot be had, and more tokens than the model's context.
     """
     most = run.max_prompt_length
     longest = 0

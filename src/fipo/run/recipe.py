@@ -24,11 +24,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def split_command(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """The keys of the recipe in `[recipe.yaml] [--flag value …]`, and the flags.
-
-    Raises:
-        InvalidParameterError: No such file, no YAML, no mapping, or a key that stands there twice.
-    """
+    """The keys of the recipe in `[recipe.yaml] [--flag value …]`, and the flags."""
     if not arguments or arguments[0].startswith("-"):
         return {}, arguments
     recipe = Path(arguments[0])
@@ -45,9 +41,6 @@ def name_and_options(written: Any, key: str) -> tuple[str, dict[str, Any]]:
 
     >>> name_and_options("{rg:chain_sum: {max_terms: 4}}", "dataset")
     ('rg:chain_sum', {'max_terms': 4})
-
-    Raises:
-        InvalidParameterError: It is neither a name nor one name with its options.
     """
     is_yaml = isinstance(written, str) and written.startswith("{")
     found = _yaml(written, f"{key} is {written!r}, which") if is_yaml else written
@@ -56,7 +49,7 @@ def name_and_options(written: Any, key: str) -> tuple[str, dict[str, Any]]:
     if isinstance(found, dict) and len(found) == 1:
         ((name, options),) = found.items()
         options = {} if options is None else options
-        if isinstance(name, str) and isinstance(options, dict) and all(isinstance(option, str) for option in options):
+        if isinstance(options, dict) and all(isinstance(word, str) for word in (name, *options)):
             return name, dict(options)
     raise InvalidParameterError(
         f"{key} is {written!r}, but must be a name, or one name with its options, as in "

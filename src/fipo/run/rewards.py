@@ -6,6 +6,7 @@ import logging
 import math
 import re
 import reprlib
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -37,10 +38,10 @@ class Reward:
 
     def __init__(self, written: Any, *, max_completion_length: int) -> None:
         name, options = name_and_options(written, "A reward")
-        self.weight = options.pop("weight", 1)
-        if isinstance(self.weight, bool) or not isinstance(self.weight, int | float) or not math.isfinite(self.weight):
+        self.weight = weight = options.pop("weight", 1)
+        if type(weight) not in (int, float) or not math.isfinite(weight):
             raise InvalidParameterError(
-                f"weight of the reward {name!r} is {self.weight!r}, but must be a finite number; change it."
+                f"weight of the reward {name!r} is {weight!r}, but must be a finite number; change it."
             )
         is_own = name.startswith("python:")
         self.__name__ = name.rpartition(":")[2] if is_own else name
@@ -53,37 +54,27 @@ class Reward:
         self.failed = [False] * len(completions)
         try:
             return self._scores(batch)
-        except FIPOError:
-            raise
-        except (Exception, SystemExit):  # find out which samples it is; a reward may raise anything
+        except ScoringError:  # find out which samples it is
             return self._one_by_one(batch)
 
     def try_on(self, row: dict[str, Any], prompts: list[Any], *, strict: bool) -> float | None:
         """The score of a row's own answer as the completion, or of an empty one where the data have none.
 
-        The prompts are the forms that the row's may get; the first that the reward can score with counts.
-
-        Raises:
-            InvalidParameterError: It returned no score; or it raised, and `strict` is true. Otherwise the score is None
-                then: what the reward calls may be back when it counts.
+        The prompts are the forms that the row's may get; the first that the reward can score with counts. Refuses a
+        reward that returned no score; or that raised, if `strict`: else what it calls may be back when it counts.
         """
         text = str(row.get("answer", ""))
         columns = {name: [value] for name, value in row.items() if name != "prompt"}
-        failure: BaseException | None = None
         for prompt in prompts:
             tried = {"completions": [as_completion(text, prompt)], "completion_ids": [text.split()]}
             try:
                 return self._scores({"prompts": [prompt], **columns, **tried})[0]
-            except FIPOError:
-                raise
-            except (Exception, SystemExit) as error:
+            except ScoringError as error:
                 failure = error
-        if isinstance(failure, UnusableScoresError):
-            raise InvalidParameterError(f"The reward {self.__name__} {failure}; repair it.")
-        if strict and failure is not None:
+        if strict or failure.__cause__ is None:
             raise InvalidParameterError(
-                f"The reward {self.__name__} raised for the completion {text!r} of the first prompt "
-                f"({type(failure).__name__}: {one_line(failure)}); repair it, and try others with `fipo test-reward`."
+                f"The reward {self.__name__} {failure}, for the completion {text!r} of the first prompt; repair it, "
+                "and try others with `fipo test-reward`."
             ) from failure
         return None
 
@@ -102,55 +93,52 @@ class Reward:
                     (scores[index],) = self._scores(single)
                     failing.clear()
                     continue
-            except FIPOError:
-                raise
-            except (Exception, SystemExit) as error:
+            except ScoringError as error:
                 failing.add(str(prompts[index]))
                 if not self.failures:
-                    did = str(error) if isinstance(error, UnusableScoresError) else "raised"
-                    told = f"Reward {self.__name__} {did}; its samples are counted and left out of the loss."
-                    logger.warning(told, exc_info=did == "raised")
+                    told = f"Reward {self.__name__} {error}; its samples are counted and left out of the loss."
+                    logger.warning(told, exc_info=error.__cause__)
             self.failures += 1
             self.failed[index] = True
         return scores
 
     def _scores(self, batch: dict[str, Any]) -> list[float | None]:
-        expected, returned = len(batch["completions"]), self._batch(**batch)
+        expected = len(batch["completions"])
         try:
-            if isinstance(returned, str | dict):  # whose parts might pass for numbers
-                raise TypeError
-            returned = list(returned)  # it may be an iterator; fsum takes no texts, which float would
-            scores: list[float | None] = [None if score is None else math.fsum([score]) for score in returned]
-        except (TypeError, ValueError, OverflowError):
-            raise UnusableScoresError(f"returned {reprlib.repr(returned)}, but must return a list of numbers") from None
-        if len(scores) != expected:  # never the data's fault, so not to be tried sample by sample
+            returned = self._batch(**batch)
+            scores: list[Any] = list(returned)  # it may be an iterator
+        except FIPOError:
+            raise
+        except (Exception, SystemExit) as error:  # a reward may raise anything
+            raise ScoringError(f"raised {type(error).__name__}: {one_line(error)}") from error
+        if len(scores) != expected and not isinstance(returned, str | dict):  # never the data's fault: no sample's
             raise InvalidParameterError(
                 f"The reward {self.__name__} returned {len(scores)} scores for {expected} completions, but must return "
                 "one for each; repair it."
             )
-        if not all(score is None or math.isfinite(score) for score in scores):
-            raise UnusableScoresError(f"returned {reprlib.repr(scores)}, but scores must be finite")
+        try:
+            scores = [None if score is None else math.fsum([score]) for score in scores]  # float() would take texts
+            if isinstance(returned, dict) or not all(score is None or math.isfinite(score) for score in scores):
+                raise ValueError
+        except (TypeError, ValueError, OverflowError):
+            shown = reprlib.repr(returned)
+            raise ScoringError(f"returned {shown}, but must return a list of finite numbers") from None
         return scores
 
 
-class UnusableScoresError(ValueError):
-    """A reward returned something that is not a finite score for each completion; the message begins with a verb."""
+class ScoringError(Exception):
+    """A reward raised, which is the cause, or returned what are no scores; the message begins with a verb."""
 
 
 def load_rewards(written: list[Any], *, max_completion_length: int) -> list[Reward]:
-    """The rewards of a recipe, in its order; the first one decides what counts as accurate.
-
-    Raises:
-        InvalidParameterError: There is none, or one of them cannot be had.
-    """
+    """The rewards of a recipe, in its order; the first one decides what counts as accurate."""
     if not written:
         raise InvalidParameterError(f"rewards is empty, but training needs one; name one of {', '.join(BUILT_IN)}.")
     rewards = [Reward(one, max_completion_length=max_completion_length) for one in written]
-    seen: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     for reward in rewards:  # metrics go by name
-        seen[reward.__name__] = seen.get(reward.__name__, 0) + 1
-        if seen[reward.__name__] > 1:
-            reward.__name__ += f"_{seen[reward.__name__]}"
+        seen[name := reward.__name__] += 1
+        reward.__name__ += f"_{seen[name]}" * (seen[name] > 1)
     return rewards
 
 
@@ -200,11 +188,10 @@ def _built_in(name: str, options: dict[str, Any], max_completion_length: int) ->
         ) from error
 
     def scored(completions: list[Any], completion_ids: list[list[int]], **columns: Any) -> list[float]:
-        scores = []
-        for index, (completion, ids) in enumerate(zip(completions, completion_ids, strict=True)):
-            row = {key: value[index] for key, value in columns.items() if isinstance(value, list) and value}
-            scores.append(score(text_of(completion), row=row, length=len(ids)))
-        return scores
+        lists = {key: value for key, value in columns.items() if isinstance(value, list) and value}
+        rows = ({key: value[index] for key, value in lists.items()} for index in range(len(completions)))
+        each = zip(completions, completion_ids, rows, strict=True)
+        return [score(text_of(completion), row=row, length=len(ids)) for completion, ids, row in each]
 
     return scored
 

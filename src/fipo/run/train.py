@@ -41,9 +41,8 @@ REPLACED = {  # settings of TRL's that a recipe says in another way → what to 
 def train(recipe: dict[str, Any], flags: list[str]) -> int:
     """Trains as the recipe and the flags say and returns the exit code: 0, or 130 after Ctrl-C.
 
-    Raises:
-        FIPOError: What was asked for cannot work, whoever found it before the first update; or the disk is full. Other
-            errors after the first update, and mistakes of fipo's own, stay what they are.
+    What cannot work is a FIPOError, whoever found it before the first update, and so is a full disk. Other errors after
+    the first update, and mistakes of fipo's own, stay what they are.
     """
     console = Console(highlight=False)
     stop = StopOnSignal(console)
@@ -69,10 +68,9 @@ def train(recipe: dict[str, Any], flags: list[str]) -> int:
             raise
         reason = f"{type(error).__name__}: {one_line(error)}".rstrip(".")
         raise InvalidParameterError(f"The run cannot start: {reason}; change what it names.") from error
-    if config.world_size > 1:
-        gc.collect()  # of the trainer, whose DDP keeps threads of gloo's, which may abort Python at its end
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    gc.collect()  # of the trainer, whose DDP keeps threads of gloo's, which may abort Python at its end
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     return code
 
 
@@ -90,7 +88,7 @@ def _refuse_what_cannot_work(config: FIPOConfig, model_args: ModelArguments) -> 
     }
     for name, value in needed.items():
         if not value:
-            raise InvalidParameterError(f"{name} is not given, but every run needs one of its own; set it.")
+            raise InvalidParameterError(f"{name} is not given, but every run needs one; set it.")
 
 
 def _train(
@@ -156,7 +154,7 @@ def _try_on(rewards: list[Reward], prompts: Prompts, run: RunArguments) -> list[
 def build_trainer(
     run: RunArguments, config: FIPOConfig, model_args: ModelArguments, prompts: Prompts, rewards: list[Reward]
 ) -> tuple[FIPOTrainer, Prompts]:
-    """Loads the model and makes the trainer, on the prompts that are short enough, which are returned too."""
+    """Loads the model; the trainer trains on the prompts that are short enough, which are returned too."""
     model, tokenizer = load_model(
         model_args.model_name_or_path,
         dtype=model_args.dtype,

@@ -125,7 +125,7 @@ def _train(options: argparse.Namespace) -> int:
         recipe, flags = split_command(options.flags)  # before slower imports
         _quiet_libraries()
         if {"-h", "--help", "--help-all"} & set(flags):
-            from fipo.run.help import print_help
+            from fipo.run.arguments import print_help
 
             return print_help("--help-all" in flags)
         from fipo.run.train import train
@@ -222,12 +222,9 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from fipo.run.checks import show
-    from fipo.run.doctor import diagnose_trainer
-    from fipo.run.engines_doctor import diagnose_slime, diagnose_verl
+    from fipo.run.doctor import DIAGNOSES, show
 
-    diagnose = {"trainer": diagnose_trainer, "slime": diagnose_slime, "verl": diagnose_verl}[options.engine]
-    return show(diagnose(), options.json)
+    return show(DIAGNOSES[options.engine](), options.json)
 
 
 if __name__ == "__main__":

@@ -46,8 +46,7 @@ def place_of(trace_file: str) -> tuple[int, int, int] | None:
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives a place beside `path` to write to, and renames it to `path` once the block has ended well.
 
-    Raises:
-        DataError: `path` is a folder.
+    Raises a DataError where `path` is a folder.
     """
     path = Path(path)
     if path.is_dir():
@@ -86,10 +85,8 @@ def locked(folder: Path) -> Iterator[Lock]:
         raise DataError(f"output_dir is {folder}, which cannot be written to ({error}); choose another.") from error
     with file:
         if not _acquire(file):
-            raise DataError(
-                f"{folder} belongs to a run that is under way in another process; wait for it, or choose another "
-                "output_dir."
-            )
+            remedy = "wait for it, or choose another output_dir"
+            raise DataError(f"{folder} belongs to a run that is under way in another process; {remedy}.")
         lock = Lock(file)
         try:
             yield lock

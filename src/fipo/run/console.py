@@ -51,11 +51,11 @@ def dry_run(config: FIPOConfig, prompts: Dataset, rewards: list[Reward], scores:
     )
 
 
-def summary(before: dict[str, float], after: Evaluation | None, seconds: float, run: str) -> str:
-    """The end of a run: shares of accuracy before, as far as they are known, and after, and where things lie."""
+def summary(before: list[dict[str, float]], after: Evaluation | None, seconds: float, run: str) -> str:
+    """The end of a run: accuracy before, as far as that was logged, and after, and where things lie."""
     lines = [f"Finished in {seconds / 60:.1f} minutes. Model, checkpoints and {METRICS_FILE}: {run}"]
     for name, end in after.shares().items() if after else ():
-        start = before.get(name)
+        start = next((log[f"eval_{name}"] for log in before if f"eval_{name}" in log), None)
         known = f"{end:6.1%}" if start is None else f"{start:6.1%} → {end:6.1%}  ({100 * (end - start):+.1f} points)"
         lines.append(f"  held-out {name:>8}  {known}")
     if after and after.failed:

@@ -113,10 +113,6 @@ def _procedural(name: str, options: dict[str, Any], seed: int) -> Dataset:
         rows = list(reasoning_gym.create_dataset(name, **{"size": 1000, "seed": seed, **options}))
     except Exception as error:  # each task checks its options in its own way, some when the first question is made
         raise DataError(f"reasoning-gym's {name} does not take {options} ({one_line(error)}); change them.") from error
-    return Dataset.from_dict(
-        {
-            "prompt": [row["question"] for row in rows],
-            "answer": [str(row["answer"]) for row in rows],
-            "reasoning_gym": [json.dumps(row, default=str) for row in rows],
-        }
-    )
+    whole = [json.dumps(row, default=str) for row in rows]
+    questions, answers = [row["question"] for row in rows], [str(row["answer"]) for row in rows]
+    return Dataset.from_dict({"prompt": questions, "answer": answers, "reasoning_gym": whole})

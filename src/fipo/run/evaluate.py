@@ -55,10 +55,8 @@ def evaluate(trainer: FIPOTrainer, prompts: Dataset, reward: Reward, k: int) -> 
             greedy = _score(trainer, rows, reward, 1)
         sampled = _score(trainer, rows, reward, k)
     trainer.model.train(was_training)
-    mine = zip((index for index, _ in local), greedy, sampled, strict=True)
-    results = {
-        index: scores for index, *scores in gather_object(list(mine))
-    }  # the last rank's padding repeats an index
+    mine = list(zip((index for index, _ in local), greedy, sampled, strict=True))
+    results = {index: scores for index, *scores in gather_object(mine)}  # the last rank's padding repeats an index
     ordered = [results[index] for index in sorted(results)]
     correct = [rights for _, samples in ordered if (rights := _correct(samples))]
     return Evaluation(
@@ -134,10 +132,10 @@ def _mean(values: Iterable[float]) -> float:
 
 @contextmanager
 def _greedy(trainer: FIPOTrainer) -> Iterator[None]:
-    owner, name, greedy = trainer, "generation_config", copy(trainer.generation_config)
-    greedy.do_sample, greedy.temperature, greedy.top_p, greedy.top_k = False, None, None, None
-    if trainer.use_vllm:
-        owner, name, greedy = trainer.vllm_generation, "temperature", 0.0
+    owner, name, greedy = trainer.vllm_generation if trainer.use_vllm else trainer, "temperature", 0.0
+    if not trainer.use_vllm:
+        name, greedy = "generation_config", copy(trainer.generation_config)
+        greedy.do_sample, greedy.temperature, greedy.top_p, greedy.top_k = False, None, None, None
     before = getattr(owner, name)
     setattr(owner, name, greedy)
     try:

@@ -71,36 +71,26 @@ ON_CPU: dict[str, Any] = {"most_held_out": 16, "most_prompts": 8, "most_in_a_bat
 ON_CPU |= {"max_steps": 80, "rate": "1.0e-4", "machine": "use_cpu: true\t# no GPU was found when this was written"}
 
 
-def write_recipe(
-    path: Path,
-    model: str,
-    dataset: str,
-    *,
-    config: str | None = None,
-    split: str | None = None,
-    prompt_column: str | None = None,
-    answer_column: str | None = None,
-) -> str:
+def write_recipe(path: Path, model: str, dataset: str, **about: str | None) -> str:
     """Writes the recipe, which must not exist yet, and returns what to do next.
 
-    `dataset` is read, to find out its columns and what answers look like. The columns are to be named where their names
-    are unusual.
+    `dataset` is read, to find out its columns and what answers look like. Of it may be said: `config`, `split`,
+    `prompt_column` and `answer_column`.
     """
     if path.exists():
         raise InvalidParameterError(f"{path} exists already; name another file, or delete it.")
-    rows = read_source(dataset, config, split or "train")
+    rows = read_source(dataset, about.get("config"), about.get("split") or "train")
     columns = rows.column_names
-    prompt = prompt_column or next((name for name in PROMPTS if name in columns), None)
+    prompt = about.get("prompt_column") or next((name for name in PROMPTS if name in columns), None)
     if prompt not in columns:
         remedy = did_you_mean(str(prompt), columns, "name it with --prompt-column.")
         raise DataError(f"{dataset} has no column of prompts among {columns}; {remedy}")
-    answer = answer_column or next((name for name in ANSWERS if name in columns), "")
+    answer = about.get("answer_column") or next((name for name in ANSWERS if name in columns), "")
     reward = _reward(dataset, [str(value) for value in rows[:LOOKED_AT][answer]] if answer in columns else [])
-    named = {"dataset_config": config, "dataset_split": split}
     texts = {"model": model, "output": f"runs/{path.stem}", "dataset": dataset, "prompt": prompt, "answer": answer}
     recipe = RECIPE.format(
         rows=len(rows),
-        more="".join(f"{key}: {json.dumps(value)}\n" for key, value in named.items() if value is not None),
+        more="".join(f"dataset_{key}: {json.dumps(about[key])}\n" for key in ("config", "split") if about.get(key)),
         system_prompt=BRIEF if reward == "exact" else THOUGHTFUL,
         **{name: json.dumps(text, ensure_ascii=False) for name, text in (texts | {"reward": reward}).items()},
         **_sizes(len(rows)),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from fipo.errors import DataError, InvalidParameterError
@@ -27,11 +27,9 @@ class Prompts:
 def prompts_of(run: RunArguments, config: FIPOConfig) -> Prompts:
     """Training and held-out prompts; without an eval_dataset the held-out ones are taken from the training data."""
     if not run.dataset:
-        raise InvalidParameterError(
-            "dataset is empty, but training needs prompts; name a file, a hub dataset or rg:task."
-        )
-    columns = {"prompt_column": run.prompt_column, "answer_column": run.answer_column}
-    options: dict[str, Any] = {"config": run.dataset_config, **columns}
+        raise InvalidParameterError("dataset is empty, but a run needs prompts; name a file, a hub dataset or rg:task.")
+    options: dict[str, Any] = {"config": run.dataset_config, "prompt_column": run.prompt_column}
+    options["answer_column"] = run.answer_column
     seed = config.seed if config.data_seed is None else config.data_seed
     train = load_prompts(run.dataset, split=run.dataset_split, seed=seed, **options)
     held_out = None
@@ -64,11 +62,7 @@ def _require_a_rollout(prompts: Dataset, config: FIPOConfig, which: str, remedy:
 
 
 def ready_for(
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Prompts,
-    run: RunArguments,
-    config: FIPOConfig,
-    model_config: PretrainedConfig,
+    model: PreTrainedModel, tokenizer: Any, prompts: Prompts, run: RunArguments, config: FIPOConfig
 ) -> Prompts:
     """The prompts in the format that the model takes, those of at most `max_prompt_length` tokens; others are counted.
     Refused is what leaves too few, a format that cannot be had, and more tokens than the model's context.
@@ -93,7 +87,7 @@ def ready_for(
     held_out = None if prompts.held_out is None else fitting(prompts.held_out, "held-out")
     _require_a_rollout(train, config, f"max_prompt_length ({most}) leaves", "raise it, or lower")
     # A rollout engine cuts responses at the model's limit without a word, which looks like a truncated answer.
-    limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     tokens = longest + config.max_completion_length
     if limit is not None and tokens > limit:
         raise InvalidParameterError(
@@ -141,7 +135,7 @@ def _messages(prompt: Any, system_prompt: str | None) -> list[dict[str, str]]:
     return messages
 
 
-def _lengths(prompts: Dataset, tokenizer: PreTrainedTokenizerBase, config: FIPOConfig) -> list[int]:
+def _lengths(prompts: Dataset, tokenizer: Any, config: FIPOConfig) -> list[int]:
     """In tokens, as TRL tokenizes them."""
     given = list(prompts["prompt"])
     options = {"add_generation_prompt": True, "return_dict": True, **(config.chat_template_kwargs or {})}
@@ -150,7 +144,5 @@ def _lengths(prompts: Dataset, tokenizer: PreTrainedTokenizerBase, config: FIPOC
         tokenized = tokenizer(given) if is_text else tokenizer.apply_chat_template(given, **options)
         return [len(ids) for ids in tokenized["input_ids"]]
     except Exception as error:  # templates are programs, and raise what programs raise
-        raise DataError(
-            f"The chat template cannot be applied to the prompts ({one_line(error)}); repair it, or name another with "
-            "chat_template."
-        ) from error
+        remedy = "repair it, or name another with chat_template"
+        raise DataError(f"The chat template cannot be applied to the prompts ({one_line(error)}); {remedy}.") from error

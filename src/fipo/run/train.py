@@ -2,9 +2,9 @@
 
 import errno
 import gc
-import json
 import time
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from fipo.run.model import end_at, load_model
 from fipo.run.output_folder import checkpoint_before, checkpoint_to_resume, make_room
 from fipo.run.prompts import Prompts, forms_of, prompts_of, ready_for
 from fipo.run.rewards import Reward, load_rewards
-from fipo.run_folder import FINISHED, LOCK_FILE, METRICS_FILE, REPORT_FILE, STOPPED, locked
+from fipo.run_folder import FINISHED, LOCK_FILE, REPORT_FILE, STOPPED, locked
 from fipo.terminal import one_line
 from fipo.trainer.config import FIPOConfig
 from fipo.trainer.trainer import FIPOTrainer
@@ -49,19 +49,17 @@ def train(recipe: dict[str, Any], flags: list[str]) -> int:
     try:
         run, config, model_args = parse(recipe, flags)
         _refuse_what_cannot_work(config, model_args)
-        if run.dry_run or config.process_index > 0:
+        writes = not run.dry_run and config.process_index == 0
+        with locked(Path(config.output_dir)) if writes else nullcontext() as lock:  # before it is looked at
             code = _train(run, config, model_args, stop, console)
-        else:
-            with locked(Path(config.output_dir)) as lock:  # before it is looked at
-                code = _train(run, config, model_args, stop, console)
+            if lock is not None:
                 lock.end(STOPPED if code else FINISHED)
     except FIPOError:
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in FULL_DISK:
-            raise DataError(
-                f"{one_line(error)}; the last whole checkpoint is untouched: make room and go on with --resume true."
-            ) from error
+            remedy = "the last whole checkpoint is untouched: make room and go on with --resume true"
+            raise DataError(f"{one_line(error)}; {remedy}.") from error
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         is_fipos_own = frame.f_globals["__name__"].startswith("fipo.") and not isinstance(error, RuntimeError | OSError)
         if stop.updates or is_fipos_own:  # torch's C++ raises RuntimeErrors from fipo's lines too
@@ -128,7 +126,7 @@ def _train(
     if main and stopped:
         console.print(f"Stopped at update {updates}, with a checkpoint; go on with --resume true.")
     elif main:
-        before = _shares_before(Path(config.output_dir) / METRICS_FILE)
+        before = [log for log in trainer.state.log_history if log["step"] == 0]  # a resumed run's too
         lines = [view.summary(before, accuracy.latest, time.monotonic() - started, config.output_dir)]
         if prompts.held_out is not None and accuracy.before and accuracy.latest:
             lines.append(view.before_and_after(prompts.held_out["prompt"], accuracy.before, accuracy.latest))
@@ -173,7 +171,7 @@ def build_trainer(
     if config.beta and model_args.model_revision != "main":  # TRL loads the reference by the model's name
         config.model_init_kwargs = {"revision": model_args.model_revision}
     config.disable_tqdm = True
-    prompts = ready_for(tokenizer, prompts, run, config, model.config)
+    prompts = ready_for(model, tokenizer, prompts, run, config)
     data = {"train_dataset": prompts.train, "processing_class": tokenizer}
     return FIPOTrainer(model, rewards, config, peft_config=get_peft_config(model_args), **data), prompts
 
@@ -187,15 +185,11 @@ def _run_training(trainer: FIPOTrainer, checkpoint: str | None, stop: StopOnSign
         _require_folder(trainer)
         weights = (p.data.to_local() if isinstance(p.data, DTensor) else p.data for p in trainer.model.parameters())
         if not all(bool(weight.isfinite().all()) for weight in weights):
-            raise DataError(
-                "The model has diverged: its weights are inf or nan; lower learning_rate, or go on from an earlier "
-                "checkpoint with --resume_from_checkpoint."
-            ) from error
+            remedy = "lower learning_rate, or go on from an earlier checkpoint with --resume_from_checkpoint"
+            raise DataError(f"The model has diverged: its weights are inf or nan; {remedy}.") from error
         if checkpoint is not None and not stop.began:
-            raise DataError(
-                f"{checkpoint} cannot be loaded ({type(error).__name__}: {one_line(error)}); "
-                f"{checkpoint_before(checkpoint)}."
-            ) from error
+            reason = f"{checkpoint} cannot be loaded ({type(error).__name__}: {one_line(error)})"
+            raise DataError(f"{reason}; {checkpoint_before(checkpoint)}.") from error
         raise
     trainer.scores.require_some()
 
@@ -207,28 +201,16 @@ def _require_folder(trainer: FIPOTrainer) -> None:
 
 
 def _save(trainer: FIPOTrainer) -> None:
-    """The model, in output_dir."""
     _require_folder(trainer)
     if trainer.is_fsdp_enabled:  # else nothing is saved where the state is sharded
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     try:
         trainer.save_model(trainer.args.output_dir)
     except Exception as error:  # a full disk has no error number in safetensors' words
+        reason = f"The model cannot be written to {trainer.args.output_dir} ({one_line(error)})"
         raise DataError(
-            f"The model cannot be written to {trainer.args.output_dir} ({one_line(error)}); make room on the disk, or "
-            "mend what is said, and --resume true writes it."
+            f"{reason}; make room on the disk, or mend what is said, and --resume true writes it."
         ) from error
-
-
-def _shares_before(metrics: Path) -> dict[str, float]:
-    """Held-out accuracy before the first update, which a resumed run finds in its metrics."""
-    try:
-        with metrics.open() as file:
-            first = json.loads(file.readline())
-        measured = {name: value for name, value in first.items() if first["step"] == 0 and value is not None}
-    except (OSError, ValueError, KeyError, AttributeError):  # none was written, or somebody wrote into it
-        return {}
-    return {name.removeprefix("eval_"): value for name, value in measured.items() if name.startswith("eval_")}
 
 
 def write_report(output_dir: str) -> str:

@@ -40,8 +40,6 @@ def of_text(prompts, completions, **_):
     assert all(isinstance(text, str) for text in (*prompts, *completions))
     return [sum(c.isdigit() for c in x) / 8 for x in completions]
 """
-
-
 AND_LIST_THREADS = """
 import sys
 from pathlib import Path
@@ -72,20 +70,18 @@ def folder(tmp_path_factory):
     return folder
 
 
-def environment(**more):
-    return {**os.environ, "OMP_NUM_THREADS": "1", **more}
-
-
 def train(folder, *flags, command=(*FIPO, "recipe.yaml"), expect=0, **env):
-    done = subprocess.run([*command, *flags], capture_output=True, text=True, cwd=folder, env=environment(**env))
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, cwd=folder, env=env)
     assert done.returncode == expect, done.stdout + done.stderr
     return done
 
 
 def start_slowly(folder, *flags):
     """Half a second for every scoring, so that there is time to interrupt it."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([*FIPO, "recipe.yaml", *flags], cwd=folder, env=environment(SLOW="0.5"), **pipes)
+    options = {"cwd": folder, "env": {**os.environ, "OMP_NUM_THREADS": "1", "SLOW": "0.5"}}
+    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*FIPO, "recipe.yaml", *flags], **options)
 
 
 def train_here(folder, *flags, expect=0):

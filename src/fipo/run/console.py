@@ -1,5 +1,6 @@
 """What a person sees of a run in a terminal or a log file."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,8 +56,10 @@ def summary(before: list[dict[str, float]], after: Evaluation | None, seconds: f
     """The end of a run: accuracy before, as far as that was logged, and after, and where things lie."""
     lines = [f"Finished in {seconds / 60:.1f} minutes. Model, checkpoints and {METRICS_FILE}: {run}"]
     for name, end in after.shares().items() if after else ():
-        start = next((log[f"eval_{name}"] for log in before if f"eval_{name}" in log), None)
-        known = f"{end:6.1%}" if start is None else f"{start:6.1%} → {end:6.1%}  ({100 * (end - start):+.1f} points)"
+        start = next((log[f"eval_{name}"] for log in before if f"eval_{name}" in log), math.nan)
+        known = (
+            f"{end:6.1%}" if math.isnan(start) else f"{start:6.1%} → {end:6.1%}  ({100 * (end - start):+.1f} points)"
+        )
         lines.append(f"  held-out {name:>8}  {known}")
     if after and after.failed:
         lines.append(f"  {after.failed} completions could not be scored and do not count.")

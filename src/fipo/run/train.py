@@ -208,9 +208,7 @@ def _save(trainer: FIPOTrainer) -> None:
         trainer.save_model(trainer.args.output_dir)
     except Exception as error:  # a full disk has no error number in safetensors' words
         reason = f"The model cannot be written to {trainer.args.output_dir} ({one_line(error)})"
-        raise DataError(
-            f"{reason}; make room on the disk, or mend what is said, and --resume true writes it."
-        ) from error
+        raise DataError(f"{reason}; make room, or mend what is said, and --resume true writes it.") from error
 
 
 def write_report(output_dir: str) -> str:

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from fipo import __version__
 from fipo.errors import DataError, FIPOError, InvalidParameterError
-from fipo.terminal import printable
+from fipo.messages import printable
 
 TAKES_FLAGS = ("train", "test-reward")  # of a recipe
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fipo.errors import InvalidParameterError
-from fipo.terminal import one_line
+from fipo.messages import one_line
 
 
 def function_of(name: str, setting: str) -> Callable[..., Any]:

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 from trl import ModelConfig, TrlParser
 
 from fipo.errors import InvalidParameterError
+from fipo.messages import did_you_mean
 from fipo.params import KNOBS
-from fipo.terminal import did_you_mean
 from fipo.trainer.config import FIPOConfig
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")

@@ -10,10 +10,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from fipo.messages import printable
 from fipo.run.evaluate import Evaluation
 from fipo.run.rewards import Reward, text_of
 from fipo.run_folder import METRICS_FILE
-from fipo.terminal import printable
 from fipo.trainer.config import FIPOConfig
 from fipo.trainer.trainer import FIPOTrainer
 

@@ -7,9 +7,9 @@ from typing import Any
 from datasets import Dataset, load_dataset
 
 from fipo.errors import DataError
+from fipo.messages import did_you_mean, nearest_file, one_line
 from fipo.run.recipe import name_and_options
 from fipo.run.rewards import TAKEN
-from fipo.terminal import did_you_mean, nearest_file, one_line
 
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".txt": "text", ".parquet": "parquet"}
 PROCEDURAL = "rg:"

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from fipo.errors import DataError, InvalidParameterError
+from fipo.messages import did_you_mean
 from fipo.run.data import PROCEDURAL, read_source
-from fipo.terminal import did_you_mean
 
 PROMPTS = ("prompt", "question", "problem", "query", "instruction", "input")
 ANSWERS = ("answer", "solution", "final_answer", "ground_truth", "target", "label", "output")

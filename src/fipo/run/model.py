@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 
 from fipo.core.precision import processor_has_bfloat16
 from fipo.errors import DataError, InvalidParameterError
-from fipo.terminal import one_line
+from fipo.messages import one_line
 
 PACKAGE = "package:"
 CACHE = Path(os.environ.get("FIPO_CACHE", Path.home() / ".cache" / "fipo"))

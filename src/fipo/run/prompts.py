@@ -8,9 +8,9 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from fipo.errors import DataError, InvalidParameterError
+from fipo.messages import one_line
 from fipo.run.arguments import RunArguments
 from fipo.run.data import load_prompts
-from fipo.terminal import one_line
 from fipo.trainer.config import FIPOConfig
 
 logger = logging.get_logger(__name__)

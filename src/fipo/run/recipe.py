@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from fipo.errors import InvalidParameterError
-from fipo.terminal import nearest_file, one_line
+from fipo.messages import nearest_file, one_line
 
 MERGE = "tag:yaml.org,2002:merge"  # the key <<
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from fipo.errors import FIPOError, InvalidParameterError
 from fipo.functions import function_of
+from fipo.messages import did_you_mean, one_line
 from fipo.run.recipe import name_and_options
 from fipo.run.safe_tasks import SAFE_TASKS
-from fipo.terminal import did_you_mean, one_line
 
 logger = logging.getLogger(__name__)
 

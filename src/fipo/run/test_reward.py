@@ -8,10 +8,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from fipo.errors import DataError
+from fipo.messages import printable
 from fipo.run.arguments import Parser
 from fipo.run.data import read_source
 from fipo.run.rewards import TAKEN, as_completion, load_rewards
-from fipo.terminal import printable
 
 
 def score_file(recipe: dict[str, Any], flags: list[str], completions: Path) -> int:

@@ -15,6 +15,7 @@ from transformers import PrinterCallback
 from trl import get_peft_config, get_quantization_config
 
 from fipo.errors import DataError, FIPOError, InvalidParameterError
+from fipo.messages import one_line
 from fipo.report import render_report
 from fipo.run import console as view
 from fipo.run.arguments import ModelArguments, RunArguments, parse
@@ -26,7 +27,6 @@ from fipo.run.output_folder import checkpoint_before, checkpoint_to_resume, make
 from fipo.run.prompts import Prompts, forms_of, prompts_of, ready_for
 from fipo.run.rewards import Reward, load_rewards
 from fipo.run_folder import FINISHED, LOCK_FILE, REPORT_FILE, STOPPED, locked
-from fipo.terminal import one_line
 from fipo.trainer.config import FIPOConfig
 from fipo.trainer.trainer import FIPOTrainer
 

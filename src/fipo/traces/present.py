@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fipo.terminal import printable
+from fipo.messages import printable
 
 
 def show_analysis(result: dict[str, Any], problems: list[str], console: Console) -> None:

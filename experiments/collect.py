@@ -18,9 +18,9 @@ from experiments.protocol import FIPO, GRPO, SHUFFLED, UNIFORM, Elsewhere, Run
 from experiments.report import accuracy_table, comparison_table
 from experiments.statistics import Results
 from fipo.errors import DataError, FIPOError
+from fipo.messages import did_you_mean
 from fipo.report.curves import read_metrics
 from fipo.run_folder import METRICS_FILE
-from fipo.terminal import did_you_mean
 
 ARMS = {"fipo": FIPO, "grpo": GRPO, "dapo": GRPO, "shuffled": SHUFFLED, "uniform": UNIFORM}
 NAME = re.compile(rf"(?P<name>.+)-(?P<arm>{'|'.join(ARMS)})-s(?P<seed>\d+)(?:_.*)?")  # to which slime adds _RANDOM

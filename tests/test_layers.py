@@ -8,7 +8,7 @@ import pytest
 import fipo
 
 SOURCES = Path(fipo.__file__).parent
-SHARED = {"errors", "functions", "params", "run_folder", "terminal", "__init__"}
+SHARED = {"errors", "functions", "messages", "params", "run_folder", "__init__"}
 BELOW = {  # room → what it may import of fipo, besides itself
     "core": SHARED - {"run_folder"},
     "traces": SHARED | {"core"},

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from fipo import __version__
 from fipo.errors import DataError, FIPOError, InvalidParameterError
-from fipo.terminal import did_you_mean, printable
+from fipo.messages import printable
 
 TAKES_FLAGS = ("train", "test-reward")  # of a recipe
 
@@ -30,17 +30,14 @@ def main(arguments: list[str] | None = None) -> int:
     standard error. 130: Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser, commands = _parser()
+    parser = _parser()
     if not arguments:
         print(parser.format_help(), file=sys.stderr)
         return 2
     try:
-        if not arguments[0].startswith("-") and arguments[0] not in commands:
-            remedy = did_you_mean(arguments[0], commands, f"the commands are {', '.join(commands)}.")
-            raise InvalidParameterError(f"{arguments[0]} is no command of fipo; {remedy}")
         options, flags = parser.parse_known_args(arguments)
         if flags and options.command not in TAKES_FLAGS:
-            commands.get(options.command, parser).error(f"unrecognized arguments: {' '.join(flags)}")
+            options.parser.error(f"unrecognized arguments: {' '.join(flags)}")
         options.flags = flags
         return options.run(options)
     except SystemExit as done:  # --help and --version
@@ -56,17 +53,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> tuple[Parser, dict[str, Parser]]:
+def _parser() -> Parser:
     parser = Parser(prog="fipo", description="Per-token credit for reinforcement learning of language models.")
+    parser.set_defaults(parser=parser)
     parser.add_argument("--version", action="version", version=f"fipo {__version__}")
     subcommands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
-    added: dict[str, Parser] = {}
 
     def add(name: str, run: Callable[[argparse.Namespace], int], help: str) -> Parser:
         takes_help = name != "train"  # which has a help of its own
-        added[name] = subcommands.add_parser(name, help=help, description=help, allow_abbrev=False, add_help=takes_help)
-        added[name].set_defaults(run=run)
-        return added[name]
+        child = subcommands.add_parser(name, help=help, description=help, allow_abbrev=False, add_help=takes_help)
+        child.set_defaults(run=run, parser=child)
+        return child
 
     add("train", _train, "Train with a recipe: fipo train recipe.yaml [--flag value …].")
     init = add("init", _init, "Write a commented recipe for a model and data of your own.")
@@ -100,7 +97,7 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     about = "trainer (the default: `fipo train`), slime or verl"
     doctor.add_argument("engine", nargs="?", choices=["trainer", "slime", "verl"], default="trainer", help=about)
     doctor.add_argument("--json", action="store_true", help="print the checks as JSON")
-    return parser, added
+    return parser
 
 
 def _fail(sentence: str) -> int:
@@ -128,7 +125,7 @@ def _train(options: argparse.Namespace) -> int:
         recipe, flags = split_command(options.flags)  # before slower imports
         _quiet_libraries()
         if {"-h", "--help", "--help-all"} & set(flags):
-            from fipo.run.help import print_help
+            from fipo.run.arguments import print_help
 
             return print_help("--help-all" in flags)
         from fipo.run.train import train
@@ -229,12 +226,9 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from fipo.run.checks import show
-    from fipo.run.doctor import diagnose_trainer
-    from fipo.run.engines_doctor import diagnose_slime, diagnose_verl
+    from fipo.run.doctor import DIAGNOSES, show
 
-    diagnose = {"trainer": diagnose_trainer, "slime": diagnose_slime, "verl": diagnose_verl}[options.engine]
-    return show(diagnose(), options.json)
+    return show(DIAGNOSES[options.engine](), options.json)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from fipo.errors import InvalidParameterError
+from fipo.messages import one_line
 
 
 def function_of(name: str, setting: str) -> Callable[..., Any]:
-    """What `python:package.module:function` names; the module may lie in the current folder.
-
-    Args:
-        name: The value of the setting.
-        setting: How the error messages call the setting.
+    """What `python:package.module:function` names, as the value of `setting`; it may lie in the current folder.
 
     Raises:
         InvalidParameterError: It has another form, cannot be imported, or is no plain function.
@@ -30,9 +27,8 @@ def function_of(name: str, setting: str) -> Callable[..., Any]:
         if not callable(function) or inspect.iscoroutinefunction(function):
             raise ImportError(f"{attribute} is no plain function, but a {type(function).__name__}")
     except (Exception, SystemExit) as error:
-        said = " ".join(str(error).split())
         raise InvalidParameterError(
-            f"{setting} is {name!r}, which cannot be imported ({type(error).__name__}: {said}); write "
+            f"{setting} is {name!r}, which cannot be imported ({type(error).__name__}: {one_line(error)}); write "
             "python:package.module:function, and let its module lie where every process can import it."
         ) from error
     return function

@@ -15,9 +15,9 @@ METRICS_FILE = "metrics.jsonl"  # a JSON object a line, as the trainer logged it
 TRACES_FOLDER = "traces"  # Parquet, see fipo.traces
 REPORT_FILE = "report.html"
 LOCK_FILE = ".lock"  # locked as long as a run is under way, whatever ends its process; then it says how that ended
+FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"  # what it says at the end; before, RUNNING
 MISSING, UNKNOWN, RUNNING, KILLED = "missing", "unknown", "running", "killed"
 _TRACE_FILE = re.compile(r"rollout_(\d{6,9})_step_(\d{4,9})_rank_(\d{1,9})\.parquet")
-FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"  # what the lock file says at the end; before, RUNNING
 
 
 def traces_folder(run: Path) -> Path:
@@ -31,23 +31,22 @@ def trace_file(rollout: int, step: int, rank: int) -> str:
     return f"rollout_{rollout:06d}_step_{step:04d}_rank_{rank}.parquet"
 
 
+def trace_files_of(rollout: int) -> str:
+    """A pattern for the names of all of a rollout's traces."""
+    return f"rollout_{rollout:06d}_*.parquet"
+
+
 def place_of(trace_file: str) -> tuple[int, int, int] | None:
     """Rollout, step and rank of a file of that name; None of any other."""
     found = _TRACE_FILE.fullmatch(trace_file)
     return None if found is None else (int(found[1]), int(found[2]), int(found[3]))
 
 
-def trace_files_of(rollout: int) -> str:
-    """A pattern for the names of all of a rollout's traces."""
-    return f"rollout_{rollout:06d}_*.parquet"
-
-
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives a place beside `path` to write to, and renames it to `path` once the block has ended well.
 
-    Raises:
-        DataError: `path` is a folder.
+    Raises a DataError where `path` is a folder.
     """
     path = Path(path)
     if path.is_dir():
@@ -70,10 +69,8 @@ class Lock:
         self.end(RUNNING)
 
     def end(self, how: str) -> None:
-        """A full disk costs the note, not the run."""
-        with suppress(OSError):
-            self._file.seek(0)
-            self._file.truncate()
+        with suppress(OSError):  # a full disk costs the note, not the run
+            self._file.truncate(0)  # it is open for appending
             self._file.write(how)
             self._file.flush()
 
@@ -83,15 +80,13 @@ def locked(folder: Path) -> Iterator[Lock]:
     """Makes the folder and holds its lock. Raises a DataError where another process does, or no folder can be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK_FILE).open("a+")
-    except OSError as error:
+        file = (folder / LOCK_FILE).open("a")
+    except (OSError, ValueError) as error:
         raise DataError(f"output_dir is {folder}, which cannot be written to ({error}); choose another.") from error
     with file:
         if not _acquire(file):
-            raise DataError(
-                f"{folder} belongs to a run that is under way in another process; wait for it, or choose another "
-                "output_dir."
-            )
+            remedy = "wait for it, or choose another output_dir"
+            raise DataError(f"{folder} belongs to a run that is under way in another process; {remedy}.")
         lock = Lock(file)
         try:
             yield lock
@@ -115,17 +110,13 @@ def status_of(folder: Path) -> str:
     """How a run of `fipo train` stands: one of the names above; MISSING without a folder, UNKNOWN without a lock."""
     path = folder / LOCK_FILE
     try:
-        if not folder.exists():
-            return MISSING
         if not path.is_file():  # a pipe would block
-            return UNKNOWN
-        with path.open("rb") as file:
+            return UNKNOWN if folder.exists() else MISSING
+        with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            said = file.read(20).decode(errors="replace")
+            said = file.read(20)
     except BlockingIOError:
         return RUNNING
-    except OSError:
+    except (OSError, ValueError):
         return UNKNOWN
-    if said in (FINISHED, STOPPED, FAILED):
-        return said
-    return KILLED if said == RUNNING else UNKNOWN
+    return {RUNNING: KILLED, FINISHED: FINISHED, STOPPED: STOPPED, FAILED: FAILED}.get(said, UNKNOWN)

@@ -34,8 +34,7 @@ def test_columns_chats_and_extra_columns(tmp_path):
 
 def test_procedural_task():
     first, again = (load_prompts("{rg:chain_sum: {size: 5, min_terms: 2, max_terms: 2}}", seed=3) for _ in range(2))
-    assert len(first) == 5
-    assert isinstance(first[0]["prompt"], str)
+    assert len(first) == 5 and isinstance(first[0]["prompt"], str)
     assert first["answer"] == again["answer"]
 
 

@@ -52,22 +52,20 @@ def test_answers_that_no_reward_fits_and_a_column_of_answers_by_another_name(fol
 def test_on_a_gpu(folder, monkeypatch):
     monkeypatch.setattr(init.torch.cuda, "is_available", lambda: True)
     recipe = written("rg:chain_sum")
-    rollout = recipe["per_device_train_batch_size"] * recipe["steps_per_generation"]
-    assert rollout == 64 * recipe["num_generations"]
+    assert recipe["per_device_train_batch_size"] * recipe["steps_per_generation"] == 64 * recipe["num_generations"]
     assert recipe["steps_per_generation"] // recipe["gradient_accumulation_steps"] == 8
     assert recipe["bf16"] is True and "use_cpu" not in recipe
 
 
 def test_mistakes(folder, capsys):
     (folder / "odd.jsonl").write_text(json.dumps({"promt": "1", "reply": "1"}) + "\n")
-    for arguments, words in [
-        (["--dataset", "odd.jsonl"], "has no column of prompts among ['promt', 'reply']"),
-        (["--dataset", "odd.jsonl", "--prompt-column", "prompt"], "did you mean promt?"),
-        (["--dataset", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
-    ]:
-        assert main(["init", "mine.yaml", "--model", "m", *arguments]) == 2
+    for arguments, words in {
+        "--dataset odd.jsonl": "has no column of prompts among ['promt', 'reply']",
+        "--dataset odd.jsonl --prompt-column prompt": "did you mean promt?",
+        "--dataset nowhere.jsonl": "nowhere.jsonl does not exist",
+    }.items():
+        assert main(["init", "mine.yaml", "--model", "m", *arguments.split()]) == 2
         assert words in capsys.readouterr().err
-    recipe = written("odd.jsonl", "--prompt-column", "promt", "--answer-column", "reply")
-    assert recipe["answer_column"] == "reply"
+    assert written("odd.jsonl", "--prompt-column", "promt", "--answer-column", "reply")["answer_column"] == "reply"
     assert main(["init", "mine.yaml", "--model", "m", "--dataset", "few.jsonl"]) == 2
     assert "mine.yaml exists already" in capsys.readouterr().err

@@ -52,19 +52,19 @@ def write(folder, **changes):
     (folder / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
 
 
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        ("return [float('nan')]", "The reward score returned [nan], but scores must be finite; repair it"),
-        ("return [1.0, 2.0]", "The reward score returned 2 scores for 1 completions"),
-        ("return columns['gold']", "raised for the completion '2' of the first prompt (KeyError: 'gold'); repair it"),
-    ],
-)
-def test_a_reward_is_tried_before_a_model_is_loaded(folder, capsys, body, words):
+TRIED = {  # the body of a reward → what is said of it
+    "return [float('nan')]": "The reward score returned [nan], but must return a list of finite numbers",
+    "return [1.0, 2.0]": "The reward score returned 2 scores for 1 completions",
+    "return columns['gold']": "raised KeyError: 'gold', for the completion '2' of the first prompt; repair it",
+}
+
+
+@pytest.mark.parametrize("body", TRIED)
+def test_a_reward_is_tried_before_a_model_is_loaded(folder, capsys, body):
     (folder / "mine.py").write_text(f"def score(completions, **columns):\n    {body}\n")
     (folder / "data.jsonl").write_bytes(lines_of(TWOS))
     write(folder, rewards=["python:mine:score"])
-    refused(["train", "recipe.yaml"], words, capsys)
+    refused(["train", "recipe.yaml"], TRIED[body], capsys)
 
 
 def test_a_column_that_only_the_held_out_prompts_miss(folder, capsys):
@@ -90,13 +90,12 @@ def test_a_reward_for_chat_may_be_tried_on_text_prompts(folder, capsys):
     body = "return iter([float(messages[-1]['content'] == '2') for messages in completions])"
     (folder / "mine.py").write_text(f"def score(completions, **columns):\n    {body}\n")
     (folder / "data.jsonl").write_bytes(lines_of(TWOS))
-    for prompt_format, works in (("auto", True), ("chat", True), ("text", False)):
+    for prompt_format in ("auto", "chat"):
         write(folder, rewards=["python:mine:score"], prompt_format=prompt_format)
-        if works:
-            assert main(["train", "recipe.yaml"]) == 0
-            assert "rewards of its answer '2': score 1\n" in capsys.readouterr().out
-        else:
-            refused(["train", "recipe.yaml"], "raised for the completion '2' of the first prompt (TypeError", capsys)
+        assert main(["train", "recipe.yaml"]) == 0
+        assert "rewards of its answer '2': score 1\n" in capsys.readouterr().out
+    write(folder, rewards=["python:mine:score"], prompt_format="text")
+    refused(["train", "recipe.yaml"], "The reward score raised TypeError", capsys)
 
 
 def test_a_dry_run_shows_a_prompt_and_what_its_answer_gets(folder, capsys):
@@ -120,19 +119,20 @@ BEYOND = {  # what is said of a flag or a key → values that it does not take
     "one of 7b": "preset=8b fipo_preset=8b",
     "one of position, trained": "fipo_distance=tokens",
     "one of none, uniform, shuffle": "fipo_control=random",
-    "one of auto, chat, text": "prompt_format=prose",
+    "choose from 'auto', 'chat', 'text'": "prompt_format=prose",
 }
 
 
-@pytest.mark.parametrize(
-    ("setting", "words"), [(one, words) for words, settings in BEYOND.items() for one in settings.split()]
-)
-def test_values_beyond_what_a_key_takes(setting, words, folder, capsys):
+BEYOND = {setting: words for words, settings in BEYOND.items() for setting in settings.split()}
+
+
+@pytest.mark.parametrize("setting", BEYOND)
+def test_values_beyond_what_a_key_takes(setting, folder, capsys):
     write(folder)
-    refused(["train", "recipe.yaml", f"--{setting}"], words, capsys)
+    refused(["train", "recipe.yaml", f"--{setting}"], BEYOND[setting], capsys)
     key, _, value = setting.partition("=")
     write(folder, **{key: value})
-    refused(["train", "recipe.yaml"], words, capsys)
+    refused(["train", "recipe.yaml"], BEYOND[setting], capsys)
 
 
 RUN = {"dry_run": False}  # the folder is looked at
@@ -140,34 +140,30 @@ KEYS = [
     ({"lerning_rate": 1}, "lerning_rate is no key … did you mean learning_rate?"),
     ({"zzzz": 1}, "zzzz is no key of a recipe and no flag … --help"),
     ({"fipo_streaming": False}, "fipo_streaming is no key of a recipe"),
-    ({"num_generations": [4]}, "num_generations is [4], but must be one value"),
+    ({"num_generations": [4]}, "invalid int value: '[4]'"),
     ({"num_generations": True}, "invalid int value: 'True'"),
     ({"num_generations": 3}, "must be divisible by num_generations"),
-    ({"max_completion_length": None}, "max_completion_length is None, but a rollout needs a limit"),
+    ({"max_completion_length": None}, "max_completion_length is not given"),
     ({"per_device_train_batch_size": 64}, "leaves 8 training prompts, but a rollout takes 32"),
     ({"steps_per_generation": 1}, "every weight is 1 and FIPO would silently be GRPO"),
-    (
-        {"fipo_rule": "python:nowhere:weights"},
-        "cannot be imported (ModuleNotFoundError: No module named 'nowhere'); write python:",
-    ),
+    ({"fipo_rule": "python:nowhere:f"}, "cannot be imported (ModuleNotFoundError: No module named 'nowhere'); write"),
     ({"reward_weights": [1.0]}, "reward_weights is [1.0], but a recipe's rewards carry their own"),
     ({"eval_strategy": "steps"}, "eval_strategy is 'steps', but fipo evaluates accuracy itself"),
-    ({"eval_strategy": "sometimes"}, "sometimes is not a valid"),
+    ({"eval_strategy": "sometimes"}, "invalid choice: 'sometimes'"),
     ({"accelerator_config": "nowhere.json"}, "No such file or directory: 'nowhere.json'"),
     ({"deepspeed": "nowhere.json"}, "The run cannot start: … deepspeed"),
     ({"fsdp": "nonsense"}, "Unknown `fsdp` option: nonsense"),
     ({"auto_find_batch_size": True}, "auto_find_batch_size is not supported"),
     ({"system_prompt": ["a", "b"]}, "system_prompt is ['a', 'b'], but must be a text"),
-    ({"chat_template": "nowhere.jinja"}, "The chat template nowhere.jinja does not exist"),
-    ({"model_name_or_path": ""}, "model_name_or_path is empty"),
+    ({"chat_template": "nowhere.jinja"}, "chat_template is nowhere.jinja, which cannot be read"),
+    ({"model_name_or_path": ""}, "model_name_or_path is not given"),
     ({"model_init_kwargs": {"a": 1}}, "model_init_kwargs is {'a': 1}, but fipo loads the model itself"),
     ({"no_use_cpu": True}, "no_use_cpu is no key … did you mean use_cpu?"),
     ({"steps-per-generation": 4}, "holds steps_per_generation in two spellings"),
     ({"preset": "7b", "fipo_preset": "7b"}, "holds fipo_preset in two spellings"),
     ({"config": "recipe.yaml"}, "config is no key of a recipe"),
     ({"env": {"A": "1"}}, "env is no key of a recipe"),
-    ({"rewards": 3}, "A reward is 3, but must be a name, or one name with its options"),
-    ({"rewards": ["last_numbr"]}, "The reward 'last_numbr' is unknown; did you mean last_number?"),
+    ({"rewards": "last_numbr"}, "The reward 'last_numbr' is unknown; did you mean last_number?"),
     ({"dataset": ""}, "dataset is empty"),
     ({"dataset": "date.jsonl"}, "date.jsonl does not exist; did you mean data.jsonl?"),
     ({"dataset": "/nowhere/data"}, "/nowhere/data does not exist"),
@@ -182,12 +178,11 @@ KEYS = [
     ({"answer_column": "solution"}, "has no column 'solution', only"),
     ({"prompt_column": "answer"}, "prompt_column and answer_column are both answer"),
     ({"resume": True, **RUN}, "run holds no checkpoint to resume"),
-    ({"resume_from_checkpoint": "nowhere", **RUN}, "is nowhere, which holds no trainer_state.json"),
     ({"resume_from_checkpoint": ".", **RUN}, "which holds no trainer_state.json"),
-    ({"output_dir": None}, "output_dir is trainer_output, which TRL takes where none is given"),
-    ({"output_dir": "data.jsonl", **RUN}, "output_dir is data.jsonl, which cannot be a folder (it is a file)"),
-    ({"output_dir": "data.jsonl/run", **RUN}, "data.jsonl/run, which cannot be a folder (Not a directory)"),
-    ({"output_dir": "a\0b", **RUN}, "which cannot be a folder … embedded null"),
+    ({"output_dir": None}, "output_dir is not given, but every run needs one"),
+    ({"output_dir": "data.jsonl", **RUN}, "output_dir is data.jsonl, which cannot be written to … File exists"),
+    ({"output_dir": "data.jsonl/run", **RUN}, "data.jsonl/run, which cannot be written to … Not a directory"),
+    ({"output_dir": "a\0b", **RUN}, "which cannot be written to (embedded null"),
 ]
 
 
@@ -200,7 +195,7 @@ def test_keys_of_a_recipe(changes, words, folder, capsys):
 NO_RECIPES = {  # what a file holds → what it is said to be
     **dict.fromkeys((b"", b"just text", b"- a\n- b\n", b"1: 2\n"), "holds no keys with values"),
     b"a: 1\na: 2\n": "is not YAML (the key a stands there twice)",
-    b"a: \xff\n": "is not YAML ('utf-8' codec can't decode",
+    b"a: \xff\n": "is not YAML (unacceptable character #x00ff: invalid",
     **dict.fromkeys((b"\x00\x01", b"a: !!python/object/apply:os.system [ls]\n", b"[" * 5000), "is not YAML"),
 }
 
@@ -213,14 +208,12 @@ def test_files_that_are_no_recipe(text, folder, capsys):
 
 COMMANDS = {
     "train": "needs a recipe or flags",
-    "train nowhere.yaml": "The recipe nowhere.yaml does not exist",
-    "train recipe.yml": "does not exist; did you mean recipe.yaml?",
+    "train recipe.yml": "The recipe recipe.yml is no file; did you mean recipe.yaml?",
     "train recipes/recipe.yaml": "there is no folder recipes",
-    "train .": "The recipe . is a folder",
+    "train .": "The recipe . is no file",
     "train recipe.yaml --num_gen 8": "num_gen is no key of a recipe and no flag; did you mean num_generations?",
     "train recipe.yaml --output_dir": "--output_dir/--output-dir: expected one argument",
     "train recipe.yaml stray": "stray is no flag and no value of one; remove it",
-    "train recipe.yaml --seed 1 2": "2 is no flag and no value of one; remove it",
     "train recipe.yaml -x": "-x is no flag and no value of one",
     "report": "RUN",
     "report nowhere": "nowhere does not exist",
@@ -239,14 +232,12 @@ COMMANDS = {
     "import --from trl data.jsonl --tokenizer ./no/where": "--tokenizer is ./no/where, but must be",
     "doctor miles": "invalid choice: 'miles'",
     "test-reward": "recipe",
-    "test-reward nowhere.yaml data.jsonl": "nowhere.yaml does not exist",
+    "test-reward nowhere.yaml data.jsonl": "nowhere.yaml is no file",
     "test-reward data.jsonl data.jsonl": "is not YAML",
     "test-reward recipe.yaml nowhere.jsonl": "nowhere.jsonl does not exist",
     "test-reward recipe.yaml data.jsonl": "Row 1 of data.jsonl needs a text `completion`",
     "test-reward recipe.yaml data.jsonl stray": "stray is no flag",
-    "test-reward recipe.yaml data.jsonl --rewards matth": "did you mean math?",
-    "trian": "trian is no command of fipo; did you mean train?",
-    "zzz": "zzz is no command of fipo; the commands are train",
+    "trian": "invalid choice: 'trian' (choose from 'train', ",
     "-x": "unrecognized arguments: -x",
 }
 
@@ -258,6 +249,7 @@ def test_commands(line, folder, capsys):
 
 
 pyarrow.parquet.write_table(pyarrow.table({"prompt": pyarrow.array([], pyarrow.string())}), NO_ROWS := BytesIO())
+RESERVED = ("images", "completions", "completion_ids", "prompts", "trainer_state", "log_metric", "environments")
 DATA = [
     ("a.jsonl", "".join('{"prompt": "é", "answer": "1"}\n' * 10).encode("latin-1"), "cannot be read as jsonl … UTF8"),
     ("a.jsonl", lines_of(PLAIN[:2]) + b'{"prompt": "x\n' + lines_of(PLAIN), "cannot be read as jsonl … in row 2"),
@@ -268,15 +260,14 @@ DATA = [
     ("a.csv", b"prompt,answer\n1,2\n3,4\n", "has the prompt 1, but prompts are text … make numbers"),
     ("a.csv", b"prompt,answer\na,b\na,b,c,d\n", "cannot be read as csv"),
     ("a.txt", b"line\n" * 10, "has no column 'prompt', only ['text']"),
-    ("a.xlsx", b"PK", "is a file of an unknown kind; name a file that ends in .jsonl"),
-    ("a", lines_of(PLAIN), "is a file of an unknown kind"),
+    ("a.xlsx", b"PK", "is of an unknown kind; name a file that ends in .jsonl"),
+    ("a", lines_of(PLAIN), "is of an unknown kind"),
     ("a.parquet", b"PAR1", "cannot be read as parquet"),
     ("a.parquet", NO_ROWS.getvalue(), "a.parquet cannot be read as parquet ("),
     ("a.jsonl", lines_of([*CHAT, *PLAIN]), "that are text and prompts that are chat messages"),
-    ("a.jsonl", lines_of([{**row, "images": ["x"]} for row in PLAIN]), "has the column images, but fipo train reads"),
     *(
-        ("a.jsonl", lines_of([{**row, name: "x"} for row in PLAIN]), f"has the column {name}, but rewards get")
-        for name in ("completions", "completion_ids", "prompts", "trainer_state", "log_metric", "environments")
+        ("a.jsonl", lines_of([{**row, name: "x"} for row in PLAIN]), f"has the column {name}, which is something else")
+        for name in RESERVED
     ),
     *(
         ("a.jsonl", lines_of([{"prompt": prompt, "answer": "1"}] * 10), "but prompts are text or a list of chat")
@@ -292,20 +283,19 @@ def test_data(name, content, words, folder, capsys):
     refused(["train", "recipe.yaml"], words, capsys)
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ({"completion": "3", "completion_ids": 3}, "needs a text `completion` and a list `completion_ids`"),
-        ({"completion": "3", "prompts": "x"}, "has the key prompts, but rewards get something else"),
-        (b'{"completion": "3", "answer": ' + b"[" * 100000, "cannot be read as jsonl ("),
-        (b'{"completion": "\xe9"}', "cannot be read as jsonl … UTF8"),
-        (b"", "cannot be read as jsonl ("),
-    ],
-)
-def test_completions(content, words, folder, capsys):
-    (folder / "completions.jsonl").write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+COMPLETIONS = {  # a line of a file → what is said of it
+    b'{"completion": "3", "completion_ids": 3}': "needs a text `completion` and a list `completion_ids`",
+    b'{"completion": "3", "prompts": "x"}': "has the key prompts, which is something else to TRL",
+    b'{"completion": "3", "answer": ' + b"[" * 100000: "cannot be read as jsonl (",
+    b'{"completion": "\xe9"}': "cannot be read as jsonl … UTF8",
+}
+
+
+@pytest.mark.parametrize("content", COMPLETIONS, ids=lambda content: content[:40])
+def test_completions(content, folder, capsys):
+    (folder / "completions.jsonl").write_bytes(content)
     write(folder)
-    refused(["test-reward", "recipe.yaml", "completions.jsonl"], words, capsys)
+    refused(["test-reward", "recipe.yaml", "completions.jsonl"], COMPLETIONS[content], capsys)
 
 
 @pytest.fixture(scope="module")
@@ -353,44 +343,43 @@ def write_for_training(folder, models, model="works", **changes):
     write(folder, **TRAINED | {"model_name_or_path": str(models / model)} | changes)
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"model": "cut"}, "cannot be loaded (SafetensorError: Error while deserializing header"),
-        ({"model": "no_tokenizer"}, "cannot be loaded"),
-        ({"model_name_or_path": "package:a.b"}, "The model 'package:a.b' cannot be loaded (ModuleNotFoundError"),
-        ({"model_name_or_path": "x.gguf"}, "The model 'x.gguf' cannot be loaded (FileNotFoundError"),
-        ({"attn_implementation": "flash_attention_9"}, "cannot be loaded"),
-        ({"dtype": "float7"}, "dtype is 'float7', but must be auto, float32"),
-        ({"load_in_4bit": True}, "cannot be loaded (ImportError … bitsandbytes"),
-        ({"use_liger_kernel": True}, "The run cannot start: ImportError: … liger-kernel"),
-        ({"report_to": "wandbb"}, "wandbb is not supported"),
-        ({"report_to": "mlflow"}, "pip install mlflow"),
-        ({"fsdp": "full_shard"}, "fsdp only works in distributed training"),
-        ({"push_to_hub": True}, "offline mode is enabled"),
-        ({"use_peft": True, "lora_target_modules": ["nothing"]}, "Target modules {'nothing'} not found"),
-        ({"use_peft": True, "lora_target_modules": ["(a"]}, "The run cannot start: error: missing )"),
-        ({"use_peft": True, "lora_task_type": "ZZZ"}, "Invalid task type: 'ZZZ'"),
-        ({"adam_beta1": 2}, "Invalid beta parameter at index 0: 2"),
-        ({"lr_scheduler_kwargs": {"x": 1}}, "unexpected keyword argument 'x'"),
-        ({"max_prompt_length": 0}, "max_prompt_length (0) leaves 0 training prompts"),
-        ({"max_completion_length": 60}, "are 65 tokens together, but the model's config.json allows 64; lower"),
-        ({"chat_template": "binary.jinja"}, "is no text in UTF-8"),
-        ({"chat_template": "zero.jinja"}, "The chat template cannot be applied to the prompts (division by zero)"),
-        ({"chat_template": "empty.jinja"}, "of the training prompts has no tokens"),
-        ({"model": "base", "dataset": "blank.jsonl"}, "of the training prompts has no tokens"),
-        ({"model": "base", "dataset": "chat.jsonl"}, "The prompts are chat messages, but the model's tokenizer has no"),
-        ({"model": "base", "prompt_format": "chat"}, "The prompts are to become chat messages, but"),
-        ({"model": "base", "system_prompt": "Be brief."}, "system_prompt is set, but the prompts stay text"),
-        ({"prompt_format": "text", "dataset": "chat.jsonl"}, "prompt_format is text, but the dataset holds chat"),
-        ({"stop_character": "é"}, "stop_character is 'é', but no token of the model's vocabulary holds it"),
-        ({"rewards": ["python:mine:one"]}, "returned 1 scores for 8 completions, but must return one for each"),
-        ({"rewards": ["python:mine:leaves"]}, "Scoring raised for every sample of the last rollout"),
-        ({"rewards": ["python:mine:deletes"]}, "run was deleted while the run was under way"),
-        ({"rewards": ["reasoning_gym"]}, "The reward reasoning_gym scores datasets named rg:task alone"),
-    ],
-    ids=lambda value: str(value)[:50],
-)
+UNFIT = [
+    ({"model": "cut"}, "cannot be loaded (SafetensorError: Error while deserializing header"),
+    ({"model": "no_tokenizer"}, "cannot be loaded"),
+    ({"model_name_or_path": "package:a.b"}, "The model 'package:a.b' cannot be loaded (ModuleNotFoundError"),
+    ({"model_name_or_path": "x.gguf"}, "The model 'x.gguf' cannot be loaded (FileNotFoundError"),
+    ({"attn_implementation": "flash_attention_9"}, "cannot be loaded"),
+    ({"dtype": "float7"}, "--dtype: invalid choice: 'float7' (choose from 'auto', 'float32'"),
+    ({"load_in_4bit": True}, "cannot be loaded (ImportError … bitsandbytes"),
+    ({"use_liger_kernel": True}, "The run cannot start: ImportError: … liger-kernel"),
+    ({"report_to": "wandbb"}, "wandbb is not supported"),
+    ({"report_to": "mlflow"}, "pip install mlflow"),
+    ({"fsdp": "full_shard"}, "fsdp only works in distributed training"),
+    ({"push_to_hub": True}, "offline mode is enabled"),
+    ({"use_peft": True, "lora_target_modules": ["nothing"]}, "Target modules {'nothing'} not found"),
+    ({"use_peft": True, "lora_target_modules": ["(a"]}, "The run cannot start: error: missing )"),
+    ({"use_peft": True, "lora_task_type": "ZZZ"}, "Invalid task type: 'ZZZ'"),
+    ({"adam_beta1": 2}, "Invalid beta parameter at index 0: 2"),
+    ({"lr_scheduler_kwargs": {"x": 1}}, "unexpected keyword argument 'x'"),
+    ({"max_prompt_length": 0}, "max_prompt_length (0) leaves 0 training prompts"),
+    ({"max_completion_length": 60}, "are 65 tokens together, but the model's config.json allows 64; lower"),
+    ({"chat_template": "binary.jinja"}, "chat_template is binary.jinja, which cannot be read"),
+    ({"chat_template": "zero.jinja"}, "The chat template cannot be applied to the prompts (division by zero)"),
+    ({"chat_template": "empty.jinja"}, "of the training prompts has no tokens"),
+    ({"model": "base", "dataset": "blank.jsonl"}, "of the training prompts has no tokens"),
+    ({"model": "base", "dataset": "chat.jsonl"}, "The prompts are chat messages, or to become some, but the model"),
+    ({"model": "base", "prompt_format": "chat"}, "The prompts are chat messages, or to become some"),
+    ({"model": "base", "system_prompt": "Be brief."}, "system_prompt is set, but the prompts stay text"),
+    ({"prompt_format": "text", "dataset": "chat.jsonl"}, "prompt_format is text, but the dataset holds chat"),
+    ({"stop_character": "é"}, "stop_character is 'é', but no token of the model's vocabulary holds it"),
+    ({"rewards": ["python:mine:one"]}, "returned 1 scores for 8 completions, but must return one for each"),
+    ({"rewards": ["python:mine:leaves"]}, "Scoring raised for every sample of the last rollout"),
+    ({"rewards": ["python:mine:deletes"]}, "run was deleted while the run was under way"),
+    ({"rewards": ["reasoning_gym"]}, "The reward reasoning_gym scores datasets named rg:task alone"),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), UNFIT, ids=lambda value: str(value)[:50])
 def test_with_a_model(changes, words, folder, models, capsys):
     write_for_training(folder, models, **changes)
     refused(["train", "recipe.yaml"], words, capsys)
@@ -404,23 +393,17 @@ def test_a_broken_gguf_leaves_nothing_in_the_cache(folder, models, capsys, monke
     assert list((folder / "cache").iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {
-            "dataset": "lines.txt",
-            "prompt_column": "text",
-            "answer_column": "",
-            "rewards": [{"regex": {"pattern": "1"}}],
-        },
-        {"dataset": "Train.JSONL"},
-        {"dataset": "folder", "max_completion_length": 59},  # as many as the model has room for
-        {"use_peft": True, "lora_target_modules": [".*q_proj"]},
-        {"rewards": [{"python:mine:instance": {"scale": 2}}]},
-        {"save_strategy": False, "scale_rewards": False},  # as TRL takes it, and YAML reads an unquoted no
-    ],
-    ids=str,
-)
+RIGHT = [
+    {"dataset": "lines.txt", "prompt_column": "text", "answer_column": "", "rewards": [{"regex": {"pattern": "1"}}]},
+    {"dataset": "Train.JSONL"},
+    {"dataset": "folder", "max_completion_length": 59},  # as many as the model has room for
+    {"use_peft": True, "lora_target_modules": [".*q_proj"]},
+    {"rewards": [{"python:mine:instance": {"scale": 2}}]},
+    {"save_strategy": False, "scale_rewards": False},  # as TRL takes it, and YAML reads an unquoted no
+]
+
+
+@pytest.mark.parametrize("changes", RIGHT, ids=str)
 def test_what_looks_wrong_and_is_right(changes, folder, models, capsys):
     write_for_training(folder, models, **changes)
     assert main(["train", "recipe.yaml"]) == 0, capsys.readouterr().err
@@ -453,7 +436,7 @@ def test_what_needs_no_import_is_told_before_torch_is_imported(folder):
         "import sys; from fipo.cli import main; codes = {main(line.split()) for line in sys.argv[1:]}; "
         "sys.exit(codes != {2} or bool({'torch', 'transformers', 'trl', 'datasets'} & sys.modules.keys()))"
     )
-    told = {"trian": "did you mean train?", "train x.yaml": "does not exist", "train twice.yaml": "stands there twice"}
+    told = {"trian": "invalid choice", "train x.yaml": "is no file", "train twice.yaml": "stands there twice"}
     done = subprocess.run([sys.executable, "-c", code, *told], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert all(words in line for line, words in zip(done.stderr.splitlines(), told.values(), strict=True))

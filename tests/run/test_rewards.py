@@ -19,25 +19,26 @@ def score(spec, completion, answer="83", length=10, **columns):
     return reward(completions=[completion], completion_ids=[[0] * length], answer=[answer], **columns)[0]
 
 
-@pytest.mark.parametrize(
-    ("spec", "completion", "answer", "expected"),
-    [
-        ("last_number", "47 < 83", "83", 1),
-        ("last_number", "83, not 47", "83", 0),
-        ("last_number", "about 1,024.50.", "1024.5", 1),
-        ("last_number", "no number", "83", 0),
-        ("last_number", "x = -3", "-3", 1),
-        ("exact", " yes \n", "yes", 1),
-        ("exact", "yes.", "yes", 0),
-        ({"regex": {"pattern": r"^\d+$"}}, "123", "", 1),
-        (r"{regex: {pattern: '^\d+$'}}", "12a", "", 0),  # as a flag writes it
-        ({"regex": {"pattern": r"answer: (?P<answer>\w+)"}}, "the answer: 83", "83", 1),
-        ({"regex": {"pattern": r"answer: (?P<answer>\w+)"}}, "the answer: 84", "83", 0),
-        ("math", r"so it is \boxed{\frac{1}{2}}", "0.5", 1),
-        ("math", r"so it is \boxed{2}", "0.5", 0),
-        ("last_number", [{"role": "assistant", "content": "83"}], "83", 1),
-    ],
-)
+ANSWER = {"regex": {"pattern": r"answer: (?P<answer>\w+)"}}
+SCORES = [
+    ("last_number", "47 < 83", "83", 1),
+    ("last_number", "83, not 47", "83", 0),
+    ("last_number", "about 1,024.50.", "1024.5", 1),
+    ("last_number", "no number", "83", 0),
+    ("last_number", "x = -3", "-3", 1),
+    ("exact", " yes \n", "yes", 1),
+    ("exact", "yes.", "yes", 0),
+    ({"regex": {"pattern": r"^\d+$"}}, "123", "", 1),
+    (r"{regex: {pattern: '^\d+$'}}", "12a", "", 0),  # as a flag writes it
+    (ANSWER, "the answer: 83", "83", 1),
+    (ANSWER, "the answer: 84", "83", 0),
+    ("math", r"so it is \boxed{\frac{1}{2}}", "0.5", 1),
+    ("math", r"so it is \boxed{2}", "0.5", 0),
+    ("last_number", [{"role": "assistant", "content": "83"}], "83", 1),
+]
+
+
+@pytest.mark.parametrize(("spec", "completion", "answer", "expected"), SCORES)
 def test_scores(spec, completion, answer, expected):
     assert score(spec, completion, answer) == expected
 
@@ -82,9 +83,7 @@ f = Judge()
 WRAPPED = """
 import functools
 def adapt(function):
-    @functools.wraps(function)
-    def wrapper(completions, **columns): return function(completions, columns["answer"])
-    return wrapper
+    return functools.wraps(function)(lambda completions, **columns: function(completions, columns["answer"]))
 @adapt
 def f(completions, gold): return [float(one == right) for one, right in zip(completions, gold)]
 """
@@ -127,14 +126,14 @@ def test_one_bad_prompt_does_not_cost_the_others(own):
 
 
 def test_a_refusal_after_a_failure_is_still_a_refusal(own):
-    reward = own(
-        "from fipo import InvalidParameterError\n"
-        "def f(completions, **_):\n"
-        "    if completions[0] == 'a': raise OSError('down')\n"
-        "    raise InvalidParameterError('not this one; change it.')\n"
-    )
+    code = """
+import fipo
+def f(completions, **_):
+    if completions[0] == "a": raise OSError("down")
+    raise fipo.InvalidParameterError("not this one; change it.")
+"""
     with pytest.raises(InvalidParameterError, match="not this one"):
-        reward(["a", "b"], [[1]] * 2)
+        own(code)(["a", "b"], [[1]] * 2)
 
 
 @pytest.mark.parametrize("task", ["countdown", "puzzle24", "n_queens", "simple_integration"])
@@ -151,33 +150,34 @@ def test_rewards_of_one_name_are_told_apart():
     assert [reward.__name__ for reward in rewards] == ["regex", "exact", "regex_2"]
 
 
-@pytest.mark.parametrize(
-    ("names", "sentence"),
-    [
-        ([], "rewards is empty"),
-        (["nope"], "The reward 'nope' is unknown; use one of math"),
-        (["python:nowhere:f"], "A reward is 'python:nowhere:f', which cannot be imported"),
-        ([{"exact": {"pattern": 1}}], "The reward 'exact' has no option 'pattern'; it takes none"),
-        (["{overlong: {bufer: 1}}"], "The reward 'overlong' has no option 'bufer'; did you mean buffer?"),
-        ([{"overlong": {"buffer": 1.5}}], "overlong has buffer 1.5 and limit 100, but the buffer must be a whole"),
-        ([{"overlong": {"buffer": 0}}], "overlong has buffer 0"),
-        (["{overlong: {buffer: 1, buffer: 2}}"], "not YAML .the key buffer stands there twice"),
-        ([{"exact": {}, "math": {}}], "but must be a name, or one name with its options"),
-        ([{"exact": 2}], "but must be a name, or one name with its options"),
-        ([3], "A reward is 3, but must be a name"),
-        ([{"exact": {"weight": "abc"}}], "weight of the reward 'exact' is 'abc', but must be a finite number"),
-        ([{"exact": {"weight": float("nan")}}], "is nan, but must be a finite number"),
-        (["regex"], "The reward 'regex' needs a pattern"),
-        ([{"regex": {"pattern": "("}}], r"pattern is '\(', which is no regular expression"),
-        ([{"regex": {"pattern": 12}}], r"pattern is 12, which is no regular expression"),
-        (["python:broken_syntax:f"], "cannot be imported .SyntaxError"),
-        (["python:broken_start:f"], "cannot be imported .RuntimeError: no"),
-        (["python:waits:f"], "f is no plain function, but a function"),
-        (["python:math:pi"], "pi is no plain function, but a float"),
-        (["python:math"], "it has another form"),
-        ([{"reasoning_gym": {"allow_eval": "maybe"}}], "allow_eval is 'maybe', but must be true or false"),
-    ],
-)
+BAD = [
+    ([], "rewards is empty"),
+    (["nope"], "The reward 'nope' is unknown; use one of math"),
+    (["python:nowhere:f"], "A reward is 'python:nowhere:f', which cannot be imported"),
+    ([{"exact": {"pattern": 1}}], "'exact' does not take .* unexpected .*'pattern'.; its options: none"),
+    (["{overlong: {bufer: 1}}"], "'overlong' does not take .*'bufer'.; its options: limit, buffer"),
+    ([{"overlong": {"buffer": 1.5}}], "buffer is 1.5, but must be a whole number of tokens from 1 to"),
+    ([{"overlong": {"buffer": 0}}], "buffer is 0, but must be"),
+    (["{overlong: {buffer: 1, buffer: 2}}"], "not YAML .the key buffer stands there twice"),
+    ([{"exact": {}, "math": {}}], "but must be a name, or one name with its options"),
+    ([{"exact": 2}], "but must be a name, or one name with its options"),
+    ([3], "A reward is 3, but must be a name"),
+    ([{"exact": {"weight": "abc"}}], "weight of the reward 'exact' is 'abc', but must be a finite number"),
+    ([{"exact": {"weight": float("nan")}}], "is nan, but must be a finite number"),
+    (["regex"], "'regex' does not take {} .*missing 1 required .*'pattern'"),
+    ([{"regex": {"pattern": "("}}], r"does not take {'pattern': '\('} .missing \), unterminated"),
+    ([{"regex": {"pattern": 12}}], "does not take {'pattern': 12} .first argument must be string"),
+    ([{"regex": {"pattern": ""}}], "the pattern is empty"),
+    (["python:broken_syntax:f"], "cannot be imported .SyntaxError"),
+    (["python:broken_start:f"], "cannot be imported .RuntimeError: no"),
+    (["python:waits:f"], "f is no plain function, but a function"),
+    (["python:math:pi"], "pi is no plain function, but a float"),
+    (["python:math"], "it has another form"),
+    ([{"reasoning_gym": {"allow_eval": "maybe"}}], "allow_eval is 'maybe', but must be true or false"),
+]
+
+
+@pytest.mark.parametrize(("names", "sentence"), BAD)
 def test_bad_specs(names, sentence, tmp_path, monkeypatch):
     (tmp_path / "broken_syntax.py").write_text("def f(:\n")
     (tmp_path / "broken_start.py").write_text("raise RuntimeError('no')\n")
@@ -191,21 +191,21 @@ def test_safe_tasks_call_nothing_that_runs_text():
     assert [task for task in SAFE_TASKS if not harmless.only_harmless_calls(DATASETS[task][0])] == []
 
 
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        ("return [float('nan')] * len(completions)", "returned [nan], but scores must be finite"),
-        ("return 'good'", "returned 'good', but must return a list of numbers"),
-        ("return {0: 1.0}", "returned {0: 1.0}, but must return a list of numbers"),
-        ("return [10**400]", "but must return a list of numbers"),
-        ("exit()", "f raised; its samples are counted"),
-    ],
-)
-def test_what_a_reward_did_is_said(body, words, own, monkeypatch):
+DID = {  # the body of a reward → what is said of it
+    "return [float('nan')] * len(completions)": "returned [nan], but must return a list of finite numbers",
+    "return 'good'": "returned 'good', but must return",
+    "return {0: 1.0}": "returned {0: 1.0}, but must return",
+    "return [10**400]": "but must return a list of finite numbers",
+    "exit()": "f raised SystemExit: None; its samples are counted",
+}
+
+
+@pytest.mark.parametrize("body", DID)
+def test_what_a_reward_did_is_said(body, own, monkeypatch):
     warnings = []
     monkeypatch.setattr("fipo.run.rewards.logger.warning", lambda line, **_: warnings.append(line))
     assert own(f"def f(completions, **_): {body}\n")(["a"], [[1]]) == [None]
-    assert words in warnings[0]
+    assert DID[body] in warnings[0]
 
 
 def test_hostile_text_is_only_text():

@@ -40,8 +40,6 @@ def of_text(prompts, completions, **_):
     assert all(isinstance(text, str) for text in (*prompts, *completions))
     return [sum(c.isdigit() for c in x) / 8 for x in completions]
 """
-
-
 AND_LIST_THREADS = """
 import sys
 from pathlib import Path
@@ -72,20 +70,18 @@ def folder(tmp_path_factory):
     return folder
 
 
-def environment(**more):
-    return {**os.environ, "OMP_NUM_THREADS": "1", **more}
-
-
 def train(folder, *flags, command=(*FIPO, "recipe.yaml"), expect=0, **env):
-    done = subprocess.run([*command, *flags], capture_output=True, text=True, cwd=folder, env=environment(**env))
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, cwd=folder, env=env)
     assert done.returncode == expect, done.stdout + done.stderr
     return done
 
 
 def start_slowly(folder, *flags):
     """Half a second for every scoring, so that there is time to interrupt it."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([*FIPO, "recipe.yaml", *flags], cwd=folder, env=environment(SLOW="0.5"), **pipes)
+    options = {"cwd": folder, "env": {**os.environ, "OMP_NUM_THREADS": "1", "SLOW": "0.5"}}
+    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*FIPO, "recipe.yaml", *flags], **options)
 
 
 def train_here(folder, *flags, expect=0):
@@ -194,7 +190,7 @@ def test_trackers_and_a_prompt_that_is_too_long(folder):
     folders = {"TRACKIO_DIR": str(folder / "trackio"), "TENSORBOARD_LOGGING_DIR": str(folder / "events")}
     flags = ["tracked.yaml", "--max_steps=4", "--output_dir=tracked"]
     done = train(folder, *flags, command=FIPO, **folders)
-    assert "1 of 9 training prompts are longer than max_prompt_length (20 tokens) and left out." in done.stderr
+    assert "1 of 9 training prompts are longer than max_prompt_length (20 tokens), and are left out." in done.stderr
     assert len([*folder.glob("events/**/events.out.tfevents*")]) == 1 and [*folder.glob("trackio/*.db")]
 
 

@@ -49,21 +49,21 @@ def test_versions_that_do_not_fit(capsys, monkeypatch, tmp_path):
     assert "fails  trl: 1.15.0 (fipo needs <1.17,>=1.16); pip install '.[train]' in a clone of fipo" in lines
 
 
-@pytest.mark.parametrize(
-    ("version", "found"),
-    [
-        (None, "use_vllm is true, but vLLM is not installed; pip install '.[vllm]'"),
-        ("0.31.0", "vLLM cannot be used: vllm: 0.31.0 (fipo needs <0.31,>=0.28); pip install '.[vllm]'"),
-        ("0.30.0", "vLLM cannot be used: versions: vllm 0.30.0 needs transformers<5.18.0, but 5.23.0 is installed"),
-    ],
-)
-def test_a_vllm_that_does_not_fit_is_refused_before_data_are_read(version, found, capsys, monkeypatch, tmp_path):
+VLLM = {  # an installed version → what is said of it
+    None: "use_vllm is true, but vLLM is not installed; pip install '.[vllm]'",
+    "0.31.0": "vLLM cannot be used: vllm: 0.31.0 (fipo needs <0.31,>=0.28); pip install '.[vllm]'",
+    "0.30.0": "vLLM cannot be used: versions: vllm 0.30.0 needs transformers<5.18.0, but 5.23.0 is installed",
+}
+
+
+@pytest.mark.parametrize("version", VLLM)
+def test_a_vllm_that_does_not_fit_is_refused_before_data_are_read(version, capsys, monkeypatch, tmp_path):
     if version:
         install(tmp_path, "vllm", version, "transformers<5.18.0")
         monkeypatch.syspath_prepend(tmp_path)
     flags = ["--use_vllm", "true", "--dataset", "nowhere/nothing", "--rewards", "exact", "--use_cpu", "true"]
     assert main(["train", "--output_dir", str(tmp_path / "run"), *flags]) == 2
-    assert found in capsys.readouterr().err
+    assert VLLM[version] in capsys.readouterr().err
 
 
 def test_a_lost_gradient(monkeypatch):

@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 from fipo.core.credit import TokenCredit
 from fipo.errors import InvalidParameterError
 from fipo.functions import function_of
-from fipo.terminal import one_line
+from fipo.messages import one_line
 
 CONTROLS = {
     "none": "all weights are 1, which is GRPO with the same drop",

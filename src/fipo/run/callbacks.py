@@ -11,31 +11,31 @@ import torch
 from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from fipo.run_folder import METRICS_FILE, whole_file
+from fipo.run_folder import METRICS_FILE
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every log to RUN/metrics.jsonl, as one JSON object a line; on the main process.
+    """RUN/metrics.jsonl, the trainer's history as one JSON object a line; on the main process.
 
-    A resumed run first cuts off what the killed one wrote after its last checkpoint.
+    A resumed run begins with its checkpoint's, without what the killed one logged after it.
     """
 
     def __init__(self, run: str) -> None:
         self.path = Path(run) / METRICS_FILE
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if not self.path.exists():
-            return
-        kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= state.global_step]
-        with whole_file(self.path) as partial:
-            partial.write_text("".join(f"{line}\n" for line in kept))
+        self.path.write_text("".join(map(_line, state.log_history)))
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **extra: Any) -> None:
-        record = {"step": state.global_step, **{name: _plain(value) for name, value in extra["logs"].items()}}
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         with self.path.open("a") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+            file.write(_line(state.log_history[-1]))
+
+
+def _line(record: dict[str, Any]) -> str:
+    infinite = [name for name, value in record.items() if isinstance(value, float) and not math.isfinite(value)]
+    return json.dumps(record | dict.fromkeys(infinite), allow_nan=False) + "\n"  # JSON has no NaN and no infinity
 
 
 class StopOnSignal(TrainerCallback):
@@ -82,15 +82,3 @@ class AtTheEnd(TrainerCallback):
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step >= state.max_steps:
             self.action()
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):  # the half line of a killed run
-        return math.inf
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

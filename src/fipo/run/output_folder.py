@@ -1,13 +1,12 @@
 """A run's folder when the run begins: the checkpoint to go on from, and files of other runs."""
 
 import shutil
-import stat
 from pathlib import Path
 
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
-from fipo.errors import DataError, InvalidParameterError
+from fipo.errors import DataError
 from fipo.run.arguments import RunArguments
 from fipo.run_folder import METRICS_FILE, REPORT_FILE, TRACES_FOLDER, place_of
 from fipo.trainer.config import FIPOConfig
@@ -40,39 +39,39 @@ def checkpoint_to_resume(run: RunArguments, config: FIPOConfig) -> str | None:
     return checkpoint
 
 
-def require_usable(folder: Path) -> None:
-    """Raises a FIPOError where output_dir was not given, is a file, or is no path at all."""
-    if str(folder) == "trainer_output":
-        raise InvalidParameterError(
-            "output_dir is trainer_output, which TRL takes where none is given; name a folder of the run's own."
-        )
-    try:
-        reason = None if stat.S_ISDIR(folder.stat().st_mode) else "it is a file"
-    except FileNotFoundError:
-        reason = None
-    except (OSError, ValueError) as error:
-        reason = str(getattr(error, "strerror", error))
-    if reason is not None:
-        raise DataError(f"output_dir is {str(folder)[:40]}, which cannot be a folder ({reason}); choose another.")
-
-
 def other_runs_files(folder: Path, checkpoint: str | None) -> list[Path]:
     """What a run that starts at `checkpoint` does not continue: later checkpoints, or all where that lies elsewhere."""
     checkpoints = _checkpoints(folder)
-    if checkpoint and _lies_in(checkpoint, folder):
-        return [path for path in checkpoints if _step_of(path) > _step_of(Path(checkpoint))]
-    traces = [folder / TRACES_FOLDER] if any(folder.glob(f"{TRACES_FOLDER}/*.parquet")) else []
-    metrics = [folder / METRICS_FILE] if (folder / METRICS_FILE).exists() else []
-    return checkpoints + metrics + traces
+    start = _start(folder, checkpoint)
+    if start is not None:
+        return [path for path in checkpoints if _step_of(path) > start]
+    traces = {path.parent for path in folder.glob(f"{TRACES_FOLDER}/*.parquet")}
+    return [*checkpoints, *folder.glob(METRICS_FILE), *traces]
+
+
+def make_room(config: FIPOConfig, checkpoint: str | None) -> None:
+    """Deletes what the run does not continue; only called once everything else is ready."""
+    if config.process_index > 0:
+        return
+    folder = Path(config.output_dir)
+    stale = [*other_runs_files(folder, checkpoint), *folder.glob(REPORT_FILE)]
+    start = _start(folder, checkpoint)
+    if start is not None:  # traces of rollouts after it are of a branch that is left, or written again
+        first = -(-start // config.updates_per_rollout)
+        stale += [path for path in folder.glob(f"{TRACES_FOLDER}/*") if (place_of(path.name) or (-1,))[0] >= first]
+    for path in stale:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def checkpoint_before(checkpoint: str) -> str:
     """What to do instead of resuming from a damaged checkpoint."""
-    path = Path(checkpoint)
-    before = next((other for other in _checkpoints(path.parent) if _step_of(other) < _step_of(path)), None)
-    if before is None:
-        return "there is none before it: start again with --overwrite true"
-    return f"go on from the one before with --resume_from_checkpoint {before}"
+    for other in _checkpoints(Path(checkpoint).parent):
+        if _step_of(other) < _step_of(checkpoint):
+            return f"go on from the one before with --resume_from_checkpoint {other}"
+    return "there is none before it: start again with --overwrite true"
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -81,31 +80,13 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=_step_of, reverse=True)
 
 
-def _lies_in(checkpoint: str, folder: Path) -> bool:
-    return Path(checkpoint).resolve().parent == folder.resolve()
+def _start(folder: Path, checkpoint: str | None) -> int | None:
+    """The update at which a run that continues its own folder starts."""
+    if checkpoint is None or Path(checkpoint).resolve().parent != folder.resolve():
+        return None
+    return _step_of(checkpoint)
 
 
-def _step_of(checkpoint: Path) -> int:
-    step = checkpoint.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+def _step_of(checkpoint: str | Path) -> int:
+    step = Path(checkpoint).name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
     return int(step) if step.isdecimal() else -1
-
-
-def make_room(config: FIPOConfig, checkpoint: str | None) -> None:
-    """Deletes what the run does not continue; only called once everything else is ready."""
-    if config.process_index == 0:
-        folder = Path(config.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        stale = [*other_runs_files(folder, checkpoint), *_later_traces(folder, checkpoint, config)]
-        for path in [*stale, folder / REPORT_FILE]:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-
-
-def _later_traces(folder: Path, checkpoint: str | None, config: FIPOConfig) -> list[Path]:
-    """Traces of rollouts that begin after the checkpoint: of a branch that this run abandons, or writes again."""
-    if checkpoint is None or not _lies_in(checkpoint, folder):
-        return []
-    first = -(-_step_of(Path(checkpoint)) // config.updates_per_rollout)
-    return [path for path in (folder / TRACES_FOLDER).glob("*") if (place_of(path.name) or (-1,))[0] >= first]

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from fipo.errors import DataError, InvalidParameterError
+from fipo.messages import one_line
 from fipo.run.arguments import RunArguments
 from fipo.run.data import load_prompts
-from fipo.terminal import one_line
 from fipo.trainer.config import FIPOConfig
 
 logger = logging.get_logger(__name__)
@@ -27,29 +27,29 @@ class Prompts:
 def prompts_of(run: RunArguments, config: FIPOConfig) -> Prompts:
     """Training and held-out prompts; without an eval_dataset the held-out ones are taken from the training data."""
     if not run.dataset:
-        raise InvalidParameterError(
-            "dataset is empty, but training needs prompts; name a file, a hub dataset or rg:task."
-        )
-    columns = {"prompt_column": run.prompt_column, "answer_column": run.answer_column}
-    options: dict[str, Any] = {"config": run.dataset_config, **columns}
+        raise InvalidParameterError("dataset is empty, but a run needs prompts; name a file, a hub dataset or rg:task.")
+    options: dict[str, Any] = {"config": run.dataset_config, "prompt_column": run.prompt_column}
+    options["answer_column"] = run.answer_column
     seed = config.seed if config.data_seed is None else config.data_seed
     train = load_prompts(run.dataset, split=run.dataset_split, seed=seed, **options)
     held_out = None
     if run.eval_size and run.eval_dataset:
         held_out = load_prompts(run.eval_dataset, split=run.eval_split, seed=seed + 1, **options)
-        held_out = held_out.select(range(min(run.eval_size, len(held_out))))
+        held_out = held_out.take(min(run.eval_size, len(held_out)))
     elif run.eval_size and len(train) >= 2:
         parts = train.train_test_split(test_size=min(run.eval_size, -(-len(train) // 5)), seed=0)
         train, held_out = parts["train"], parts["test"]
     if held_out is not None:
         held = {str(prompt) for prompt in held_out["prompt"]}
-        rest = train.select([i for i, prompt in enumerate(train["prompt"]) if str(prompt) not in held])
-        if len(rest) < len(train):
-            both = len(train) - len(rest)
-            logger.warning(f"{both} training prompts are held out too, and are left out of the training.")
-        train = rest
+        train = _keep(train, [str(prompt) not in held for prompt in train["prompt"]], "training", "are held out too")
     _require_a_rollout(train, config, f"{run.dataset} leaves", "give more prompts, or lower eval_size,")
     return Prompts(train, held_out)
+
+
+def _keep(prompts: Dataset, kept: list[bool], name: str, problem: str) -> Dataset:
+    if not all(kept):
+        logger.warning(f"{kept.count(False)} of {len(kept)} {name} prompts {problem}, and are left out.")
+    return prompts.select([place for place, is_kept in enumerate(kept) if is_kept])
 
 
 def _require_a_rollout(prompts: Dataset, config: FIPOConfig, which: str, remedy: str) -> None:
@@ -62,18 +62,12 @@ def _require_a_rollout(prompts: Dataset, config: FIPOConfig, which: str, remedy:
 
 
 def ready_for(
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Prompts,
-    run: RunArguments,
-    config: FIPOConfig,
-    model_config: PretrainedConfig,
+    model: PreTrainedModel, tokenizer: Any, prompts: Prompts, run: RunArguments, config: FIPOConfig
 ) -> Prompts:
     """The prompts in the format that the model takes, those of at most `max_prompt_length` tokens; others are counted.
-
-    Raises:
-        DataError: Too few are left for a rollout, or the chat template cannot be used.
-        InvalidParameterError: The format cannot be had, or the longest prompt and a completion exceed the context.
+    Refused is what leaves too few, a format that cannot be had, and more tokens than the model's context.
     """
+    most = run.max_prompt_length
     longest = 0
 
     def fitting(dataset: Dataset, name: str) -> Dataset:
@@ -85,20 +79,15 @@ def ready_for(
                 f"Row {lengths.index(0)} of the {name} prompts has no tokens, so there is nothing to begin from; "
                 "remove what is empty, or repair the chat template."
             )
-        fit = [i for i, tokens in enumerate(lengths) if tokens <= run.max_prompt_length]
-        if len(fit) < len(formatted):
-            logger.warning(
-                f"{len(formatted) - len(fit)} of {len(formatted)} {name} prompts are longer than max_prompt_length "
-                f"({run.max_prompt_length} tokens) and left out."
-            )
-        longest = max([longest, *(lengths[i] for i in fit)])
-        return formatted.select(fit)
+        longest = max([longest, *(tokens for tokens in lengths if tokens <= most)])
+        problem = f"are longer than max_prompt_length ({most} tokens)"
+        return _keep(formatted, [tokens <= most for tokens in lengths], name, problem)
 
     train = fitting(prompts.train, "training")
     held_out = None if prompts.held_out is None else fitting(prompts.held_out, "held-out")
-    _require_a_rollout(train, config, f"max_prompt_length ({run.max_prompt_length}) leaves", "raise it, or lower")
+    _require_a_rollout(train, config, f"max_prompt_length ({most}) leaves", "raise it, or lower")
     # A rollout engine cuts responses at the model's limit without a word, which looks like a truncated answer.
-    limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     tokens = longest + config.max_completion_length
     if limit is not None and tokens > limit:
         raise InvalidParameterError(
@@ -111,24 +100,19 @@ def ready_for(
 def _formatted(prompts: Dataset, run: RunArguments, *, has_template: bool) -> Dataset:
     """Text stays text where it is asked for or no chat template is there; else prompts are chat messages."""
     is_text = isinstance(prompts[0]["prompt"], str)
-    chat = not is_text or run.prompt_format == "chat" or (run.prompt_format == "auto" and has_template)
-    problem = None
-    if chat and not has_template:
-        problem = (
-            f"The prompts {'are to become' if is_text else 'are'} chat messages, but the model's tokenizer has no chat "
-            "template; name a Jinja file with chat_template, or a text dataset with prompt_format: text."
-        )
-    elif not is_text and run.prompt_format == "text":
-        problem = "prompt_format is text, but the dataset holds chat messages; set it to auto, or give text prompts."
-    elif not chat and run.system_prompt is not None:
-        problem = (
-            "system_prompt is set, but the prompts stay text, which has no system message; put it into the prompts, or "
-            "set prompt_format to chat."
-        )
-    if problem:
-        raise InvalidParameterError(problem)
-    if not chat:
+    if not is_text and run.prompt_format == "text":
+        raise InvalidParameterError("prompt_format is text, but the dataset holds chat messages; set it to auto.")
+    if is_text and (run.prompt_format == "text" or (run.prompt_format == "auto" and not has_template)):
+        if run.system_prompt is not None:
+            raise InvalidParameterError(
+                "system_prompt is set, but the prompts stay text, which has no system message; put it into the prompts."
+            )
         return prompts
+    if not has_template:
+        raise InvalidParameterError(
+            "The prompts are chat messages, or to become some, but the model's tokenizer has no chat template; name a "
+            "Jinja file with chat_template, or a text dataset with prompt_format: text."
+        )
     messages = [_messages(prompt, run.system_prompt) for prompt in prompts["prompt"]]
     rest = prompts.rename_column("prompt", AS_READ)
     return rest.add_column("prompt", messages).remove_columns(AS_READ)  # last: without columns a dataset has no rows
@@ -143,22 +127,22 @@ def forms_of(prompt: Any, run: RunArguments) -> list[Any]:
 
 
 def _messages(prompt: Any, system_prompt: str | None) -> list[dict[str, str]]:
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    messages = [{key: message[key] for key in ("role", "content")} for message in messages]
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    messages = [{key: message[key] for key in ("role", "content")} for message in prompt]
     if system_prompt is not None and messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": system_prompt}, *messages]
+        messages.insert(0, {"role": "system", "content": system_prompt})
     return messages
 
 
-def _lengths(prompts: Dataset, tokenizer: PreTrainedTokenizerBase, config: FIPOConfig) -> list[int]:
+def _lengths(prompts: Dataset, tokenizer: Any, config: FIPOConfig) -> list[int]:
     """In tokens, as TRL tokenizes them."""
-    if isinstance(prompts[0]["prompt"], str):
-        return [len(ids) for ids in tokenizer(list(prompts["prompt"]))["input_ids"]]
+    given = list(prompts["prompt"])
     options = {"add_generation_prompt": True, "return_dict": True, **(config.chat_template_kwargs or {})}
     try:
-        return [len(tokenizer.apply_chat_template(p, **options)["input_ids"]) for p in prompts["prompt"]]
+        is_text = isinstance(given[0], str)
+        tokenized = tokenizer(given) if is_text else tokenizer.apply_chat_template(given, **options)
+        return [len(ids) for ids in tokenized["input_ids"]]
     except Exception as error:  # templates are programs, and raise what programs raise
-        raise DataError(
-            f"The chat template cannot be applied to the prompts ({one_line(error)}); repair it, or name another with "
-            "chat_template."
-        ) from error
+        remedy = "repair it, or name another with chat_template"
+        raise DataError(f"The chat template cannot be applied to the prompts ({one_line(error)}); {remedy}.") from error

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from fipo.errors import InvalidParameterError
-from fipo.terminal import nearest_file, one_line
+from fipo.messages import nearest_file, one_line
 
 MERGE = "tag:yaml.org,2002:merge"  # the key <<
 
@@ -24,22 +24,13 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def split_command(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """The keys of the recipe in `[recipe.yaml] [--flag value …]`, and the flags.
-
-    Raises:
-        InvalidParameterError: No such file, no YAML, no mapping, or a key that stands there twice.
-    """
+    """The keys of the recipe in `[recipe.yaml] [--flag value …]`, and the flags."""
     if not arguments or arguments[0].startswith("-"):
         return {}, arguments
     recipe = Path(arguments[0])
     if not recipe.is_file():
-        if recipe.is_dir():
-            raise InvalidParameterError(f"The recipe {recipe} is a folder, but must be a YAML file; name the file.")
-        raise InvalidParameterError(f"The recipe {recipe} does not exist; {nearest_file(recipe)}")
-    try:
-        content = _yaml(recipe.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InvalidParameterError(f"The recipe {recipe} is not YAML ({one_line(error)}); repair it.") from error
+        raise InvalidParameterError(f"The recipe {recipe} is no file; {nearest_file(recipe)}")
+    content = _yaml(recipe.read_bytes(), f"The recipe {recipe}")
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InvalidParameterError(f"The recipe {recipe} holds no keys with values; write key: value, a line each.")
     return content, arguments[1:]
@@ -50,24 +41,15 @@ def name_and_options(written: Any, key: str) -> tuple[str, dict[str, Any]]:
 
     >>> name_and_options("{rg:chain_sum: {max_terms: 4}}", "dataset")
     ('rg:chain_sum', {'max_terms': 4})
-
-    Raises:
-        InvalidParameterError: It is neither a name nor one name with its options.
     """
-    found = written
-    if isinstance(written, str) and written.startswith("{"):
-        try:
-            found = _yaml(written)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise InvalidParameterError(
-                f"{key} is {written!r}, which is not YAML ({one_line(error)}); repair it."
-            ) from error
+    is_yaml = isinstance(written, str) and written.startswith("{")
+    found = _yaml(written, f"{key} is {written!r}, which") if is_yaml else written
     if isinstance(found, str):
         return found, {}
     if isinstance(found, dict) and len(found) == 1:
         ((name, options),) = found.items()
         options = {} if options is None else options
-        if isinstance(name, str) and isinstance(options, dict) and all(isinstance(option, str) for option in options):
+        if isinstance(options, dict) and all(isinstance(word, str) for word in (name, *options)):
             return name, dict(options)
     raise InvalidParameterError(
         f"{key} is {written!r}, but must be a name, or one name with its options, as in "
@@ -75,5 +57,8 @@ def name_and_options(written: Any, key: str) -> tuple[str, dict[str, Any]]:
     )
 
 
-def _yaml(text: str) -> Any:
-    return yaml.load(text, _UniqueKeys)
+def _yaml(text: str | bytes, what: str) -> Any:
+    try:
+        return yaml.load(text, _UniqueKeys)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InvalidParameterError(f"{what} is not YAML ({one_line(error)}); repair it.") from error

@@ -6,14 +6,15 @@ import logging
 import math
 import re
 import reprlib
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from fipo.errors import FIPOError, InvalidParameterError
 from fipo.functions import function_of
+from fipo.messages import did_you_mean, one_line
 from fipo.run.recipe import name_and_options
 from fipo.run.safe_tasks import SAFE_TASKS
-from fipo.terminal import did_you_mean, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -31,20 +32,16 @@ class Reward:
     None means that the reward does not apply to a sample, or that scoring it raised: `failed` marks the latter in the
     last call, `failures` counts them, and the first one's traceback is logged.
 
-    Args:
-        written: As a recipe names it: `math`, or `{overlong: {buffer: 3, weight: 0.25}}`.
-        max_completion_length: The default limit of `overlong`, in tokens.
-
-    Raises:
-        InvalidParameterError: An unknown reward, a wrong option or a function that cannot be imported.
+    A recipe names it `math`, or `{overlong: {buffer: 3, weight: 0.25}}`; `overlong` is limited to
+    `max_completion_length` tokens unless its options say otherwise.
     """
 
     def __init__(self, written: Any, *, max_completion_length: int) -> None:
         name, options = name_and_options(written, "A reward")
-        self.weight = options.pop("weight", 1)
-        if isinstance(self.weight, bool) or not isinstance(self.weight, int | float) or not math.isfinite(self.weight):
+        self.weight = weight = options.pop("weight", 1)
+        if type(weight) not in (int, float) or not math.isfinite(weight):
             raise InvalidParameterError(
-                f"weight of the reward {name!r} is {self.weight!r}, but must be a finite number; change it."
+                f"weight of the reward {name!r} is {weight!r}, but must be a finite number; change it."
             )
         is_own = name.startswith("python:")
         self.__name__ = name.rpartition(":")[2] if is_own else name
@@ -57,37 +54,27 @@ class Reward:
         self.failed = [False] * len(completions)
         try:
             return self._scores(batch)
-        except FIPOError:
-            raise
-        except (Exception, SystemExit):  # find out which samples it is; a reward may raise anything
+        except ScoringError:  # find out which samples it is
             return self._one_by_one(batch)
 
     def try_on(self, row: dict[str, Any], prompts: list[Any], *, strict: bool) -> float | None:
         """The score of a row's own answer as the completion, or of an empty one where the data have none.
 
-        The prompts are the forms that the row's may get; the first that the reward can score with counts.
-
-        Raises:
-            InvalidParameterError: It returned no score; or it raised, and `strict` is true. Otherwise the score is None
-                then: what the reward calls may be back when it counts.
+        The prompts are the forms that the row's may get; the first that the reward can score with counts. Refuses a
+        reward that returned no score; or that raised, if `strict`: else what it calls may be back when it counts.
         """
         text = str(row.get("answer", ""))
         columns = {name: [value] for name, value in row.items() if name != "prompt"}
-        columns |= {"completion_ids": [text.split()]}
-        failure: BaseException | None = None
         for prompt in prompts:
+            tried = {"completions": [as_completion(text, prompt)], "completion_ids": [text.split()]}
             try:
-                return self._scores({"completions": [as_completion(text, prompt)], "prompts": [prompt], **columns})[0]
-            except FIPOError:
-                raise
-            except (Exception, SystemExit) as error:
+                return self._scores({"prompts": [prompt], **columns, **tried})[0]
+            except ScoringError as error:
                 failure = error
-        if isinstance(failure, UnusableScoresError):
-            raise InvalidParameterError(f"The reward {self.__name__} {failure}; repair it.")
-        if strict and failure is not None:
+        if strict or failure.__cause__ is None:
             raise InvalidParameterError(
-                f"The reward {self.__name__} raised for the completion {text!r} of the first prompt "
-                f"({type(failure).__name__}: {one_line(failure)}); repair it, and try others with `fipo test-reward`."
+                f"The reward {self.__name__} {failure}, for the completion {text!r} of the first prompt; repair it, "
+                "and try others with `fipo test-reward`."
             ) from failure
         return None
 
@@ -106,57 +93,52 @@ class Reward:
                     (scores[index],) = self._scores(single)
                     failing.clear()
                     continue
-            except FIPOError:
-                raise
-            except (Exception, SystemExit) as error:
+            except ScoringError as error:
                 failing.add(str(prompts[index]))
                 if not self.failures:
-                    did = str(error) if isinstance(error, UnusableScoresError) else "raised"
-                    told = f"Reward {self.__name__} {did}; its samples are counted and left out of the loss."
-                    logger.warning(told, exc_info=did == "raised")
+                    told = f"Reward {self.__name__} {error}; its samples are counted and left out of the loss."
+                    logger.warning(told, exc_info=error.__cause__)
             self.failures += 1
             self.failed[index] = True
         return scores
 
     def _scores(self, batch: dict[str, Any]) -> list[float | None]:
-        expected, returned = len(batch["completions"]), self._batch(**batch)
+        expected = len(batch["completions"])
         try:
-            if isinstance(returned, str | dict):
-                raise TypeError
-            returned = list(returned)  # a reward may return an iterator
-            if any(isinstance(score, str) for score in returned):
-                raise TypeError
-            scores: list[float | None] = [None if score is None else float(score) for score in returned]
-        except (TypeError, ValueError, OverflowError):
-            raise UnusableScoresError(f"returned {reprlib.repr(returned)}, but must return a list of numbers") from None
-        if len(scores) != expected:  # never the data's fault, so not to be tried sample by sample
+            returned = self._batch(**batch)
+            scores: list[Any] = list(returned)  # it may be an iterator
+        except FIPOError:
+            raise
+        except (Exception, SystemExit) as error:  # a reward may raise anything
+            raise ScoringError(f"raised {type(error).__name__}: {one_line(error)}") from error
+        if len(scores) != expected and not isinstance(returned, str | dict):  # never the data's fault: no sample's
             raise InvalidParameterError(
                 f"The reward {self.__name__} returned {len(scores)} scores for {expected} completions, but must return "
                 "one for each; repair it."
             )
-        if not all(score is None or math.isfinite(score) for score in scores):
-            raise UnusableScoresError(f"returned {reprlib.repr(scores)}, but scores must be finite")
+        try:
+            scores = [None if score is None else math.fsum([score]) for score in scores]  # float() would take texts
+            if isinstance(returned, dict) or not all(score is None or math.isfinite(score) for score in scores):
+                raise ValueError
+        except (TypeError, ValueError, OverflowError):
+            shown = reprlib.repr(returned)
+            raise ScoringError(f"returned {shown}, but must return a list of finite numbers") from None
         return scores
 
 
-class UnusableScoresError(ValueError):
-    """A reward returned something that is not a finite score for each completion; the message begins with a verb."""
+class ScoringError(Exception):
+    """A reward raised, which is the cause, or returned what are no scores; the message begins with a verb."""
 
 
 def load_rewards(written: list[Any], *, max_completion_length: int) -> list[Reward]:
-    """The rewards of a recipe, in its order; the first one decides what counts as accurate.
-
-    Raises:
-        InvalidParameterError: There is none, or one of them cannot be had.
-    """
+    """The rewards of a recipe, in its order; the first one decides what counts as accurate."""
     if not written:
         raise InvalidParameterError(f"rewards is empty, but training needs one; name one of {', '.join(BUILT_IN)}.")
     rewards = [Reward(one, max_completion_length=max_completion_length) for one in written]
-    seen: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     for reward in rewards:  # metrics go by name
-        seen[reward.__name__] = seen.get(reward.__name__, 0) + 1
-        if seen[reward.__name__] > 1:
-            reward.__name__ += f"_{seen[reward.__name__]}"
+        seen[name := reward.__name__] += 1
+        reward.__name__ += f"_{seen[name]}" * (seen[name] > 1)
     return rewards
 
 
@@ -173,12 +155,11 @@ def as_completion(text: str, prompt: Any) -> Any:
 def _of_ones_own(name: str, options: dict[str, Any]) -> Callable[..., list[float]]:
     function = function_of(name, "A reward")
     try:
-        parameters = inspect.signature(function, follow_wrapped=False).parameters.values()
-        needed = {
-            p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        }
+        parameters = list(inspect.signature(function, follow_wrapped=False).parameters.values())
     except (TypeError, ValueError):  # of C
-        needed = set()
+        parameters = []
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = {p.name for p in parameters if p.default is p.empty and p.kind not in optional}
 
     def called(**batch: Any) -> list[float]:
         if missing := needed - TAKEN - options.keys() - batch.keys():
@@ -197,19 +178,20 @@ def _built_in(name: str, options: dict[str, Any], max_completion_length: int) ->
         known = f"use one of {', '.join(BUILT_IN)} or python:package.module:function."
         raise InvalidParameterError(f"The reward {name!r} is unknown; {did_you_mean(name, BUILT_IN, known)}")
     if name == "overlong":
-        options.setdefault("limit", max_completion_length)
-    takes = inspect.signature(BUILT_IN[name]).parameters
-    for option in options.keys() - takes.keys():
-        choice = did_you_mean(option, takes, f"it takes {', '.join(takes) or 'none'}.")
-        raise InvalidParameterError(f"The reward {name!r} has no option {option!r}; {choice}")
-    score = BUILT_IN[name](**options)
+        options = {"limit": max_completion_length} | options
+    try:
+        score = BUILT_IN[name](**options)
+    except (TypeError, ValueError, re.error) as error:
+        takes = ", ".join(inspect.signature(BUILT_IN[name]).parameters) or "none"
+        raise InvalidParameterError(
+            f"The reward {name!r} does not take {options} ({one_line(error)}); its options: {takes}."
+        ) from error
 
     def scored(completions: list[Any], completion_ids: list[list[int]], **columns: Any) -> list[float]:
-        scores = []
-        for index, (completion, ids) in enumerate(zip(completions, completion_ids, strict=True)):
-            row = {key: value[index] for key, value in columns.items() if isinstance(value, list) and value}
-            scores.append(score(text_of(completion), row=row, length=len(ids)))
-        return scores
+        lists = {key: value for key, value in columns.items() if isinstance(value, list) and value}
+        rows = ({key: value[index] for key, value in lists.items()} for index in range(len(completions)))
+        each = zip(completions, completion_ids, rows, strict=True)
+        return [score(text_of(completion), row=row, length=len(ids)) for completion, ids, row in each]
 
     return scored
 
@@ -254,21 +236,17 @@ def _exact() -> Score:
     return lambda completion, *, row, length: float(completion.strip() == _answer(row).strip())
 
 
-def _regex(pattern: str = "") -> Score:
+def _regex(pattern: str) -> Score:
     """1 if the pattern is found; a group named `answer`, where there is one, must then equal the answer."""
     if pattern == "":
-        raise InvalidParameterError("The reward 'regex' needs a pattern; write {regex: {pattern: …}}.")
-    try:
-        compiled = re.compile(pattern, re.DOTALL)
-    except (re.error, TypeError) as error:
-        raise InvalidParameterError(f"pattern is {pattern!r}, which is no regular expression: {error}.") from error
+        raise ValueError("the pattern is empty, so everything would match")
+    compiled = re.compile(pattern, re.DOTALL)
+    compares = "answer" in compiled.groupindex
 
     def score(completion: str, *, row: dict[str, Any], length: int) -> float:
-        answer = _answer(row) if "answer" in compiled.groupindex else None
+        right = _answer(row).strip() if compares else ""
         found = compiled.search(completion)
-        if found is None or answer is None:
-            return float(found is not None)
-        return float((found["answer"] or "").strip() == answer.strip())
+        return float(found is not None and (not compares or (found["answer"] or "").strip() == right))
 
     return score
 
@@ -279,7 +257,7 @@ def _reasoning_gym(allow_eval: bool = False) -> Score:
     from reasoning_gym.utils import extract_answer
 
     if not isinstance(allow_eval, bool):
-        raise InvalidParameterError(f"allow_eval is {allow_eval!r}, but must be true or false; change it.")
+        raise ValueError(f"allow_eval is {allow_eval!r}, but must be true or false")
 
     def score(completion: str, *, row: dict[str, Any], length: int) -> float:
         if "reasoning_gym" not in row:
@@ -304,10 +282,7 @@ def _overlong(limit: int, buffer: int | None = None) -> Score:
     """DAPO's soft penalty: 0 up to limit − buffer tokens, then linearly down to −1 at limit."""
     span = limit // 5 if buffer is None else buffer
     if not isinstance(span, int) or not isinstance(limit, int) or not 0 < span <= limit:
-        raise InvalidParameterError(
-            f"overlong has buffer {span} and limit {limit}, but the buffer must be a whole number of tokens from 1 to "
-            "the limit; change it."
-        )
+        raise ValueError(f"buffer is {span}, but must be a whole number of tokens from 1 to the limit, {limit}")
     return lambda completion, *, row, length: max(-1.0, min(0.0, (limit - span - length) / span))
 
 

@@ -8,10 +8,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from fipo.errors import DataError
+from fipo.messages import printable
 from fipo.run.arguments import Parser
 from fipo.run.data import read_source
 from fipo.run.rewards import TAKEN, as_completion, load_rewards
-from fipo.terminal import printable
 
 
 def score_file(recipe: dict[str, Any], flags: list[str], completions: Path) -> int:
@@ -28,11 +28,10 @@ def score_file(recipe: dict[str, Any], flags: list[str], completions: Path) -> i
             raise DataError(
                 f"Row {number} of {completions} needs a text `completion` and a list `completion_ids`, if any."
             )
-    columns = {
-        name: [row[name] for row in rows] for name in rows[0].keys() - {"prompt", "completion", "completion_ids"}
-    }
-    if taken := TAKEN & columns.keys():
-        raise DataError(f"{completions} has the key {min(taken)}, but rewards get something else under it; rename it.")
+    names = rows[0].keys() - {"prompt", "completion", "completion_ids"}
+    columns = {name: [row[name] for row in rows] for name in names}
+    if taken := TAKEN & names:
+        raise DataError(f"{completions} has the key {min(taken)}, which is something else to TRL; rename it.")
     prompts = [row.get("prompt") or [] for row in rows]
     texts = [as_completion(row["completion"], prompt) for row, prompt in zip(rows, prompts, strict=True)]
     ids = [row.get("completion_ids") or row["completion"].split() for row in rows]
@@ -40,17 +39,12 @@ def score_file(recipe: dict[str, Any], flags: list[str], completions: Path) -> i
 
     table = Table(*["completion", "answer"], *[reward.__name__ for reward in rewards], "total")
     for index, row in enumerate(rows):
+        shown = [printable(repr(row["completion"])[:60]), printable(str(row.get("answer", "")))]
         line = [column[index] for column in scores]
         failed = [reward.failed[index] for reward in rewards]
         total = sum(reward.weight * score for reward, score in zip(rewards, line, strict=True) if score is not None)
-        cells = map(_shown, [*line, total], [*failed, any(failed)])
-        shown = (printable(repr(row["completion"])[:60]), printable(str(row.get("answer", ""))))
-        table.add_row(*(escape(text) for text in shown), *cells)
+        for score, is_failed in zip([*line, total], [*failed, any(failed)], strict=True):
+            shown.append("failed" if is_failed else "–" if score is None else f"{score:.3g}")  # –: does not apply
+        table.add_row(*map(escape, shown))
     Console().print(table)
     return int(any(reward.failures for reward in rewards))
-
-
-def _shown(score: float | None, failed: bool) -> str:
-    if failed:
-        return "failed"
-    return "–" if score is None else f"{score:.3g}"  # None: the reward does not apply

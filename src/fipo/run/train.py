@@ -2,9 +2,9 @@
 
 import errno
 import gc
-import json
 import time
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers import PrinterCallback
 from trl import get_peft_config, get_quantization_config
 
 from fipo.errors import DataError, FIPOError, InvalidParameterError
+from fipo.messages import one_line
 from fipo.report import render_report
 from fipo.run import console as view
 from fipo.run.arguments import ModelArguments, RunArguments, parse
@@ -22,11 +23,10 @@ from fipo.run.callbacks import AtTheEnd, MetricsFile, StopOnSignal
 from fipo.run.doctor import require_vllm
 from fipo.run.evaluate import Accuracy
 from fipo.run.model import end_at, load_model
-from fipo.run.output_folder import checkpoint_before, checkpoint_to_resume, make_room, require_usable
+from fipo.run.output_folder import checkpoint_before, checkpoint_to_resume, make_room
 from fipo.run.prompts import Prompts, forms_of, prompts_of, ready_for
 from fipo.run.rewards import Reward, load_rewards
-from fipo.run_folder import FINISHED, LOCK_FILE, METRICS_FILE, REPORT_FILE, STOPPED, locked
-from fipo.terminal import one_line
+from fipo.run_folder import FINISHED, LOCK_FILE, REPORT_FILE, STOPPED, locked
 from fipo.trainer.config import FIPOConfig
 from fipo.trainer.trainer import FIPOTrainer
 
@@ -41,39 +41,52 @@ REPLACED = {  # settings of TRL's that a recipe says in another way → what to 
 def train(recipe: dict[str, Any], flags: list[str]) -> int:
     """Trains as the recipe and the flags say and returns the exit code: 0, or 130 after Ctrl-C.
 
-    Raises:
-        FIPOError: What was asked for cannot work, whoever found it before the first update; or the disk is full. Other
-            errors after the first update, and mistakes of fipo's own, stay what they are.
+    What cannot work is a FIPOError, whoever found it before the first update, and so is a full disk. Other errors after
+    the first update, and mistakes of fipo's own, stay what they are.
     """
     console = Console(highlight=False)
     stop = StopOnSignal(console)
     try:
         run, config, model_args = parse(recipe, flags)
-        require_usable(Path(config.output_dir))
-        if run.dry_run or config.process_index > 0:
+        _refuse_what_cannot_work(config, model_args)
+        writes = not run.dry_run and config.process_index == 0
+        with locked(Path(config.output_dir)) if writes else nullcontext() as lock:  # before it is looked at
             code = _train(run, config, model_args, stop, console)
-        else:
-            with locked(Path(config.output_dir)) as lock:  # before it is looked at
-                code = _train(run, config, model_args, stop, console)
+            if lock is not None:
                 lock.end(STOPPED if code else FINISHED)
     except FIPOError:
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in FULL_DISK:
-            raise DataError(
-                f"{one_line(error)}; the last whole checkpoint is untouched: make room and go on with --resume true."
-            ) from error
+            remedy = "the last whole checkpoint is untouched: make room and go on with --resume true"
+            raise DataError(f"{one_line(error)}; {remedy}.") from error
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         is_fipos_own = frame.f_globals["__name__"].startswith("fipo.") and not isinstance(error, RuntimeError | OSError)
         if stop.updates or is_fipos_own:  # torch's C++ raises RuntimeErrors from fipo's lines too
             raise
         reason = f"{type(error).__name__}: {one_line(error)}".rstrip(".")
         raise InvalidParameterError(f"The run cannot start: {reason}; change what it names.") from error
-    if config.world_size > 1:
-        gc.collect()  # of the trainer, whose DDP keeps threads of gloo's, which may abort Python at its end
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    gc.collect()  # of the trainer, whose DDP keeps threads of gloo's, which may abort Python at its end
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     return code
+
+
+def _refuse_what_cannot_work(config: FIPOConfig, model_args: ModelArguments) -> None:
+    if config.use_vllm:
+        require_vllm()
+    for name, remedy in REPLACED.items():
+        value = getattr(config, name)
+        if value not in (None, "no"):
+            raise InvalidParameterError(f"{name} is {getattr(value, 'value', value)!r}, but {remedy}")
+    needed = {
+        "max_completion_length": config.max_completion_length,
+        "model_name_or_path": model_args.model_name_or_path,
+        "output_dir": config.output_dir != "trainer_output",  # TRL's, where none is given
+    }
+    for name, value in needed.items():
+        if not value:
+            raise InvalidParameterError(f"{name} is not given, but every run needs one; set it.")
 
 
 def _train(
@@ -81,13 +94,12 @@ def _train(
 ) -> int:
     started = time.monotonic()
     checkpoint = checkpoint_to_resume(run, config)
-    _refuse_what_cannot_work(config, model_args)
     rewards = load_rewards(run.rewards, max_completion_length=config.max_completion_length)
     config.reward_weights = [reward.weight for reward in rewards]
     prompts = prompts_of(run, config)
     scores = _try_on(rewards, prompts, run)
     if run.dry_run:
-        console.print(view.dry_run(config, len(prompts.train), prompts.train[0], rewards, scores))
+        console.print(view.dry_run(config, prompts.train, rewards, scores))
         return 0
     trainer, prompts = build_trainer(run, config, model_args, prompts, rewards)
     make_room(config, checkpoint)
@@ -114,7 +126,7 @@ def _train(
     if main and stopped:
         console.print(f"Stopped at update {updates}, with a checkpoint; go on with --resume true.")
     elif main:
-        before = _shares_before(Path(config.output_dir) / METRICS_FILE)
+        before = [log for log in trainer.state.log_history if log["step"] == 0]  # a resumed run's too
         lines = [view.summary(before, accuracy.latest, time.monotonic() - started, config.output_dir)]
         if prompts.held_out is not None and accuracy.before and accuracy.latest:
             lines.append(view.before_and_after(prompts.held_out["prompt"], accuracy.before, accuracy.latest))
@@ -122,37 +134,25 @@ def _train(
     return 130 if stopped else 0
 
 
-def _refuse_what_cannot_work(config: FIPOConfig, model_args: ModelArguments) -> None:
-    if config.use_vllm:
-        require_vllm()
-    for name, remedy in REPLACED.items():
-        value = getattr(config, name)
-        if value not in (None, "no"):
-            raise InvalidParameterError(f"{name} is {getattr(value, 'value', value)!r}, but {remedy}")
-    if config.max_completion_length is None:
-        raise InvalidParameterError("max_completion_length is None, but a rollout needs a limit; set it.")
-    if not model_args.model_name_or_path:
-        raise InvalidParameterError("model_name_or_path is empty, but training needs a model; name one.")
-
-
 def _try_on(rewards: list[Reward], prompts: Prompts, run: RunArguments) -> list[float | None]:
     """What the rewards say of the first prompt's own answer; the first reward must also take a held-out prompt."""
-    first = prompts.train[0]
-    scores = [reward.try_on(first, forms_of(first["prompt"], run), strict=run.dry_run) for reward in rewards]
-    if prompts.held_out is not None:
-        held = prompts.held_out[0]
-        try:
-            rewards[0].try_on(held, forms_of(held["prompt"], run), strict=run.dry_run)
-        except InvalidParameterError as error:
-            raise InvalidParameterError(f"On the held-out prompts: {error}") from error
+
+    def tried(reward: Reward, row: dict[str, Any]) -> float | None:
+        return reward.try_on(row, forms_of(row["prompt"], run), strict=run.dry_run)
+
+    scores = [tried(reward, prompts.train[0]) for reward in rewards]
+    try:
+        if prompts.held_out is not None:
+            tried(rewards[0], prompts.held_out[0])
+    except InvalidParameterError as error:
+        raise InvalidParameterError(f"On the held-out prompts: {error}") from error
     return scores
 
 
 def build_trainer(
     run: RunArguments, config: FIPOConfig, model_args: ModelArguments, prompts: Prompts, rewards: list[Reward]
 ) -> tuple[FIPOTrainer, Prompts]:
-    """Loads the model and makes the trainer, on the prompts that are short enough, which are returned too."""
-    quantization = get_quantization_config(model_args)
+    """Loads the model; the trainer trains on the prompts that are short enough, which are returned too."""
     model, tokenizer = load_model(
         model_args.model_name_or_path,
         dtype=model_args.dtype,
@@ -160,32 +160,20 @@ def build_trainer(
         revision=model_args.model_revision,
         trust_remote_code=config.trust_remote_code,
         attn_implementation=model_args.attn_implementation,
-        **({"quantization_config": quantization} if quantization else {}),
+        quantization_config=get_quantization_config(model_args),
     )
     if run.stop_character:
         ends = end_at(run.stop_character, model, tokenizer)
         if config.use_vllm:  # it does not read the loaded model's
             config.generation_kwargs = {**(config.generation_kwargs or {}), "stop_token_ids": ends}
     if run.chat_template:
-        try:
-            tokenizer.chat_template = Path(run.chat_template).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(
-                f"The chat template {run.chat_template} is no text in UTF-8 ({error}); convert it."
-            ) from error
+        tokenizer.chat_template = Path(run.chat_template).read_text(encoding="utf-8")
     if config.beta and model_args.model_revision != "main":  # TRL loads the reference by the model's name
         config.model_init_kwargs = {"revision": model_args.model_revision}
     config.disable_tqdm = True
-    prompts = ready_for(tokenizer, prompts, run, config, model.config)
-    trainer = FIPOTrainer(
-        model,
-        rewards,
-        config,
-        train_dataset=prompts.train,
-        processing_class=tokenizer,
-        peft_config=get_peft_config(model_args),
-    )
-    return trainer, prompts
+    prompts = ready_for(model, tokenizer, prompts, run, config)
+    data = {"train_dataset": prompts.train, "processing_class": tokenizer}
+    return FIPOTrainer(model, rewards, config, peft_config=get_peft_config(model_args), **data), prompts
 
 
 def _run_training(trainer: FIPOTrainer, checkpoint: str | None, stop: StopOnSignal) -> None:
@@ -197,15 +185,11 @@ def _run_training(trainer: FIPOTrainer, checkpoint: str | None, stop: StopOnSign
         _require_folder(trainer)
         weights = (p.data.to_local() if isinstance(p.data, DTensor) else p.data for p in trainer.model.parameters())
         if not all(bool(weight.isfinite().all()) for weight in weights):
-            raise DataError(
-                "The model has diverged: its weights are inf or nan; lower learning_rate, or go on from an earlier "
-                "checkpoint with --resume_from_checkpoint."
-            ) from error
+            remedy = "lower learning_rate, or go on from an earlier checkpoint with --resume_from_checkpoint"
+            raise DataError(f"The model has diverged: its weights are inf or nan; {remedy}.") from error
         if checkpoint is not None and not stop.began:
-            raise DataError(
-                f"{checkpoint} cannot be loaded ({type(error).__name__}: {one_line(error)}); "
-                f"{checkpoint_before(checkpoint)}."
-            ) from error
+            reason = f"{checkpoint} cannot be loaded ({type(error).__name__}: {one_line(error)})"
+            raise DataError(f"{reason}; {checkpoint_before(checkpoint)}.") from error
         raise
     trainer.scores.require_some()
 
@@ -217,28 +201,14 @@ def _require_folder(trainer: FIPOTrainer) -> None:
 
 
 def _save(trainer: FIPOTrainer) -> None:
-    """The model, in output_dir."""
     _require_folder(trainer)
     if trainer.is_fsdp_enabled:  # else nothing is saved where the state is sharded
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     try:
         trainer.save_model(trainer.args.output_dir)
     except Exception as error:  # a full disk has no error number in safetensors' words
-        raise DataError(
-            f"The model cannot be written to {trainer.args.output_dir} ({one_line(error)}); make room on the disk, or "
-            "mend what is said, and --resume true writes it."
-        ) from error
-
-
-def _shares_before(metrics: Path) -> dict[str, float]:
-    """Held-out accuracy before the first update, which a resumed run finds in its metrics."""
-    try:
-        with metrics.open() as file:
-            first = json.loads(file.readline())
-        evaluated = {name.removeprefix("eval_"): value for name, value in first.items() if name.startswith("eval_")}
-    except (OSError, ValueError, AttributeError):  # none was written, or somebody wrote into it
-        return {}
-    return {name: value for name, value in evaluated.items() if first.get("step") == 0 and value is not None}
+        reason = f"The model cannot be written to {trainer.args.output_dir} ({one_line(error)})"
+        raise DataError(f"{reason}; make room, or mend what is said, and --resume true writes it.") from error
 
 
 def write_report(output_dir: str) -> str:

@@ -15,7 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, rota
 from trl.trainer.utils import RepeatSampler
 
 from fipo.errors import DataError, InvalidParameterError
-from fipo.terminal import one_line
+from fipo.messages import one_line
 
 STAGING = "checkpoint.partial"  # no "checkpoint-<step>", so that nobody resumes from it
 SHAPE = ("per_device_train_batch_size", "steps_per_generation", "gradient_accumulation_steps", "num_iterations")

@@ -10,8 +10,7 @@ import pytest
 
 from fipo.cli import main
 from fipo.engines.slime import contract
-from fipo.run import checks
-from fipo.run import engines_doctor as diagnose
+from fipo.run import doctor
 
 SOURCE = Path(__file__).parents[3] / "src"
 ARGUMENTS = "slime/utils/arguments.py"
@@ -26,7 +25,7 @@ def node(tmp_path, monkeypatch):
         if home.startswith("slime."):
             path = f"{home.replace('.', '/')}.py"
             files[path] = files.get(path, "") + f"def {name}():\n    pass\n"
-    files[ARGUMENTS] += f'parser.add_argument("{diagnose.FLAG}")\n'
+    files[ARGUMENTS] += f'parser.add_argument("{doctor.FLAG}")\n'
     for path, text in files.items():
         write(tmp_path / path, text)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(SOURCE)]))
@@ -87,7 +86,7 @@ def test_a_node_without_anything(tmp_path):
     ],
 )
 def test_a_broken_import_is_one_line(node, capsys, monkeypatch, text, found):
-    monkeypatch.setattr(checks, "TIMEOUT", 4)
+    monkeypatch.setattr(doctor, "TIMEOUT", 4)
     write(node / "slime/__init__.py", text)
     assert problems(capsys) == ({"slime": found} if found else {})
 

@@ -21,7 +21,7 @@ from fipo.engines.slime.arguments import LOSS_PATH, SETTINGS, add_arguments, che
 from fipo.engines.slime.contract import lacking, unsupported
 from fipo.engines.slime.hooks import install_hooks
 from fipo.errors import FIPOError, InvalidParameterError
-from fipo.terminal import did_you_mean
+from fipo.messages import did_you_mean
 
 USAGE = """\
 python -m fipo.engines.slime [train.py|train_async.py] <slime's own flags> --loss-type fipo_loss [--fipo-… flags]

@@ -16,13 +16,14 @@ def one_line(error: BaseException) -> str:
 
 
 def nearest_file(path: Path) -> str:
-    """The remedy for a path that does not exist: what lies beside it and is spelled like it."""
-    try:
-        beside = {entry.name: entry for entry in path.parent.iterdir()}
-    except OSError:
+    """The remedy for a path where no file is: the file beside it that is spelled like it."""
+    if not path.parent.is_dir():
         return f"check the path: there is no folder {path.parent}."
-    near = get_close_matches(path.name, beside, n=1)
-    return f"did you mean {beside[near[0]]}?" if near else "check the path."
+    try:
+        beside = [entry.name for entry in path.parent.iterdir() if entry.is_file()]
+    except OSError:
+        beside = []
+    return did_you_mean(path.name, beside, "check the path.")
 
 
 def did_you_mean(word: str, choices: Iterable[str], otherwise: str) -> str:

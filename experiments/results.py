@@ -7,7 +7,8 @@ from typing import Any
 
 from experiments.protocol import Run
 from fipo.errors import DataError
-from fipo.params import FORMER_KNOBS
+
+WITHOUT_EFFECT = ("chunk_size",)  # older results name it
 
 
 def write_result(run: Run, measured: dict[str, Any]) -> None:
@@ -64,7 +65,7 @@ def describe(run: Run) -> dict[str, Any]:
 def _that_count(knobs: dict[str, Any]) -> dict[str, Any]:
     """Without those that are not set, and those that had no effect: results outlive the settings that come and go."""
     inner = {name: _that_count(value) if isinstance(value, dict) else value for name, value in knobs.items()}
-    return {name: value for name, value in inner.items() if value is not None and name not in FORMER_KNOBS}
+    return {name: value for name, value in inner.items() if value is not None and name not in WITHOUT_EFFECT}
 
 
 def columns(rows: list[dict[str, float]]) -> dict[str, list[float]]:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -134,20 +135,15 @@ def _train(options: argparse.Namespace) -> int:
 
 def _quiet_libraries() -> None:
     """Their progress bars and notices of future changes would bury what the run says."""
-    import datasets
-    from transformers.utils import logging
-
-    datasets.disable_progress_bars()
-    logging.disable_progress_bar()
+    os.environ["TQDM_DISABLE"] = "1"  # read where tqdm is imported
     warnings.simplefilter("ignore", FutureWarning)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
 
 
 def _init(options: argparse.Namespace) -> int:
+    _quiet_libraries()
     with _extra("train"):
         from fipo.run.init import write_recipe
-
-        _quiet_libraries()
     about = {name: getattr(options, name) for name in ("config", "split", "prompt_column", "answer_column")}
     print(write_recipe(options.recipe, options.model, options.dataset, **about))
     return 0

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 Score = Callable[..., float]  # (completion: str, *, row: dict, length: int) -> float; length in tokens
 PROMPTS_IN_A_ROW = 4  # failed in one call; then the cause lies outside the data, and each more might cost a timeout
 TAKEN = frozenset(  # by TRL, so no column of the data may be called so
-    ["prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"]
+    ["self", "prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"]
 )
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 

@@ -80,5 +80,5 @@ def test_smollm2_learns_to_add_three_numbers(seed, tmp_path):
     assert max(noise) < 1e-4
     assert "before" in done.stdout and "after" in done.stdout
     traces = read_traces(tmp_path)
-    assert {trace.rollout for trace in traces} == set(range(13))
+    assert {trace.rollout for trace in traces} == set(range(8))
     assert max(abs(trace.weight - 1).max() for trace in traces) > 0.15

@@ -11,6 +11,7 @@ import torch
 import verl  # noqa: F401  registers the CPU platform before anything asks for one
 from engine_batch import ROWS, batch
 from overrides import ACTOR, FIPO, LOSS, ON_CPU, actor_config
+from support.one_truth import PARAMS
 from tensordict import TensorDict
 from verl.utils import tensordict_utils
 from verl.workers.config import HFModelConfig, TrainingWorkerConfig
@@ -54,7 +55,7 @@ def make_worker(model, fused=False):
     actor = actor_config(
         *FIPO,
         *ON_CPU,
-        f"+{LOSS}.decay_rate=8",
+        f"+{LOSS}.decay_rate={PARAMS.decay_rate}",
         f"{ACTOR}.ppo_mini_batch_size={ROWS}",
         f"{ACTOR}.clip_ratio_high=0.28",
         f"{ACTOR}.clip_ratio_c=10.0",

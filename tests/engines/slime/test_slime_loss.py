@@ -25,7 +25,7 @@ pytestmark = pytest.mark.beside
 PARAMS = FIPOParams(**cases.KNOBS)
 SPLITS = [split for splits in cases.SPLITS.values() for split in splits]
 LAYOUTS = [split for split in SPLITS if split in ("whole", "cp2", "cp2_allgather", "cp4")]
-OTHER_WEIGHTS = ("uniform", "none", "rule", "shuffled_rule", "no_bounds")  # than FIPO's
+OTHER_WEIGHTS = ("uniform", "none", "no_bounds", "rule", "shuffled_rule")  # than FIPO's
 NAMES = [*TOKEN_MEANS, DROPPED_SEQUENCES, *FIRST_UPDATE_MEANS, WEIGHT_MIN, WEIGHT_MAX]
 
 
@@ -92,28 +92,6 @@ def test_every_split_is_the_whole(runs, split, option):
     assert_same_update(runs[split, option, "fipo"], whole, list(whole["metrics"]))
 
 
-def test_controls_keep_what_they_say(runs):
-    plain, shuffle, uniform, none, neutral = (
-        runs["whole", option, "fipo"] for option in ("plain", "shuffle", "uniform", "none", "no_bounds")
-    )
-    for found in (shuffle, uniform):
-        assert (found["gradient"] - plain["gradient"]).abs().max() > 1e-4
-        assert found["metrics"]["fipo/weight_mean"] == pytest.approx(plain["metrics"]["fipo/weight_mean"], rel=1e-5)
-    torch.testing.assert_close(none["gradient"], neutral["gradient"])
-    assert none["metrics"]["fipo/weight_mean"] == pytest.approx(1)
-    for found in (shuffle, uniform, none):  # what FIPO knew stays to be seen
-        name = "fipo/future_kl_mean"
-        assert found["metrics"][name] == pytest.approx(plain["metrics"][name], rel=1e-5)
-
-
-@pytest.mark.parametrize("split", LAYOUTS)
-def test_weights_are_those_of_the_padded_batch(runs, split):
-    credit, _ = padded_credit(runs)
-    assert credit.dropped.nonzero().flatten().tolist() == [DROPPED]
-    for row, weight in enumerate(runs[split, "weights"]):
-        torch.testing.assert_close(weight, credit.weight[row, : len(weight)], rtol=1e-6, atol=1e-6)
-
-
 @pytest.mark.parametrize("regularized", [False, True])
 @pytest.mark.parametrize("split", LAYOUTS)
 def test_the_batch_that_all_engines_share(runs, split, regularized):
@@ -143,13 +121,18 @@ def test_metrics_are_means_as_slime_means(runs):
     assert share == pytest.approx(tokens[DROPPED] / sum(tokens))
 
 
-def test_a_rule_weighs_whole_responses(runs):
-    """1 / n at a response's n-th token, on whatever rank that lies."""
+def test_rules_and_controls_weigh_whole_responses(runs):
+    """A rule: 1 / n at a response's n-th token; `none` is neutral, other controls keep the mean, not the places."""
+    plain, shuffle, uniform, none, neutral, rule, shuffled_rule = (
+        runs["whole", option, "fipo"] for option in ("plain", "shuffle", *OTHER_WEIGHTS)
+    )
     totals = [(s["loss_masks"] / torch.arange(1, 1 + s["response_lengths"])).sum() for s in runs["samples"]]
-    rule, shuffled = (runs["whole", option, "fipo"] for option in ("rule", "shuffled_rule"))
-    for found in (rule, shuffled):
-        assert found["metrics"]["fipo/weight_mean"] == pytest.approx(mean_over_rollouts(runs, totals), rel=1e-5)
-    assert (rule["gradient"] - shuffled["gradient"]).abs().max() > 1e-4
+    assert rule["metrics"]["fipo/weight_mean"] == pytest.approx(mean_over_rollouts(runs, totals), rel=1e-5)
+    torch.testing.assert_close(none["gradient"], neutral["gradient"])
+    for found, of in ((shuffle, plain), (uniform, plain), (shuffled_rule, rule)):
+        assert (found["gradient"] - of["gradient"]).abs().max() > 1e-4
+        for name in ("fipo/weight_mean", "fipo/future_kl_mean"):  # the latter is of FIPO, whatever weighs
+            assert found["metrics"][name] == pytest.approx(of["metrics"][name], rel=1e-5)
 
 
 def test_what_slimes_corrections_take_out_gives_no_credit(runs):

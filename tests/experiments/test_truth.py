@@ -266,8 +266,6 @@ def test_signals_in_closed_form():
     assert torch.equal(SIGNALS["uniform (GRPO)"](seen), torch.full((2, 30), 2.0))
     back = future_kl(log_ratio.flip(-1), seen.mask, DEFAULT).flip(-1)
     torch.testing.assert_close(past(seen), 2 * back.exp().clamp(0.8, 1.2))
-    shuffled, fipo = SIGNALS["shuffled"](seen), SIGNALS["FIPO"](seen)
-    assert not torch.equal(shuffled, fipo) and torch.equal(shuffled.sort().values, fipo.sort().values)
 
 
 def test_measures_where_the_answer_is_known():

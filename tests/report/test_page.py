@@ -61,7 +61,7 @@ def test_the_page_computes_what_fipo_computes_as_knobs_are_moved(html, open_page
     np.testing.assert_allclose(found["weight"], weight, atol=1e-6)
 
 
-def test_hover_tells_the_arithmetic(html, open_page):
+def test_hover_tells_the_arithmetic_and_a_click_shades_what_is_summed(html, open_page):
     page = open_page(html)
     token(page, 3).hover()
     one = trace(0, length=60)
@@ -76,6 +76,12 @@ def test_hover_tells_the_arithmetic(html, open_page):
     assert facts(page, "M").startswith("0 (ratio > 10")
     token(page, 31).hover()
     assert facts(page, "weight") == "1 (not trained)"
+    token(page, 5).click()
+    assert "contribution" in page.locator("#legend").text_content()
+    shaded = [t for t in (4, 5, 7, 9) if token(page, t).get_attribute("style")]
+    assert shaded == [5, 9]  # 4 is earlier, 7 outside
+    page.keyboard.press("Escape")
+    assert state(page)["selected"] is None
 
 
 def last_number(text):
@@ -96,17 +102,6 @@ def test_other_weights_than_fipos_are_shown_until_a_knob_moves(control, tmp_path
     assert page.locator("#knobs-note").text_content() == f"Not what the run used: decay_rate. {said}"
     expected = credit(trace(0), {"decay_rate": float("inf")})[1]
     np.testing.assert_allclose(page.evaluate("fipo.columns(0).weight"), expected, atol=1e-6)
-
-
-def test_a_click_shades_what_is_summed(html, open_page):
-    page = open_page(html)
-    token(page, 5).click()
-    assert "contribution" in page.locator("#legend").text_content()
-    assert token(page, 9).get_attribute("style")
-    assert not token(page, 4).get_attribute("style")  # earlier
-    assert not token(page, 7).get_attribute("style")  # outside
-    page.keyboard.press("Escape")
-    assert state(page)["selected"] is None
 
 
 def heads(page, word):

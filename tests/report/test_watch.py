@@ -18,6 +18,7 @@ import pytest
 from page_driver import click_on_curve, slowest_frame
 from synthetic_traces import HOSTILE, PARAMS, trace
 
+from fipo.cli import main
 from fipo.report.follow import FollowedRun
 from fipo.report.page import labels_of
 from fipo.run_folder import locked, trace_file
@@ -27,9 +28,9 @@ UPDATES = 4  # a rollout
 
 
 @contextmanager
-def watching(*runs, port=0):
+def watching(*runs):
     """The address that `fipo watch` prints."""
-    command = [sys.executable, "-m", "fipo.cli", "watch", *map(str, runs), "--port", str(port)]
+    command = [sys.executable, "-m", "fipo.cli", "watch", *map(str, runs), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         yield urlsplit(process.stdout.readline().strip())
@@ -126,16 +127,14 @@ def test_nothing_but_the_report_is_served(address):
     assert connection.getresponse().status == 405
 
 
-def test_it_listens_on_loopback_alone_and_a_port_that_is_taken_is_one_sentence(address, tmp_path):
+def test_it_listens_on_loopback_alone_and_a_port_that_is_taken_is_one_sentence(address, tmp_path, capsys):
     assert address.hostname == "127.0.0.1"
     others = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)} - {"127.0.0.1"}
     for other in others:
         with pytest.raises(OSError):  # noqa: PT011  refused, or no route
             socket.create_connection((other, address.port), timeout=2)
-    command = [sys.executable, "-m", "fipo.cli", "watch", str(tmp_path), "--port", str(address.port)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert "cannot be had (Address already in use); choose another with --port" in done.stderr
+    assert main(["watch", str(tmp_path), "--port", str(address.port)]) == 2
+    assert "cannot be had (Address already in use); choose another with --port" in capsys.readouterr().err
 
 
 def looked_at(run):

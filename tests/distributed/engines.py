@@ -72,7 +72,7 @@ class Workshop:
         recipe |= {"sample_every": 0, "report_to": "none"}
         (folder / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
 
-    def start(self, name, engine=None, fipo=(str(HERE / "on_cpu.py"),), **options):
+    def start(self, name, engine=None, **options):
         """The process of a run: one process without an engine, else accelerate's launcher of two."""
         program, rows = [sys.executable], SEQUENCES
         if engine is not None:
@@ -84,7 +84,7 @@ class Workshop:
             rows //= COMMON["num_processes"]
         settings = {"model_name_or_path": "model", "per_device_train_batch_size": rows, "output_dir": name, **options}
         flags = [f"--{key}={value}" for key, value in settings.items()]
-        command = [*program, *fipo, "train", "recipe.yaml", *flags]
+        command = [*program, str(HERE / "on_cpu.py"), "train", "recipe.yaml", *flags]
         environment = {**os.environ, **VLLM, "UPDATES_PER_ROLLOUT": str(UPDATES_PER_ROLLOUT), "OMP_NUM_THREADS": "1"}
         environment["PYTHONFAULTHANDLER"] = "1"  # a crash in C++ tells where Python was
         environment["PYTHONPATH"] = f"{self.folder}{os.pathsep}{HERE.parent}"

@@ -63,20 +63,3 @@ def test_a_killed_run_resumes_to_the_same_curve(curves, workshop, engine, varian
     assert max(workshop.metrics(name)) < UPDATES
     resumed = workshop.run(name, engine, resume="true", **VARIANTS[variant])
     assert_same_curve(resumed, whole, rel=0)
-
-
-AS_A_USER = {"fipo": ("-m", "fipo.cli")}  # without GPUs: no plain data parallelism instead of what was asked for
-NO_WHOLE_GROUPS = {"per_device_train_batch_size": 3, "steps_per_generation": 3}  # times 2 processes: 18 / 4
-
-
-@pytest.mark.parametrize(
-    ("engine", "sentence", "how"),
-    [
-        ("fsdp2", "FSDP is asked for, but accelerate runs MULTI_CPU with 2 process(es) on cpu", AS_A_USER),
-        ("ddp", "The recipe or the flags cannot be used: generation_batch_size (18)", NO_WHOLE_GROUPS),
-    ],
-)
-def test_what_cannot_work_is_refused(workshop, engine, sentence, how):
-    assert workshop.start(f"refused_{engine}", engine, **how).wait(timeout=280) != 0
-    assert f"fipo: {sentence}" in (workshop.folder / f"refused_{engine}.log").read_text()
-    assert not workshop.metrics(f"refused_{engine}")

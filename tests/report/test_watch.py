@@ -65,17 +65,13 @@ def log(run, *steps):
             file.write(json.dumps({"step": step, "reward": step / 100, "fipo/weight_mean": 1.0}) + "\n")
 
 
-def write_live_run(folder):
-    log(folder, *range(1, 13))
-    write_rollout(folder, 0)
-    write_rollout(folder, 2)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """Of a watched run that holds, besides two rollouts, a damaged, a dangling and a hostile one, and a secret."""
-    run = write_live_run(tmp_path_factory.mktemp("watched") / "live")
+    run = tmp_path_factory.mktemp("watched") / "live"
+    log(run, *range(1, 13))
+    for rollout in (0, 2):
+        write_rollout(run, rollout)
     for name in ("rollout_000003_step_0000_rank_0.parquet", "rollout_99999999999999_x.parquet", "rollout_-1_.parquet"):
         (run / "traces" / name).write_bytes(b"PAR1 nonsense")
     (run / "traces" / "rollout_000004_step_0000_rank_0.parquet").symlink_to("/nowhere")
@@ -270,17 +266,20 @@ def test_a_run_from_before_its_start_to_its_deletion(tmp_path, open_page):
             write_rollout(run, 2)
             page.locator("#rollout option", has_text="2").wait_for(state="attached")
             assert page.locator("#rollout").input_value() == "0.0"  # the place stays
-            page.locator("#rollout").select_option("0.2")
-            wait_until(page, "fipo.page.traces.every((facts) => facts.rollout === 2)")
             log(run, *range(4, 14))
             wait_until(page, drawn_up_to(13))
+            page.click("#tab-curves")
+            click_on_curve(page, 0.95)
+            wait_until(page, "fipo.state.tab === 'credit' && fipo.page.traces.every((facts) => facts.rollout === 2)")
             lock.end("finished")
         runs.get_by_text("has finished").wait_for()
         page.reload()
         wait_until(page, "fipo.state.tab === 'credit' && fipo.page.traces[0]?.rollout === 2")
         shutil.rmtree(run)
         runs.get_by_text("has been deleted").wait_for()
-        assert page.locator("#samples .row").count() > 0  # what was shown stays to be read
+    page.locator("#live-trouble", has_text="fipo watch does not answer").wait_for()
+    assert page.locator("#samples .row").count() > 0  # what was shown stays to be read
+    assert address.query not in page.locator("body").text_content()
 
 
 def drawn_up_to(step):
@@ -341,19 +340,6 @@ def test_the_filter_knows_the_run_that_is_shown_and_a_hostile_one_is_data(tmp_pa
         page.locator("#live-runs li").first.wait_for()
         assert page.locator("img").count() == 0
         assert "<img src=x" in page.locator("#live-runs").text_content().replace("·", " ")
-
-
-@pytest.mark.browser
-def test_a_point_of_a_curve_opens_its_rollout_and_a_server_that_ends_is_told(tmp_path, open_page):
-    with watching(write_live_run(tmp_path / "live")) as address:
-        page = open_page(address.geturl(), "#tab=curves")
-        page.locator("#charts .plot.drawn").first.wait_for()
-        wait_until(page, "fipo.page.tracedSteps.length === 2")
-        click_on_curve(page, 0.05)
-        wait_until(page, "fipo.state.tab === 'credit' && fipo.state.watched === '0.0'")
-        wait_until(page, "fipo.page.traces[0]?.rollout === 0")
-    page.locator("#live-trouble", has_text="fipo watch does not answer").wait_for()
-    assert address.query not in page.locator("body").text_content()
 
 
 @pytest.mark.browser

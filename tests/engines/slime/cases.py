@@ -15,7 +15,7 @@ NEUTRAL = {"clip_ratio_low": 0.0, "clip_ratio_high": 0.0, "max_dual_clipped": 10
 
 REGULARIZED = {"use_kl_loss": True, "entropy_coef": 0.01}
 REJECTS = {"custom_tis_function_path": "slime_custom.reject_every_third"}
-RULE = {"fipo_rule": "python:slime_custom:falling"}
+RULE = {"fipo_rule": "python:core.test_rules:falling"}
 OPTIONS = {
     "plain": {},
     "high_only": {"fipo_clip_high_only": True},

@@ -4,18 +4,17 @@ import importlib
 import math
 import sys
 import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import pytest
 import verl
 from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from overrides import ACTOR, CONFIGS, FIPO, LOSS, actor_config
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, get_policy_loss_fn
 
 from fipo import FIPOError, FIPOParams, InvalidParameterError
-from fipo.engines.verl import FIPOPolicyLossConfig, contract, loss
+from fipo.engines.verl import FIPOPolicyLossConfig, contract, guard, loss
 from fipo.params import KNOBS
 
 pytestmark = pytest.mark.verl
@@ -96,16 +95,16 @@ def test_the_target_without_the_loss_mode_is_refused():
         actor_config(FIPO[0])
 
 
-@contextmanager
-def in_the_driver(*overrides):
-    """Hydra's state inside `@hydra.main`, for one command line."""
-    with initialize_config_dir(CONFIGS, version_base=None):
-        command = [f"{ACTOR}.ppo_micro_batch_size_per_gpu=2", *overrides]
-        HydraConfig.instance().set_config(compose("ppo_trainer", command, return_hydra_config=True))
-        try:
-            yield
-        finally:
-            HydraConfig.instance().cfg = None
+@pytest.fixture
+def driver(monkeypatch):
+    """Puts a command line before the guard; that it finds the real one in verl's driver, test_main_ppo.py says."""
+
+    def command(*overrides):
+        with initialize_config_dir(CONFIGS, version_base=None):
+            config = compose("ppo_trainer", [f"{ACTOR}.ppo_micro_batch_size_per_gpu=2", *overrides])
+        monkeypatch.setattr(guard, "driver_config", lambda: config)
+
+    return command
 
 
 BATCH = ("data.train_batch_size=64", f"{ACTOR}.ppo_mini_batch_size=64", "actor_rollout_ref.rollout.n=8")
@@ -120,18 +119,19 @@ ONE_UPDATE = r"{} prompts × 8 samples gives 1 update of .*ppo_epochs at least 2
         ((), "7b", r"add actor_rollout_ref.actor.clip_ratio_c=10.0"),
     ],
 )
-def test_the_driver_refuses_one_update_a_rollout_and_two_dual_clips(overrides, preset, sentence):
-    with in_the_driver(*overrides), pytest.raises(InvalidParameterError, match=sentence):
+def test_the_driver_refuses_one_update_a_rollout_and_two_dual_clips(overrides, preset, sentence, driver):
+    driver(*overrides)
+    with pytest.raises(InvalidParameterError, match=sentence):
         FIPOPolicyLossConfig(preset=preset)
 
 
-def test_the_driver_warns_where_the_rollout_engine_gives_the_old_policy():
-    for more in ("data.train_batch_size=128", "data.train_batch_size=96", f"{ACTOR}.ppo_epochs=2"):
-        with in_the_driver(*BATCH, more):
-            FIPOPolicyLossConfig()
-        bypass = "++algorithm.rollout_correction.bypass_mode=True"
-        with in_the_driver(*BATCH, more, bypass), pytest.warns(match="bypass_mode"):
-            FIPOPolicyLossConfig()
+@pytest.mark.parametrize("more", ["data.train_batch_size=128", "data.train_batch_size=96", f"{ACTOR}.ppo_epochs=2"])
+def test_the_driver_warns_where_the_rollout_engine_gives_the_old_policy(more, driver):
+    driver(*BATCH, more)
+    FIPOPolicyLossConfig()
+    driver(*BATCH, more, "++algorithm.rollout_correction.bypass_mode=True")
+    with pytest.warns(match="bypass_mode"):
+        FIPOPolicyLossConfig()
 
 
 def test_another_owner_of_the_name_is_named(monkeypatch):

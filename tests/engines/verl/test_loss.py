@@ -133,15 +133,10 @@ def test_what_verls_correction_takes_out_gives_no_credit():
     torch.testing.assert_close(gradient, call("fipo", config, batch)[1])
 
 
-def falling(logps, cu_seqlens, **_):
-    start = cu_seqlens[:-1].repeat_interleave(cu_seqlens.diff())
-    return 1 / (1 + torch.arange(len(logps)) - start)
-
-
 def test_a_rule_of_ones_own():
     """verl's own loss of advantages that this test weighs itself."""
     batch = rollout()
-    settings = FIPOPolicyLossConfig(rule=f"python:{__name__}:falling")
+    settings = FIPOPolicyLossConfig(rule="python:core.test_rules:falling")
     found = call("fipo", counted(batch["response_mask"], settings), batch)
     factor = (1 / torch.arange(1, 11)).expand(6, 10).clone()
     factor[2] = 0  # the dropped sequence

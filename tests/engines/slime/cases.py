@@ -4,16 +4,13 @@ import os
 
 MILES, SLIME = (os.environ.get(name) for name in ("MILES_SRC", "SLIME_SRC"))
 
-# (prompt, response): prompts longer than a chunk, responses within one chunk, a response of one token, uneven chunks.
-LENGTHS = [(3, 5), (20, 4), (2, 30), (1, 1), (5, 17), (9, 11), (4, 41)]
-ROLLOUTS = [0, 1, 2, 3, 4, 4, 5]  # samples 4 and 5 are one rollout
-ADVANTAGES = [0.7, -0.4, -1.1, 0.3, 0.9, 0.9, -0.6]
-DROPPED = 2
-DUAL_CLIPPED = {DROPPED: (3, 12), 6: (30,)}  # tokens far above the bound; under context parallelism no rank sees both
-KNOBS = {"decay_rate": 32.0, "clip_ratio_low": 0.2, "clip_ratio_high": 0.28, "safety_thresh": 3.0, "dual_clip_c": 10.0}
+# (prompt, response) of support/one_truth.py's rows: prompts longer than a chunk, uneven chunks; the dropped row's two
+# dual-clipped tokens lie on two context-parallel ranks.
+LENGTHS = [(3, 23), (1, 1), (4, 9), (9, 17), (20, 14), (5, 20)]
+ROLLOUTS = [0, 1, 2, 3, 4, 4]  # samples 4 and 5 are one rollout
 NEUTRAL = {"clip_ratio_low": 0.0, "clip_ratio_high": 0.0, "max_dual_clipped": 10**6}
 
-REGULARIZED = {"use_kl_loss": True, "entropy_coef": 0.01}
+REGULARIZED = {"use_kl_loss": True, "entropy_coef": 0.05}  # as in one_truth
 REJECTS = {"custom_tis_function_path": "slime_custom.reject_every_third"}
 RULE = {"fipo_rule": "python:core.test_rules:falling"}
 OPTIONS = {
@@ -24,6 +21,7 @@ OPTIONS = {
     "tis_custom": {"use_tis": True, **REJECTS},
     "mismatch": {"get_mismatch_metrics": True, **REJECTS},
     "opsm": {"use_opsm": True},
+    "token_mean": {"calculate_per_token_loss": True},
     "per_token": {"calculate_per_token_loss": True, **REGULARIZED},
     "recompute": {"recompute_loss_function": True, "use_opsm": True, **REGULARIZED},
     "rollout_logprobs": {"use_rollout_logprobs": True},
@@ -47,7 +45,7 @@ if SLIME and not MILES:
 
 WHOLE = [list(range(len(LENGTHS)))]
 ONE_BY_ONE = [[i] for i in range(len(LENGTHS))]  # some ranks then have no response token at all
-HALVES = ([[0, 2], [4, 5]], [[1], [3, 6]])  # of two data-parallel ranks, two micro-batches each
+HALVES = ([[0, 2], [4, 5]], [[1], [3]])  # of two data-parallel ranks, two micro-batches each
 # processes → name → (context-parallel size, all-gather, micro-batches of each data-parallel rank)
 SPLITS = {
     1: {"whole": (1, False, [WHOLE]), "one_by_one": (1, False, [ONE_BY_ONE])},

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import KNOBS, SLIME
+from cases import SLIME
 
 from fipo import InvalidParameterError
 from fipo.engines.slime import fipo_loss_function
@@ -78,7 +78,8 @@ def test_the_command_of_pull_request_1801(tmp_path):
     assert (given["loss_type"], given["custom_loss_function_path"]) == ("custom_loss", LOSS)
     assert given["custom_megatron_before_train_step_hook_path"] == "fipo.engines.slime.before_train_step"
     knobs = {name: value for name, value in given.items() if name.startswith("fipo_") and value is not None}
-    expected = {**KNOBS, "chunk_size": "128", "clip_high_only": True}
+    expected = {"decay_rate": 32.0, "chunk_size": "128", "clip_ratio_low": 0.2, "clip_ratio_high": 0.28}
+    expected |= {"clip_high_only": True, "safety_thresh": 3.0, "dual_clip_c": 10.0}
     assert knobs == {f"fipo_{name}": value for name, value in expected.items()}
     assert given["lr"] == 1e-6
 

@@ -23,13 +23,13 @@ def run(ranks, model, out, *options):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny.save(tmp_path_factory.mktemp("model"))
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs")
+def model(folder):
+    return tiny.save(folder / "model")
 
 
 @pytest.fixture(scope="module")

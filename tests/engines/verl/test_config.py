@@ -78,10 +78,8 @@ def test_the_forks_recipe_runs_by_changing_the_target_alone():
         (["future_kl_clip_ratio=0"], "in the authors' fork let weights range from 0 to 10"),
         (["future_kl_clip_ratio=0.2", "clip_ratio_high=0.3"], "clip_ratio_high is 0.3, but future_kl_clip_ratio"),
         (["decay_rate=-1"], "decay_rate is -1, but must be a number above 0"),
-        (["preset=14b"], "preset is '14b', but must be one of"),
         (["decay=32"], "unexpected keyword argument 'decay'"),
         (["control=random"], r"policy_loss\.control is 'random', but must be one of none, uniform"),
-        (["rule='python:nowhere:rule'"], r"policy_loss\.rule is 'python:nowhere:rule', which cannot"),
         (["trace_dir=here", "trace_every=0"], "trace_every is 0, but must be a whole number from 1 on"),
     ],
 )

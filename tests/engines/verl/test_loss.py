@@ -24,6 +24,7 @@ if contract.release() >= (0, 9):
 EXTREMES = {"fipo/weight_min", "fipo/weight_max"}
 METRICS = {"actor/pg_clipfrac", "actor/pg_clipfrac_lower", "actor/ppo_kl", "fipo/dropped_sequences"}
 METRICS |= {*TOKEN_MEANS, *EXTREMES}
+PADDING, SHAPE = one_truth.ROWS, (one_truth.ROWS + 1, one_truth.TOKENS)  # the row of padding is the last
 COLUMNS = ("log_prob", "old_log_prob", "advantages", "response_mask")
 
 
@@ -44,15 +45,15 @@ def counted(mask, policy_loss=None, ranks=1, **settings):
 
 
 def rollout():
-    """With holes in the mask, a row of padding, and two dual-clipped tokens in row 2."""
-    generator = torch.Generator().manual_seed(0)
-    new = -torch.rand(6, 10, generator=generator, dtype=torch.double)
-    old = new - 0.4 * torch.randn(6, 10, generator=generator, dtype=torch.double)
-    advantages = torch.randn(6, 1, generator=generator, dtype=torch.double).expand(6, 10).clone()
-    mask = torch.rand(6, 10, generator=generator) < 0.8
-    mask[4] = False
-    mask[2, :2], old[2, :2], advantages[2] = True, new[2, :2] - 3, -1.0
-    return {"old_log_prob": old, "log_prob": new, "advantages": advantages, "response_mask": mask}
+    """The batch that all engines share, and a row of padding."""
+    data = {
+        name: torch.nn.functional.pad(column, (0, 0, 0, 1))
+        for name, column in one_truth.batch().items()
+        if column.dim() == 2
+    }
+    new = -torch.rand(SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    batch = {"old_log_prob": new - data["log_ratio"], "log_prob": new}
+    return batch | {"advantages": data["advantages"], "response_mask": data["mask"]}
 
 
 def call(name, config, batch, mode="token-mean", **more):
@@ -77,7 +78,7 @@ def mean(metric):
 def test_neutral_weights_are_verls_own_loss(mode, corrected, engine):
     batch = rollout()
     if corrected:
-        batch["rollout_is_weights"] = 0.5 + torch.rand(6, 10, generator=torch.Generator().manual_seed(1)).double()
+        batch["rollout_is_weights"] = 0.5 + torch.rand(SHAPE, generator=torch.Generator().manual_seed(1)).double()
     settings = FIPOPolicyLossConfig(clip_ratio_low=0.0, clip_ratio_high=0.0, max_dual_clipped=100)
     neutral = counted(batch["response_mask"], settings) if engine else actor(settings)
     found, expected = (call(name, neutral, batch, mode) for name in ("fipo", "vanilla"))
@@ -93,10 +94,10 @@ CONTROLS = ("none", "uniform", "shuffle")
 )
 def test_micro_batches_add_up(mode, control):
     """Also where a control needs whole responses, whatever their order."""
-    batch, order = rollout(), [3, 1, 2, 0, 4, 5]
+    batch, order = rollout(), [3, 1, 2, 0, 6, 4, 5]
     config = counted(batch["response_mask"], FIPOPolicyLossConfig(control=control))
     loss, gradient, _ = call("fipo", config, batch, mode)
-    parts = [call("fipo", config, part_of(batch, rows), mode) for rows in ([3], [1, 2, 0], [4, 5])]
+    parts = [call("fipo", config, part_of(batch, rows), mode) for rows in ([3], [1, 2, 0], [6, 4, 5])]
     torch.testing.assert_close(sum(part[0] for part in parts), loss)
     torch.testing.assert_close(torch.cat([part[1] for part in parts]), gradient[order])
 
@@ -106,11 +107,11 @@ def test_fipos_metrics_are_exact_over_micro_batches():
     batch = rollout()
     mask, config = batch["response_mask"], counted(batch["response_mask"])
     credit = token_credit(*(batch[name] for name in COLUMNS), FIPOParams())
-    rows = [credit.weight[row][mask[row]] for row in (0, 1, 2, 3, 5)]  # and one of padding, whose weights are 1
+    rows = [credit.weight[row][mask[row]] for row in range(PADDING)]  # and one of padding, whose weights are 1
     expected = {name: of(credit)[mask].double().mean().item() for name, of in TOKEN_MEANS.items()}
-    expected |= {f"fipo/weight_{of.__name__}": (sum(of(row.tolist()) for row in rows) + 1) / 6 for of in (min, max)}
-    expected["fipo/dropped_sequences"] = 1 / 6
-    parts = [call("fipo", config, part_of(batch, rows))[2] for rows in ([0], [4], [2, 3], [1, 5])]
+    expected |= {f"fipo/weight_{of.__name__}": (sum(of(row.tolist()) for row in rows) + 1) / 7 for of in (min, max)}
+    expected["fipo/dropped_sequences"] = 1 / 7
+    parts = [call("fipo", config, part_of(batch, rows))[2] for rows in ([0], [PADDING], [2, 3], [1, 4, 5])]
     for name, value in expected.items():
         found = [part[name] for part in parts]
         if not hasattr(found[0], "aggregate"):
@@ -123,7 +124,7 @@ def test_fipos_metrics_are_exact_over_micro_batches():
 def test_what_verls_correction_takes_out_gives_no_credit():
     """Its importance weight is 0; a rejected token's mask is 0 already."""
     batch = rollout()
-    weights = torch.ones(6, 10)
+    weights = torch.ones(SHAPE)
     weights[2, :2] = 0  # the row's two dual-clipped tokens
     config = counted(batch["response_mask"])
     _, gradient, metrics = call("fipo", config, batch, rollout_is_weights=weights)
@@ -138,7 +139,7 @@ def test_a_rule_of_ones_own():
     batch = rollout()
     settings = FIPOPolicyLossConfig(rule="python:core.test_rules:falling")
     found = call("fipo", counted(batch["response_mask"], settings), batch)
-    factor = (1 / torch.arange(1, 11)).expand(6, 10).clone()
+    factor = (1 / torch.arange(1, 1 + SHAPE[1])).expand(SHAPE).clone()
     factor[2] = 0  # the dropped sequence
     weighed = batch | {"advantages": batch["advantages"] * factor}
     expected = call("vanilla", counted(batch["response_mask"]), weighed)
@@ -146,16 +147,13 @@ def test_a_rule_of_ones_own():
 
 
 def test_the_batch_that_all_engines_share(monkeypatch):
-    data, seen = one_truth.batch(), []
-    logps = torch.full_like(data["log_ratio"], -2.0)
-    batch = {"log_prob": logps, "old_log_prob": logps - data["log_ratio"]}
-    batch |= {"advantages": data["advantages"], "response_mask": data["mask"]}
+    batch, seen = rollout(), []
     monkeypatch.setattr(plugin, "token_credit", lambda *a, **k: seen.append(token_credit(*a, **k)) or seen[0])
-    config = counted(data["mask"], FIPOPolicyLossConfig(decay_rate=one_truth.PARAMS.decay_rate))
+    config = counted(batch["response_mask"], FIPOPolicyLossConfig(decay_rate=one_truth.PARAMS.decay_rate))
     loss, gradient, _ = call("fipo", config, batch)
-    one_truth.assert_same_credit(seen[0].weight, loss)
-    logps.requires_grad_()
-    one_truth.assert_same_gradients([gradient], 1 * logps, logps)
+    one_truth.assert_same_credit(seen[0].weight[:PADDING], loss)
+    logps = batch["log_prob"][:PADDING].requires_grad_()
+    one_truth.assert_same_gradients([gradient[:PADDING]], 1 * logps, logps)
 
 
 def test_what_lies_outside_the_mask_does_not_matter():
@@ -174,7 +172,7 @@ def test_what_lies_outside_the_mask_does_not_matter():
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("engine", [False, True])
-@pytest.mark.parametrize("rows", [[4], []])
+@pytest.mark.parametrize("rows", [[PADDING], []])
 def test_rows_of_padding_alone_and_no_rows(mode, engine, rows):
     batch = rollout()
     config = counted(batch["response_mask"]) if engine else actor()
@@ -206,7 +204,7 @@ def test_the_watch_warns_once_when_the_weights_stay_at_one():
         token_credit(new, old, *(batch[name] for name in COLUMNS[2:]), FIPOParams())
         for old in (new, batch["old_log_prob"])
     )
-    config = counted(torch.ones(12, 10), ranks=2)  # an update is 6 of 12 rows on this rank: one micro-batch
+    config = counted(torch.ones(14, 10), ranks=2)  # an update is 7 of 14 rows on this rank: one micro-batch
     warned, silent = OneUpdateWatch(), OneUpdateWatch()
     sentence = r"stayed at 1 for 32 updates, so this run is GRPO.*ppo_epochs at least 2"
     for watch, credit, times, expected in (

@@ -14,7 +14,6 @@ from support import tiny
 from fipo import FIPOParams
 from fipo.cli import main
 from fipo.core.logged import TOKEN_MEANS
-from fipo.report import render_report
 from fipo.report.curves import draw_curves, read_metrics
 from fipo.traces import read_traces
 
@@ -100,12 +99,9 @@ def _check_traces(folder):
         answer = re.sub(r"\[(EOS|PAD|UNK)\]", "", trace.text)
         assert trace.reward == pytest.approx(toy.compute_score(None, answer, None), abs=1e-6)
         assert "+" in trace.prompt
-        if trace.update == 0:
-            assert np.abs(trace.weight - 1).max() < 1e-4
     assert Counter(trace.update for trace in traces) == {0: 32, 1: 32}
     assert max(np.abs(trace.weight - 1).max() for trace in traces if trace.update == 1) > 0.01
     assert traces.updates_per_rollout == 0  # verl's metrics have one step a rollout
-    assert render_report(folder, folder / "report.html").stat().st_size > 10_000
 
 
 def _check_curves(folder):

@@ -6,6 +6,7 @@ from argparse import Namespace
 
 import pytest
 import torch
+from support.knobs import OTHERS
 
 from fipo import FIPOParams, InvalidInputError, InvalidParameterError, token_credit
 from fipo.engines.slime import arguments, before_train_step, fipo_loss_function
@@ -23,16 +24,9 @@ def namespace(**given):
 
 
 def test_every_knob_has_a_flag_that_overrides_a_preset():
-    params = params_of(
-        parse(
-            "--fipo-preset 32b --no-fipo-clip-high-only --fipo-decay-rate inf --fipo-chunk-size 64 "
-            "--fipo-distance trained --fipo-clip-ratio-low 0.1 --fipo-clip-ratio-high 0.3 --fipo-safety-thresh 4 "
-            "--fipo-dual-clip-c 5 --fipo-max-dual-clipped 2"
-        )
-    )
-    bounds = {"clip_ratio_low": 0.1, "clip_ratio_high": 0.3, "clip_high_only": False, "safety_thresh": 4.0}
-    others = {"dual_clip_c": 5.0, "max_dual_clipped": 2, "distance": "trained"}
-    assert params == FIPOParams(decay_rate=math.inf, **bounds, **others)
+    flags = [f"--fipo-{name.replace('_', '-')} {value}" for name, value in OTHERS.items() if name != "clip_high_only"]
+    found = params_of(parse(f"--fipo-preset 32b --no-fipo-clip-high-only --fipo-chunk-size 64 {' '.join(flags)}"))
+    assert found == FIPOParams(**OTHERS | {"clip_high_only": False})
     assert params_of(parse("--fipo-preset 32b")) == FIPOParams.preset("32b")
     assert params_of(parse("")) == FIPOParams()  # the defaults of pull request 1801
     assert set(vars(parse(""))) == {f"fipo_{name}" for name in ("chunk_size", *SETTINGS)}

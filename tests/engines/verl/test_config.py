@@ -1,7 +1,6 @@
 """FIPO's knobs through verl's own configuration: Hydra composes, instantiates and refuses."""
 
 import importlib
-import math
 import sys
 import warnings
 from contextlib import nullcontext
@@ -11,6 +10,7 @@ import verl
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from overrides import ACTOR, CONFIGS, FIPO, LOSS, actor_config
+from support.knobs import OTHERS
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, get_policy_loss_fn
 
 from fipo import FIPOError, FIPOParams, InvalidParameterError
@@ -31,18 +31,8 @@ def knobs(*policy_loss, clip_ratio_c=10.0):
 
 
 def test_every_knob_of_the_package_can_be_set():
-    given = {
-        "decay_rate": math.inf,
-        "clip_ratio_low": 0.1,
-        "clip_ratio_high": 0.3,
-        "clip_high_only": True,
-        "safety_thresh": 4.0,
-        "dual_clip_c": 5.0,
-        "max_dual_clipped": 3,
-        "distance": "trained",
-    }
-    assert set(given) == set(KNOBS)
-    assert knobs(*(f"{name}={value}" for name, value in given.items()), clip_ratio_c=5.0) == FIPOParams(**given)
+    assert set(OTHERS) == set(KNOBS)
+    assert knobs(*(f"{name}={value}" for name, value in OTHERS.items()), clip_ratio_c=5.0) == FIPOParams(**OTHERS)
     assert knobs() == FIPOParams()
 
 

@@ -16,20 +16,12 @@ HERE = Path(__file__).parent
 TIME = re.compile("time|_per_second$|^epoch$")
 UPDATES, UPDATES_PER_ROLLOUT, SEQUENCES = 12, 4, 8  # of a run, of a rollout, of an update
 COMMON = {"compute_environment": "LOCAL_MACHINE", "num_machines": 1, "machine_rank": 0, "num_processes": 2}
-FSDP2 = {
-    "fsdp_version": 2,
-    "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-    "fsdp_transformer_layer_cls_to_wrap": "LlamaDecoderLayer",
-    "fsdp_reshard_after_forward": True,
-    "fsdp_state_dict_type": "SHARDED_STATE_DICT",
-    "fsdp_cpu_ram_efficient_loading": False,
-}
-SMALL = {  # ZeRO-3 leaves what is smaller than its thresholds whole
-    "stage3_param_persistence_threshold": 0,
-    "stage3_prefetch_bucket_size": 1000,
-    "stage3_max_live_parameters": 2000,
-    "stage3_gather_16bit_weights_on_model_save": True,
-}
+FSDP2 = {"fsdp_version": 2, "fsdp_reshard_after_forward": True, "fsdp_cpu_ram_efficient_loading": False}
+FSDP2 |= {"fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "fsdp_transformer_layer_cls_to_wrap": "LlamaDecoderLayer"}
+FSDP2["fsdp_state_dict_type"] = "SHARDED_STATE_DICT"
+# ZeRO-3 leaves what is smaller than its thresholds whole.
+SMALL = {"stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": 1000}
+SMALL |= {"stage3_max_live_parameters": 2000, "stage3_gather_16bit_weights_on_model_save": True}
 
 
 def deepspeed(stage, **options):

@@ -13,13 +13,8 @@ from fipo import FIPOParams
 
 SIZES = ["0.8B", "2B", "4B"]
 ARMS = {"fipo": "slime/qwen3.5_fipo.sh", "grpo": "slime/qwen3.5_grpo.sh"}
-REQUIRED = {
-    "SLIME_DIR": "/shared/my slime",
-    "MEGATRON_DIR": "/shared/megatron",
-    "HF_CHECKPOINT": "/shared/models/qwen",
-    "PROMPT_DATA": "/shared/it's/train.jsonl",
-    "EVAL_DATA": "/shared/eval.jsonl",
-}
+REQUIRED = {"SLIME_DIR": "/shared/my slime", "MEGATRON_DIR": "/shared/megatron", "HF_CHECKPOINT": "/shared/models/qwen"}
+REQUIRED |= {"PROMPT_DATA": "/shared/it's/train.jsonl", "EVAL_DATA": "/shared/eval.jsonl"}
 needs_slime = pytest.mark.skipif("SLIME_SRC" not in os.environ, reason="SLIME_SRC names no checkout of slime")
 
 

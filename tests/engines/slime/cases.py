@@ -33,12 +33,8 @@ OPTIONS = {
     "no_bounds": {"fipo_clip_ratio_low": 0.0, "fipo_clip_ratio_high": 0.0},
 }
 if MILES or SLIME:  # what the stand-in has not
-    OPTIONS["others"] = {
-        "use_unbiased_kl": True,
-        "rollout_temperature": 0.8,
-        "custom_pg_loss_reducer_function_path": "slime_custom.constant_divisor",
-        **REGULARIZED,
-    }
+    reducer = {"custom_pg_loss_reducer_function_path": "slime_custom.constant_divisor"}
+    OPTIONS["others"] = {"use_unbiased_kl": True, "rollout_temperature": 0.8, **reducer, **REGULARIZED}
 if SLIME and not MILES:
     OPTIONS["top_p"] = {"rollout_top_p": 0.9}
     OPTIONS |= {name: {"advantage_estimator": name} for name in ("gspo", "cispo")}
@@ -49,11 +45,8 @@ HALVES = ([[0, 2], [4, 5]], [[1], [3]])  # of two data-parallel ranks, two micro
 # processes → name → (context-parallel size, all-gather, micro-batches of each data-parallel rank)
 SPLITS = {
     1: {"whole": (1, False, [WHOLE]), "one_by_one": (1, False, [ONE_BY_ONE])},
-    2: {
-        "cp2": (2, False, [WHOLE]),
-        "dp2": (1, False, HALVES),  # the groups are rebuilt in between
-        "cp2_one_by_one": (2, False, [ONE_BY_ONE]),
-    },
+    # The groups are rebuilt in between.
+    2: {"cp2": (2, False, [WHOLE]), "dp2": (1, False, HALVES), "cp2_one_by_one": (2, False, [ONE_BY_ONE])},
     4: {"cp2_dp2": (2, False, HALVES), "cp4": (4, False, [ONE_BY_ONE])},
 }
 if MILES or SLIME:  # another layout of logits, which slime takes back to the zigzag

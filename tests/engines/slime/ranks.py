@@ -76,15 +76,15 @@ def counted_collectives():
 def trace(folder, split, share, allgather):
     """Two rollouts of two updates on the same samples; of every second rollout traces are written."""
     everything = samples()
+    traces = {
+        "fipo_trace_dir": os.path.join(folder, "traces", split),
+        "fipo_trace_every": 2,
+        "hf_checkpoint": "/nowhere",
+    }
+    sizes = {"rollout_batch_size": len(LENGTHS), "n_samples_per_prompt": 1}
     args = arguments(
-        allgather_cp=allgather,
-        recompute_loss_function=True,  # which asks the loss twice
-        fipo_trace_dir=os.path.join(folder, "traces", split),
-        fipo_trace_every=2,
-        rollout_batch_size=len(LENGTHS),
-        n_samples_per_prompt=1,
-        hf_checkpoint="/nowhere",
-    )
+        allgather_cp=allgather, recompute_loss_function=True, **traces, **sizes
+    )  # which asks the loss twice
     places = [row for batch in share for row in batch]
     data = {"tokens": [everything[row]["unconcat_tokens"] for row in places], "partition": places}
     data |= {"raw_reward": [float(row) for row in range(len(LENGTHS))], "truncated": [row % 2 for row in places]}

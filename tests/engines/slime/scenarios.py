@@ -20,31 +20,16 @@ LOCAL = ("log_probs", "rollout_log_probs", "ref_log_probs", "advantages")
 
 def arguments(**changes):
     """slime's namespace, as far as its loss reads it."""
-    names = ("allgather_cp", "calculate_per_token_loss", "get_mismatch_metrics", "recompute_loss_function")
-    names += ("use_kl_loss", "use_opsm", "use_rollout_logprobs", "use_tis", "use_unbiased_kl")
-    defaults = {
-        **dict.fromkeys(names, False),
-        "loss_type": "custom_loss",
-        "custom_loss_function_path": LOSS_PATH,
-        "advantage_estimator": "grpo",
-        "custom_pg_loss_reducer_function_path": None,
-        "custom_tis_function_path": None,
-        "entropy_coef": 0.0,
-        "eps_clip": 0.2,
-        "eps_clip_high": 0.28,
-        "eps_clip_c": 10.0,
-        "kl_loss_coef": one_truth.BETA,
-        "kl_loss_type": "k3",
-        "log_probs_chunk_size": -1,
-        "opsm_delta": 0.02,
-        "rollout_temperature": 1.0,
-        "rollout_top_p": 1.0,
-        "tis_clip": 1.2,
-        "tis_clip_low": 0.9,
-        **{f"fipo_{name}": value for name, value in asdict(one_truth.PARAMS).items()},
-        **ARGUMENTS,
-    }
-    return Namespace(**(defaults | changes))
+    off = ("allgather_cp", "calculate_per_token_loss", "get_mismatch_metrics", "recompute_loss_function", "use_kl_loss")
+    off += ("use_opsm", "use_rollout_logprobs", "use_tis", "use_unbiased_kl")
+    defaults = dict.fromkeys(off, False)
+    defaults |= dict.fromkeys(("custom_pg_loss_reducer_function_path", "custom_tis_function_path"))
+    defaults |= {"loss_type": "custom_loss", "custom_loss_function_path": LOSS_PATH, "advantage_estimator": "grpo"}
+    defaults |= {"eps_clip": 0.2, "eps_clip_high": 0.28, "eps_clip_c": 10.0, "tis_clip": 1.2, "tis_clip_low": 0.9}
+    defaults |= {"entropy_coef": 0.0, "kl_loss_coef": one_truth.BETA, "kl_loss_type": "k3", "opsm_delta": 0.02}
+    defaults |= {"log_probs_chunk_size": -1, "rollout_temperature": 1.0, "rollout_top_p": 1.0}
+    defaults |= {f"fipo_{name}": value for name, value in asdict(one_truth.PARAMS).items()}
+    return Namespace(**(defaults | ARGUMENTS | changes))
 
 
 def table():
@@ -64,21 +49,13 @@ def samples(rollout_top_p=None, rollout_temperature=1.0, **_):
         new = rows.log_softmax(-1)[torch.arange(response), targets].double()  # else rounding moves the log-ratio
         row = {name: column[i, :response] for name, column in data.items() if column.dim() == 2}
         old = new - row["log_ratio"]
-        found.append(
-            {
-                "unconcat_tokens": tokens,
-                "total_lengths": prompt + response,
-                "response_lengths": response,
-                "loss_masks": row["mask"].int(),
-                "log_probs": old,
-                "rollout_log_probs": old + 0.1 * torch.randn(response, generator=generator),
-                "ref_log_probs": new + row["reference_gap"],
-                "advantages": row["advantages"],
-                "rollout_top_p_token_ids": nucleus.nonzero()[:, 1].tolist(),
-                "rollout_top_p_token_offsets": [0, *nucleus.sum(1).cumsum(0).tolist()],
-                "partition": i,
-            }
-        )
+        sample = {"unconcat_tokens": tokens, "total_lengths": prompt + response, "response_lengths": response}
+        sample |= {"loss_masks": row["mask"].int(), "advantages": row["advantages"], "log_probs": old, "partition": i}
+        sample["rollout_log_probs"] = old + 0.1 * torch.randn(response, generator=generator)
+        sample["ref_log_probs"] = new + row["reference_gap"]
+        sample["rollout_top_p_token_ids"] = nucleus.nonzero()[:, 1].tolist()
+        sample["rollout_top_p_token_offsets"] = [0, *nucleus.sum(1).cumsum(0).tolist()]
+        found.append(sample)
     tokens = torch.stack([sample["loss_masks"].sum() for sample in found]).float()
     totals = torch.zeros(len(ROLLOUTS)).index_add_(0, torch.tensor(ROLLOUTS), tokens)
     return [sample | {"rollout_mask_sums": totals[rollout]} for sample, rollout in zip(found, ROLLOUTS, strict=True)]

@@ -24,16 +24,13 @@ def batch(model):
     response = torch.arange(RESPONSE) < torch.tensor([*data["lengths"], 5, RESPONSE])[:, None]
     attended = torch.cat([prompt, response], 1).long()
     ids = torch.randint(3, 40, attended.shape, generator=generator) * attended
-    found = {
-        "input_ids": ids,
-        "attention_mask": attended,
-        "position_ids": (attended.cumsum(1) - 1).clamp(min=0),
-        "prompts": ids[:, :PROMPT],
-        "responses": ids[:, PROMPT:],
+    found = {"input_ids": ids, "attention_mask": attended, "position_ids": (attended.cumsum(1) - 1).clamp(min=0)}
+    found |= {"prompts": ids[:, :PROMPT], "responses": ids[:, PROMPT:]}
+    found |= {
         "response_mask": with_padding(data["mask"]).long(),
         "advantages": with_padding(data["advantages"]).float(),
-        "rollout_is_weights": 0.5 + torch.rand(ROWS, RESPONSE, generator=generator),
     }
+    found["rollout_is_weights"] = 0.5 + torch.rand(ROWS, RESPONSE, generator=generator)
     with torch.no_grad():
         new = logps(AutoModelForCausalLM.from_pretrained(model), found)
     return found | {"old_log_probs": (new - with_padding(data["log_ratio"]).float()) * response}

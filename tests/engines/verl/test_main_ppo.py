@@ -45,13 +45,8 @@ def run(folder, *overrides):
     (folder / "credit").mkdir()
     model, prompts = tiny.save(folder / "model"), toy.write_prompts(folder / "prompts.jsonl")
     files = (f"{MODEL}.path={model}", f"data.train_files={prompts}", f"data.val_files={prompts}")
-    environment = {
-        "RAY_ADDRESS": "local",
-        "RAY_DEDUP_LOGS": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "VERL_FILE_LOGGER_PATH": str(folder / "credit" / "metrics.jsonl"),
-        "WANDB_MODE": "offline",
-    }
+    environment = {"RAY_ADDRESS": "local", "RAY_DEDUP_LOGS": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment |= {"VERL_FILE_LOGGER_PATH": str(folder / "credit" / "metrics.jsonl"), "WANDB_MODE": "offline"}
     command = ["verl.trainer.main_ppo", *COMMAND.split(), *files, *overrides]
     return run_on_cpu(command, modules="cpu_platform,hf_rollout", cwd=folder, env=environment)
 

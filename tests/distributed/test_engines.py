@@ -56,10 +56,5 @@ def test_the_saved_model_is_that_of_one_process(curves, workshop, engine):
     ("engine", "variant"), [*((engine, "plain") for engine in ENGINES), ("fsdp2", "lora"), ("zero3", "lora")]
 )
 def test_a_killed_run_resumes_to_the_same_curve(curves, workshop, engine, variant):
-    """kill −9 of every worker between two checkpoints; the rollout in use is 2 of 4 updates old."""
-    whole, name = curves(variant, engine), f"killed_{variant}_{engine}"
-    process = workshop.start(name, engine, **VARIANTS[variant])
-    workshop.kill_after(process, name, step=7)
-    assert max(workshop.metrics(name)) < UPDATES
-    resumed = workshop.run(name, engine, resume="true", **VARIANTS[variant])
-    assert_same_curve(resumed, whole, rel=0)
+    resumed = workshop.killed_and_resumed(f"killed_{variant}_{engine}", engine, **VARIANTS[variant])
+    assert_same_curve(resumed, curves(variant, engine), rel=0)

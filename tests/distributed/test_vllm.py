@@ -59,10 +59,7 @@ def test_a_response_ends_at_a_character(workshop):
 
 
 def test_a_killed_run_resumes_to_the_same_curve(workshop, colocated):
-    process = workshop.start("killed", **COLOCATED)
-    workshop.kill_after(process, "killed", step=7)
-    assert max(workshop.metrics("killed")) < UPDATES
-    assert_same_curve(workshop.run("killed", **COLOCATED, resume="true"), colocated, rel=0)
+    assert_same_curve(workshop.killed_and_resumed("killed", **COLOCATED), colocated, rel=0)
 
 
 @pytest.mark.parametrize(("engine", "options"), [(None, {}), (None, LORA), ("fsdp2", {}), ("zero3", {})])

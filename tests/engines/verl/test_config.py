@@ -142,14 +142,11 @@ def test_another_owner_of_the_name_is_named(monkeypatch):
     ("installed", "shown"),
     [("0.6.1", "0.6"), ("0.7.0", ""), ("0.8.0.post1", ""), ("0.9.1", ""), ("0.10.0", "0.10"), ("1.0.0.dev0", "1.0")],
 )
-def test_an_unknown_release_of_verl_is_refused(monkeypatch, installed, shown):
+def test_an_unknown_release_of_verl_or_none_is_refused(monkeypatch, installed, shown):
     monkeypatch.setattr(verl, "__version__", installed)
     sentence = f"verl is {shown}, but fipo knows 0.7 to 0.9; run `pip install"
     with pytest.raises(FIPOError, match=sentence) if shown else nullcontext():
         contract.check_release()
-
-
-def test_no_verl_at_all(monkeypatch):
     monkeypatch.setitem(sys.modules, "verl", None)
     with pytest.raises(FIPOError, match="verl is not installed in this Python; run `pip install verl"):
         contract.check_release()

@@ -98,19 +98,6 @@ def test_other_weights_than_fipos_are_shown_until_knobs_move(control, tmp_path, 
     np.testing.assert_allclose(page.evaluate("fipo.columns(0).weight"), weight, atol=1e-6)
 
 
-def heads(page, word):
-    """The number behind `word` in the heading of every column."""
-    return [re.search(rf"{word} (\d+)", head)[1] for head in page.locator("#stage h3").all_text_contents()]
-
-
-def test_groups_and_updates(html, open_page):
-    page = open_page(html)
-    page.keyboard.press("g")
-    assert heads(page, "sample") == ["0", "3", "1", "2"]  # by reward
-    page.keyboard.press("u")
-    assert heads(page, "update") == ["0", "1"]
-
-
 def test_hostile_text_is_only_text(html, open_page):
     page = open_page(html, "#at=25")
     texts = page.locator("#stage .token").all_text_contents()  # of bytes of all kinds tests/web says what is shown

@@ -69,10 +69,12 @@ def test_a_control_is_one_flag_more(arm, control):
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_a_seed_reaches_training_and_rollouts(arm):
-    given = flags(train_command(arm, SEED="5"))
+def test_a_seed_reaches_training_and_rollouts_and_users_flags_come_last(arm):
+    command = train_command(arm, "0.8B", "--lr", "5", SEED="5")
+    assert command[-2:] == ["--lr", "5"] and (given := flags(command))["--wandb-project"] == ["fipo"]
     assert given["--seed"] == given["--rollout-seed"] == ["5"]
     assert given["--wandb-group"] == [f"Qwen3.5-0.8B-{arm}-s5"]
+    assert not any("wandb" in word for word in train_command(arm, WANDB_PROJECT=""))
 
 
 def test_the_weights_are_those_of_pull_request_1801():
@@ -98,12 +100,6 @@ def test_what_cannot_work_is_one_sentence(arm, variables, sentence):
     result = start(ARMS[arm], **REQUIRED | variables)
     assert result.returncode == 2 and result.stdout == ""
     assert re.fullmatch(f"qwen3.5_{arm}.sh: {sentence}\n", result.stderr)
-
-
-def test_users_flags_come_last_and_wandb_can_be_off():
-    command = train_command("fipo", "0.8B", "--fipo-decay-rate", "128")
-    assert command[-2:] == ["--fipo-decay-rate", "128"] and flags(command)["--wandb-project"] == ["fipo"]
-    assert not any("wandb" in word for word in train_command("fipo", WANDB_PROJECT=""))
 
 
 def test_a_running_cluster_is_used():

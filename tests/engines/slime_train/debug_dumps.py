@@ -40,8 +40,7 @@ def _sample(model, group, place, prompt, responses, generator):
     sample = {"group_index": group, "index": group * GROUP_SIZE + place, "rollout_id": None, "status": "completed"}
     sample |= {"prompt": _text(prompt), "tokens": prompt + response, "label": None, "reward": REWARDS[place]}
     sample |= {"response": _text(response), "response_length": len(response), "loss_mask": mask.tolist()}
-    sample["rollout_log_probs"] = (log_probs(model, prompt, response) - drift).tolist()
-    return sample | {"metadata": {"drift": drift.tolist()}}
+    return sample | {"rollout_log_probs": (log_probs(model, prompt, response) - drift).tolist(), "metadata": {}}
 
 
 @torch.no_grad()

@@ -45,7 +45,6 @@ class SlimeRuns:
         path = [HERE / "on_cpu", HERE, folder, self.slime]
         self.environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(map(str, path))}
         self.updates, self.prepared = cache(self._updates), cache(self._prepared)
-        self.dumps = self.prepared("tiny") / "dumps"
 
     @contextmanager
     def ray(self):

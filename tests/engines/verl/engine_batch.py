@@ -4,12 +4,10 @@ from functools import cache
 
 import torch
 from support import one_truth
-from support.one_truth import DROPPED
 from transformers import AutoModelForCausalLM
 
 PADDING = (one_truth.ROWS, one_truth.ROWS + 1)
 ROWS, PROMPT, RESPONSE = one_truth.ROWS + len(PADDING), 6, one_truth.TOKENS
-__all__ = ["DROPPED", "PADDING", "PROMPT", "ROWS", "batch", "logps", "naive_update"]
 
 
 def with_padding(column):

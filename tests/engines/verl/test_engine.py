@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from overrides import run_on_cpu
-from support import tiny
+from support import one_truth, tiny
 from transformers import AutoModelForCausalLM
 
 from fipo.traces import read_traces
@@ -77,7 +77,7 @@ def test_every_split_traces_what_was_trained_on(runs, folder, model, ranks):
             assert trace.trained.tolist() == data["response_mask"][row, part].bool().tolist()
             for name, expected in {"old_logps": data["old_log_probs"], "logps": logps}.items():
                 np.testing.assert_allclose(getattr(trace, name), expected[row, part], atol=1e-5)
-            assert trace.dropped == (row == engine_batch.DROPPED)
+            assert trace.dropped == (row == one_truth.DROPPED)
             weights[trace.update] += trace.weight[trace.trained].tolist()
         expected = sorted(torch.cat(engine_batch.naive_update(model)[1]).tolist())
         for epoch in weights.values():

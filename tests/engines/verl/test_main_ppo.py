@@ -51,12 +51,6 @@ def run(folder, *overrides):
     return run_on_cpu(command, modules="cpu_platform,hf_rollout", cwd=folder, env=environment)
 
 
-def steps(log):
-    """The metrics that verl's console logger printed, one dictionary a step."""
-    lines = re.findall(r"step:\d+ - (.*)", log)
-    return [{name: float(value) for name, value in re.findall(r"([\w/@.]+):([-+.\de]+)", line)} for line in lines]
-
-
 def test_three_steps_with_metrics_traces_and_weights_that_leave_one(tmp_path):
     done = run(
         tmp_path,
@@ -66,7 +60,8 @@ def test_three_steps_with_metrics_traces_and_weights_that_leave_one(tmp_path):
         f"{MODEL}.external_lib=fipo.engines.verl.wandb_report",
     )
     assert done.returncode == 0, done.stdout[-5000:]
-    logged = steps(done.stdout)
+    lines = (tmp_path / "credit" / "metrics.jsonl").read_text().splitlines()
+    logged = [json.loads(line)["data"] for line in lines]
     assert len(logged) == STEPS
     for metrics in logged:
         fipo = {name: metrics[f"actor/{name}"] for name in (*TOKEN_MEANS, "fipo/dropped_sequences")}

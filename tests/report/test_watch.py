@@ -49,10 +49,10 @@ def get(address, path, token=None, **headers):
     return answer.status, dict(answer.getheaders()), answer.read()
 
 
-def write_rollout(run, rollout, *, step=0, samples=8, **how):
+def write_rollout(run, rollout, *, step=0, **how):
     rows = [
         trace(sample, length=40, rollout=rollout, update=sample % UPDATES, group=sample // 4, run="live", **how)
-        for sample in range(8 * step, 8 * step + samples)
+        for sample in range(8 * step, 8 * step + 8)
     ]
     path = run / "traces" / trace_file(rollout, step, 0)
     return write_traces(rows, path, PARAMS, updates_per_rollout=UPDATES)

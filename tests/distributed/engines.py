@@ -16,26 +16,18 @@ HERE = Path(__file__).parent
 TIME = re.compile("time|_per_second$|^epoch$")
 UPDATES, UPDATES_PER_ROLLOUT, SEQUENCES = 12, 4, 8  # of a run, of a rollout, of an update
 COMMON = {"compute_environment": "LOCAL_MACHINE", "num_machines": 1, "machine_rank": 0, "num_processes": 2}
-FSDP2 = {
-    "fsdp_version": 2,
-    "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-    "fsdp_transformer_layer_cls_to_wrap": "LlamaDecoderLayer",
-    "fsdp_reshard_after_forward": True,
-    "fsdp_state_dict_type": "SHARDED_STATE_DICT",
-    "fsdp_cpu_ram_efficient_loading": False,
-}
-SMALL = {  # ZeRO-3 leaves what is smaller than its thresholds whole
-    "stage3_param_persistence_threshold": 0,
-    "stage3_prefetch_bucket_size": 1000,
-    "stage3_max_live_parameters": 2000,
-    "stage3_gather_16bit_weights_on_model_save": True,
-}
+FSDP2 = {"fsdp_version": 2, "fsdp_reshard_after_forward": True, "fsdp_cpu_ram_efficient_loading": False}
+FSDP2 |= {"fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "fsdp_transformer_layer_cls_to_wrap": "LlamaDecoderLayer"}
+FSDP2["fsdp_state_dict_type"] = "SHARDED_STATE_DICT"
+# ZeRO-3 leaves what is smaller than its thresholds whole.
+SMALL = {"stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": 1000}
+SMALL |= {"stage3_max_live_parameters": 2000, "stage3_gather_16bit_weights_on_model_save": True}
 
 
 def deepspeed(stage, **options):
     batch = {"train_micro_batch_size_per_gpu": "auto", "train_batch_size": "auto", "gradient_accumulation_steps": 1}
     plan = {"zero_optimization": {"stage": stage, **options}, "gradient_clipping": 1.0, **batch}
-    return {"distributed_type": "DEEPSPEED", "deepspeed_config": {"deepspeed_config_file": plan}}
+    return {"distributed_type": "DEEPSPEED", "plan": plan}
 
 
 ENGINES = {  # engine → accelerate's configuration
@@ -72,19 +64,19 @@ class Workshop:
         recipe |= {"sample_every": 0, "report_to": "none"}
         (folder / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
 
-    def start(self, name, engine=None, fipo=(str(HERE / "on_cpu.py"),), **options):
+    def start(self, name, engine=None, **options):
         """The process of a run: one process without an engine, else accelerate's launcher of two."""
         program, rows = [sys.executable], SEQUENCES
         if engine is not None:
             sharded_by_fsdp = ENGINES[engine]["distributed_type"] == "FSDP"
             recompute = sharded_by_fsdp and options.pop("gradient_checkpointing", False)  # it has a switch of its own
-            config = self._config(engine, {"fsdp_activation_checkpointing": True} if recompute else {})
+            config = self._config(engine, recompute)
             program = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
             program += ["--main_process_port", "0"]
             rows //= COMMON["num_processes"]
         settings = {"model_name_or_path": "model", "per_device_train_batch_size": rows, "output_dir": name, **options}
         flags = [f"--{key}={value}" for key, value in settings.items()]
-        command = [*program, *fipo, "train", "recipe.yaml", *flags]
+        command = [*program, str(HERE / "on_cpu.py"), "train", "recipe.yaml", *flags]
         environment = {**os.environ, **VLLM, "UPDATES_PER_ROLLOUT": str(UPDATES_PER_ROLLOUT), "OMP_NUM_THREADS": "1"}
         environment["PYTHONFAULTHANDLER"] = "1"  # a crash in C++ tells where Python was
         environment["PYTHONPATH"] = f"{self.folder}{os.pathsep}{HERE.parent}"
@@ -99,15 +91,18 @@ class Workshop:
         assert code == 0, (self.folder / f"{name}.log").read_text()[-4000:]
         return self.metrics(name)
 
-    def kill_after(self, process, name, step):
-        """kill −9 of every process of a run that has logged `step`."""
-        while not (self.folder / name / "checkpoint-6").is_dir() or max(self.metrics(name)) < step:
+    def killed_and_resumed(self, name, engine=None, **options):
+        """The same of a run whose every process got kill −9 between two checkpoints, in the middle of a rollout."""
+        process = self.start(name, engine, **options)
+        while not (self.folder / name / "checkpoint-6").is_dir() or max(self.metrics(name)) < 7:
             assert process.poll() is None, (self.folder / f"{name}.log").read_text()[-4000:]
             time.sleep(0.05)
         launcher = psutil.Process(process.pid)
         for worker in [*launcher.children(recursive=True), launcher]:  # torch gives each a session of its own
             worker.kill()
         process.wait()
+        assert max(self.metrics(name)) < UPDATES
+        return self.run(name, engine, resume="true", **options)
 
     def metrics(self, name):
         """Step → what was logged at it; times are left out."""
@@ -118,16 +113,14 @@ class Workshop:
             found.setdefault(row["step"], {}).update({key: row[key] for key in row if not TIME.search(key)})
         return found
 
-    def _config(self, engine, fsdp):
+    def _config(self, engine, recompute):
         config = COMMON | ENGINES[engine]
-        if fsdp:
-            config = config | {"fsdp_config": config["fsdp_config"] | fsdp}
-        if "deepspeed_config" in config:
-            plan = self.folder / f"{engine}.json"
-            plan.write_text(json.dumps(config["deepspeed_config"]["deepspeed_config_file"]))
-            config = config | {"deepspeed_config": {"deepspeed_config_file": str(plan), "zero3_init_flag": False}}
-        path = self.folder / f"{engine}.yaml"
-        path.write_text(json.dumps(config))
+        if recompute:
+            config["fsdp_config"] = FSDP2 | {"fsdp_activation_checkpointing": True}
+        if plan := config.pop("plan", None):
+            (file := self.folder / f"{engine}_plan.json").write_text(json.dumps(plan))
+            config["deepspeed_config"] = {"deepspeed_config_file": str(file), "zero3_init_flag": False}
+        (path := self.folder / f"{engine}.yaml").write_text(json.dumps(config))
         return path
 
 

@@ -12,45 +12,38 @@ PROCESSES = 2  # of the runs that are compared with one process
 
 
 def make_independent_of_processes():
-    Sampling().install()
+    draw_by_place()
     keep_mini_batches()
 
 
-class Sampling:
-    """Draws a token by noise that depends on rollout, prompt, copy of the prompt and position alone."""
+def draw_by_place():
+    """Tokens by noise that depends on rollout, prompt, copy of the prompt and position alone."""
+    multinomial, generate, keys = torch.multinomial, FIPOTrainer._generate_single_turn, []
 
-    def __init__(self):
-        self.multinomial, self.generate = torch.multinomial, FIPOTrainer._generate_single_turn
-        self.keys = None
-
-    def install(self):
-        sampling = self
-        torch.multinomial = self._draw
-
-        def generate(trainer, prompt_ids, *args, **kwargs):
-            copies, keys = {}, []
-            for ids in map(tuple, prompt_ids):
-                copies[ids] = copies.get(ids, -1) + 1
-                keys.append((trainer._step, ids, copies[ids], trainer.model.training))
-            sampling.keys, sampling.position = keys, 0
-            try:
-                return sampling.generate(trainer, prompt_ids, *args, **kwargs)
-            finally:
-                sampling.keys = None
-
-        FIPOTrainer._generate_single_turn = generate
-
-    def _draw(self, probs, num_samples=1, **options):
-        if self.keys is None:
-            return self.multinomial(probs, num_samples, **options)
-        noise = torch.stack([self._noise(key, probs.shape[1]) for key in self.keys])
-        self.position += 1
-        return (probs.double() / noise).argmax(-1, keepdim=True)
-
-    def _noise(self, key, size):
-        digest = hashlib.sha256(f"{key} {self.position}".encode()).digest()
+    def noise(key, size):
+        digest = hashlib.sha256(f"{key} {keys[0]}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
         return torch.empty(size, dtype=torch.float64).exponential_(generator=generator)
+
+    def draw(probs, num_samples=1, **options):
+        if not keys:
+            return multinomial(probs, num_samples, **options)
+        _, *rows = keys
+        chosen = (probs.double() / torch.stack([noise(key, probs.shape[1]) for key in rows])).argmax(-1, keepdim=True)
+        keys[0] += 1
+        return chosen
+
+    def keyed(trainer, prompt_ids, *args, **kwargs):
+        copies, keys[:] = {}, [0]  # the position, and what tells the rows apart
+        for ids in map(tuple, prompt_ids):
+            copies[ids] = copies.get(ids, -1) + 1
+            keys.append((trainer._step, ids, copies[ids], trainer.model.training))
+        try:
+            return generate(trainer, prompt_ids, *args, **kwargs)
+        finally:
+            keys.clear()
+
+    torch.multinomial, FIPOTrainer._generate_single_turn = draw, keyed
 
 
 def keep_mini_batches():

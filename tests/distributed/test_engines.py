@@ -56,27 +56,5 @@ def test_the_saved_model_is_that_of_one_process(curves, workshop, engine):
     ("engine", "variant"), [*((engine, "plain") for engine in ENGINES), ("fsdp2", "lora"), ("zero3", "lora")]
 )
 def test_a_killed_run_resumes_to_the_same_curve(curves, workshop, engine, variant):
-    """kill −9 of every worker between two checkpoints; the rollout in use is 2 of 4 updates old."""
-    whole, name = curves(variant, engine), f"killed_{variant}_{engine}"
-    process = workshop.start(name, engine, **VARIANTS[variant])
-    workshop.kill_after(process, name, step=7)
-    assert max(workshop.metrics(name)) < UPDATES
-    resumed = workshop.run(name, engine, resume="true", **VARIANTS[variant])
-    assert_same_curve(resumed, whole, rel=0)
-
-
-AS_A_USER = {"fipo": ("-m", "fipo.cli")}  # without GPUs: no plain data parallelism instead of what was asked for
-NO_WHOLE_GROUPS = {"per_device_train_batch_size": 3, "steps_per_generation": 3}  # times 2 processes: 18 / 4
-
-
-@pytest.mark.parametrize(
-    ("engine", "sentence", "how"),
-    [
-        ("fsdp2", "FSDP is asked for, but accelerate runs MULTI_CPU with 2 process(es) on cpu", AS_A_USER),
-        ("ddp", "The recipe or the flags cannot be used: generation_batch_size (18)", NO_WHOLE_GROUPS),
-    ],
-)
-def test_what_cannot_work_is_refused(workshop, engine, sentence, how):
-    assert workshop.start(f"refused_{engine}", engine, **how).wait(timeout=280) != 0
-    assert f"fipo: {sentence}" in (workshop.folder / f"refused_{engine}.log").read_text()
-    assert not workshop.metrics(f"refused_{engine}")
+    resumed = workshop.killed_and_resumed(f"killed_{variant}_{engine}", engine, **VARIANTS[variant])
+    assert_same_curve(resumed, curves(variant, engine), rel=0)

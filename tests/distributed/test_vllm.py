@@ -42,14 +42,6 @@ def test_colocated_and_lora(colocated, workshop):
     assert_sampled_from_the_current_weights(workshop.run("lora", **COLOCATED, **LORA))
 
 
-def test_weights_that_do_not_arrive_are_seen(workshop, monkeypatch):
-    """Else the tests here would say nothing."""
-    monkeypatch.setenv("NO_SYNC", "1")
-    curve = workshop.run("stale", **COLOCATED)
-    assert curve[1][GAP] < 1e-6
-    assert curve[FIRST_UPDATES[-1]][GAP] > 0.01
-
-
 def test_dynamic_sampling_and_evaluation(workshop):
     """Rewards that are equal in many groups; and greedy completions that are those of transformers."""
     task = {"rewards": "python:reward:begins_with_a_digit", "eval_size": 8}
@@ -67,10 +59,7 @@ def test_a_response_ends_at_a_character(workshop):
 
 
 def test_a_killed_run_resumes_to_the_same_curve(workshop, colocated):
-    process = workshop.start("killed", **COLOCATED)
-    workshop.kill_after(process, "killed", step=7)
-    assert max(workshop.metrics("killed")) < UPDATES
-    assert_same_curve(workshop.run("killed", **COLOCATED, resume="true"), colocated, rel=0)
+    assert_same_curve(workshop.killed_and_resumed("killed", **COLOCATED), colocated, rel=0)
 
 
 @pytest.mark.parametrize(("engine", "options"), [(None, {}), (None, LORA), ("fsdp2", {}), ("zero3", {})])

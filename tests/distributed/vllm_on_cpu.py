@@ -1,6 +1,5 @@
 """What vLLM and TRL lack on CPUs, for tests alone: `prepare` in the trainer, `register` in a vLLM server."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partialmethod
@@ -14,7 +13,6 @@ NAME = "gloo"
 def prepare():
     """The engine computes in float32 as the trainer does, compiles nothing, and can be given new weights."""
     import vllm
-    from trl.generation.vllm_generation import VLLMGeneration
     from vllm.model_executor.layers import utils
 
     def keep_weights(layer, remove_weight):  # vLLM packs them on CPUs and drops them, so that none is left to write to
@@ -23,8 +21,6 @@ def prepare():
     utils.dispatch_cpu_unquantized_gemm = keep_weights
     vllm.LLM.__init__ = partialmethod(vllm.LLM.__init__, enforce_eager=True, dtype="float32")
     send_over_gloo()
-    if "NO_SYNC" in os.environ:  # a mistake, planted
-        VLLMGeneration.sync_weights = lambda *_: None
 
 
 def group(address, port, rank, size):

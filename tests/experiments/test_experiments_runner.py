@@ -8,24 +8,38 @@ import time
 from pathlib import Path
 
 import pytest
-import runner_work
 
 from experiments.protocol import FIPO, SETTINGS, Run
 from experiments.run import run_all
 
+pytestmark = pytest.mark.beside
 HERE = Path(__file__).parent
 RUNS = [Run(SETTINGS["short"], FIPO, seed) for seed in range(4)]
 SCRIPT = """
 import signal, sys
-import runner_work
-from test_experiments_runner import RUNS
+from test_experiments_runner import RUNS, endless
 from experiments.run import run_all
 
-pytestmark = pytest.mark.beside
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    run_all(RUNS[:3], 2, runner_work.endless)
+    run_all(RUNS[:3], 2, endless)
 """
+
+
+def note(run: Run) -> None:
+    """Leaves the process's id under the run's name."""
+    Path(os.environ["RUNNER_TEST_FOLDER"], run.name.replace("/", "_")).write_text(str(os.getpid()))
+
+
+def quick(run: Run) -> None:
+    note(run)
+    if run.seed == 1:
+        raise RuntimeError("this run fails")
+
+
+def endless(run: Run) -> None:
+    note(run)
+    time.sleep(600)
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +49,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_every_run_has_a_process_and_a_failure_stops_no_other(folder, capsys):
-    assert run_all(RUNS, 2, runner_work.quick) == [RUNS[1]]
+    assert run_all(RUNS, 2, quick) == [RUNS[1]]
     processes = {file.name: int(file.read_text()) for file in folder.glob("short_*")}
     assert len(processes) == 4 and len({*processes.values(), os.getpid()}) == 5
     assert f"{RUNS[1].name} failed with exit code 1" in capsys.readouterr().out

@@ -40,11 +40,8 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("response", HOSTILE)
-def test_hostile_responses_get_nothing(response):
+def test_hostile_responses_get_nothing_and_only_one_that_ended_is_rewarded(response):
     assert reward(PROBLEM, response, ended=True) == 0
-
-
-def test_only_a_response_that_ended_is_rewarded():
     assert reward(PROBLEM, ":092", ended=True) == 1  # the last total alone decides
     assert reward(PROBLEM, PROBLEM.solution, ended=False) == 0
 

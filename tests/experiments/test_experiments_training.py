@@ -104,15 +104,12 @@ def test_a_start_is_made_once_and_gets_as_much_right_as_it_promises(tmp_path, mo
 
 def test_teaching_raises_the_share_of_right_solutions(monkeypatch):
     monkeypatch.setattr(start, "BATCH_TOKENS", 256)
-    model, problems = new_model(0), random.Random(0)
-    losses = []
-    for step, _ in enumerate(start.teach(model, Chain("tiny", lines=1), problems, 1e-3)):
+    model, chain, losses = new_model(0), Chain("tiny", lines=1), []
+    asked = [sample_problem(chain, random.Random(1), held_out=False)]
+    for step, _ in zip(range(31), start.teach(model, chain, random.Random(0), 1e-3), strict=False):
         if step % 15 == 0:
-            batch = [sample_problem(Chain("tiny", lines=1), random.Random(1), held_out=False)]
             with torch.no_grad():
-                losses.append(-float(start.solution_logps(model, batch).mean()))
-        if step == 30:
-            break
+                losses.append(-float(start.solution_logps(model, asked).mean()))
     assert losses[0] == pytest.approx(math.log(VOCABULARY), rel=0.1) and losses[2] < losses[1] < losses[0]
     assert start.shares(torch.log(torch.tensor([[0.5, 0.5], [1.0, 0.1]]))).tolist() == pytest.approx([0.25, 0.1])
 

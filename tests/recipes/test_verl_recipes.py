@@ -76,18 +76,6 @@ IGNORED = (f"{ACTOR}grad_clip", f"{ACTOR}ulysses_sequence_parallel_size", "algor
 IGNORED += ("data.gen_batch_size", "reward_model.", "actor_rollout_ref.ref.", "critic.", "algorithm.kl_ctrl.")
 
 
-def test_the_traps_are_real():
-    """In the installed verl, two keys of older scripts are taken without a word and reach nothing."""
-    import verl
-    from verl.workers.config import FSDPOptimizerConfig
-
-    config = compose(["reward_model.reward_manager=dapo", "actor_rollout_ref.actor.grad_clip=0.5"])
-    assert config.reward.reward_manager.name == "naive"
-    assert config.actor_rollout_ref.actor.optim.clip_grad == FSDPOptimizerConfig(lr=1e-6).clip_grad == 1.0
-    engine = (Path(verl.__file__).parent / "workers/engine/fsdp/transformer_impl.py").read_text()
-    assert "clip_grad" in engine and "grad_clip" not in engine
-
-
 @pytest.mark.parametrize(("model", "limit", "buffer"), [("32b", 20480, 4096), ("7b", 10240, 2048)])
 def test_verls_reward_manager_penalizes_overlong_responses(model, limit, buffer):
     """Right answers lose nothing up to limit − buffer, then linearly 1 until the limit; `acc` stays for the filter."""
@@ -123,11 +111,12 @@ def test_the_arms_differ_in_the_policy_loss_alone(model):
         assert set(fipo) < set(words)
 
 
-def test_a_seed_reaches_data_rollouts_and_mini_batches():
-    config = compose(without_fipo(overrides("7b", SEED="5")))
+def test_a_seed_reaches_data_rollouts_and_mini_batches_and_users_overrides_win():
+    config = compose(overrides("7b", "fipo", "trainer.nnodes=2", f"{LOSS}decay_rate=128", SEED="5"))
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     assert (config.data.seed, rollout.seed, actor.data_loader_seed) == (5, 5, 5)
     assert config.trainer.experiment_name == "Qwen2.5-Math-7B-fipo-s5"
+    assert config.trainer.nnodes == 2 and actor.policy_loss.decay_rate == 128
 
 
 @pytest.mark.parametrize("model", SCRIPTS)
@@ -139,11 +128,6 @@ def test_the_weights_are_the_papers(model):
     actor = omega_conf_to_dataclass(compose(overrides(model)).actor_rollout_ref.actor)
     assert actor.policy_loss.loss_mode == "fipo"
     assert actor.policy_loss.params(actor.clip_ratio_c) == FIPOParams.preset(model)
-
-
-def test_users_overrides_win():
-    config = compose(overrides("32b", "fipo", "trainer.nnodes=2", f"{LOSS}decay_rate=128"))
-    assert config.trainer.nnodes == 2 and config.actor_rollout_ref.actor.policy_loss.decay_rate == 128
 
 
 def test_a_context_of_4096_tokens_is_extended_for_training_and_for_vllm():
@@ -160,14 +144,10 @@ def test_a_context_of_4096_tokens_is_extended_for_training_and_for_vllm():
     assert json.dumps(rollout.engine_kwargs["vllm"]["hf_overrides"]) == '{"max_position_embeddings": 12288}'
 
 
-@pytest.mark.parametrize(
-    ("variables", "sentence"),
-    [
-        *(({name: ""}, rf"{name} is not set; set it to [^\n]+\.") for name in REQUIRED),
-        ({"ARM": "ppo"}, "ARM is ppo, but must be fipo, dapo, grpo, shuffled or uniform."),
-    ],
-)
-def test_what_cannot_work_is_one_sentence(variables, sentence):
-    result = start(SCRIPTS["7b"], **REQUIRED | {"DRY_RUN": "1"} | variables)
-    assert result.returncode == 2 and result.stdout == ""
-    assert re.fullmatch(rf"fipo_qwen2.5_math_7b.sh: {sentence}\n", result.stderr)
+def test_what_cannot_work_is_one_sentence():
+    wrong = [({name: ""}, rf"{name} is not set; set it to [^\n]+\.") for name in REQUIRED]
+    wrong.append(({"ARM": "ppo"}, "ARM is ppo, but must be fipo, dapo, grpo, shuffled or uniform."))
+    for variables, sentence in wrong:
+        result = start(SCRIPTS["7b"], **REQUIRED | {"DRY_RUN": "1"} | variables)
+        assert result.returncode == 2 and result.stdout == ""
+        assert re.fullmatch(rf"fipo_qwen2.5_math_7b.sh: {sentence}\n", result.stderr)

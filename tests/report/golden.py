@@ -50,14 +50,10 @@ def credit(knobs):
     trained = torch.tensor([t % 7 not in (3, 4) for t in range(LENGTH)])[None]
     advantages = torch.tensor([-1.0 if t > 8 else 0.5 for t in range(LENGTH)], dtype=torch.float64)[None]
     out = fipo_loss(log_ratio, 0 * log_ratio, advantages, trained, params)
-    return {
-        "knobs": {name: "inf" if value == float("inf") else value for name, value in asdict(params).items()},
-        "logRatio": log_ratio[0].tolist(),
-        "trained": trained[0].int().tolist(),
-        "advantages": advantages[0].tolist(),
-        "futureKl": future_kl(log_ratio, trained, params)[0].tolist(),
-        "weight": out.weight[0].tolist(),
-    }
+    found = {"knobs": {name: "inf" if value == float("inf") else value for name, value in asdict(params).items()}}
+    found |= {"logRatio": log_ratio[0].tolist(), "trained": trained[0].int().tolist()}
+    found |= {"advantages": advantages[0].tolist(), "futureKl": future_kl(log_ratio, trained, params)[0].tolist()}
+    return found | {"weight": out.weight[0].tolist()}
 
 
 def packed_traces():
@@ -88,21 +84,13 @@ def blocks():
 
 def told(one: Trace):
     """What the front end must find, taken from the trace itself; null for a column that it must not have."""
+    columns = {"log_ratio": listed(one.log_ratio), "true_advantage": listed(one.true_advantage)}
+    columns |= {name: listed(getattr(one, name), "float16") for name in ("old_logps", "entropy")}
     recorded = one.log_ratio is None
-    return {
-        "bytes": [piece.hex() for piece in one.token_bytes],
-        "ids": one.token_ids.tolist(),
-        "trained": one.trained.astype(int).tolist(),
-        "advantages": listed(one.advantages),
-        "columns": {
-            "log_ratio": listed(one.log_ratio),
-            "old_logps": listed(one.old_logps, "float16"),
-            "entropy": listed(one.entropy, "float16"),
-            "future_kl": listed(one.future_kl) if recorded else None,
-            "weight": listed(one.weight) if recorded else None,
-            "true_advantage": listed(one.true_advantage),
-        },
-    }
+    columns |= {name: listed(getattr(one, name)) if recorded else None for name in ("future_kl", "weight")}
+    pieces, trained = [piece.hex() for piece in one.token_bytes], one.trained.astype(int).tolist()
+    known = {"bytes": pieces, "ids": one.token_ids.tolist(), "trained": trained, "advantages": listed(one.advantages)}
+    return known | {"columns": columns}
 
 
 def listed(values, dtype="float32"):

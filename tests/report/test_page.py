@@ -47,21 +47,7 @@ def credit(one, knobs):
     return future_kl(log_ratio, mask, params)[0], out.weight[0]
 
 
-def test_the_page_computes_what_fipo_computes_as_knobs_are_moved(html, open_page):
-    """That its formulas are fipo's under all knobs, golden.json says."""
-    page = open_page(html)
-    for name, place in {"decay_rate": 10, "clip_ratio_high": 0.5, "clip_ratio_low": 0.6, "safety_thresh": 2.0}.items():
-        slide(page, name, place)
-    page.check("#knob-clip_high_only")
-    page.select_option("#knob-distance", "trained")
-    knobs = {"decay_rate": 2.0, "clip_ratio_high": 0.5, "safety_thresh": 2.0, "clip_high_only": True}
-    found = page.evaluate("fipo.columns(3)")
-    future_kl, weight = credit(trace(1, length=61, update=1), knobs | {"distance": "trained"})
-    np.testing.assert_allclose(found["futureKl"], future_kl, atol=1e-6)
-    np.testing.assert_allclose(found["weight"], weight, atol=1e-6)
-
-
-def test_hover_tells_the_arithmetic(html, open_page):
+def test_hover_tells_the_arithmetic_and_a_click_shades_what_is_summed(html, open_page):
     page = open_page(html)
     token(page, 3).hover()
     one = trace(0, length=60)
@@ -76,6 +62,12 @@ def test_hover_tells_the_arithmetic(html, open_page):
     assert facts(page, "M").startswith("0 (ratio > 10")
     token(page, 31).hover()
     assert facts(page, "weight") == "1 (not trained)"
+    token(page, 5).click()
+    assert "contribution" in page.locator("#legend").text_content()
+    shaded = [t for t in (4, 5, 7, 9) if token(page, t).get_attribute("style")]
+    assert shaded == [5, 9]  # 4 is earlier, 7 outside
+    page.keyboard.press("Escape")
+    assert state(page)["selected"] is None
 
 
 def last_number(text):
@@ -83,7 +75,8 @@ def last_number(text):
 
 
 @pytest.mark.parametrize("control", ["shuffle", "python:mine:weights, uniform"])
-def test_other_weights_than_fipos_are_shown_until_a_knob_moves(control, tmp_path, open_page):
+def test_other_weights_than_fipos_are_shown_until_knobs_move(control, tmp_path, open_page):
+    """Then the page computes what fipo computes; that its formulas are fipo's under all knobs, golden.json says."""
     used = np.linspace(0.9, 1.1, 60).astype("float32")
     write_traces([trace(0, weight=used)], tmp_path / "a.parquet", PARAMS, control=control)
     page = open_page(render_report(tmp_path / "a.parquet", tmp_path / "a.html"))
@@ -94,43 +87,23 @@ def test_other_weights_than_fipos_are_shown_until_a_knob_moves(control, tmp_path
     assert page.locator("#knobs-note").text_content() == f"As the run had them. {said}"
     slide(page, "decay_rate", 91)
     assert page.locator("#knobs-note").text_content() == f"Not what the run used: decay_rate. {said}"
-    expected = credit(trace(0), {"decay_rate": float("inf")})[1]
-    np.testing.assert_allclose(page.evaluate("fipo.columns(0).weight"), expected, atol=1e-6)
-
-
-def test_a_click_shades_what_is_summed(html, open_page):
-    page = open_page(html)
-    token(page, 5).click()
-    assert "contribution" in page.locator("#legend").text_content()
-    assert token(page, 9).get_attribute("style")
-    assert not token(page, 4).get_attribute("style")  # earlier
-    assert not token(page, 7).get_attribute("style")  # outside
-    page.keyboard.press("Escape")
-    assert state(page)["selected"] is None
-
-
-def heads(page, word):
-    """The number behind `word` in the heading of every column."""
-    return [re.search(rf"{word} (\d+)", head)[1] for head in page.locator("#stage h3").all_text_contents()]
-
-
-def test_groups_and_updates(html, open_page):
-    page = open_page(html)
-    page.keyboard.press("g")
-    assert heads(page, "sample") == ["0", "3", "1", "2"]  # by reward
-    page.keyboard.press("u")
-    assert heads(page, "update") == ["0", "1"]
+    knobs = {"clip_ratio_high": 0.5, "clip_ratio_low": 0.6, "safety_thresh": 2.0}
+    for name, place in knobs.items():
+        slide(page, name, place)
+    page.check("#knob-clip_high_only")
+    page.select_option("#knob-distance", "trained")
+    others = {"decay_rate": float("inf"), "clip_high_only": True, "distance": "trained"}
+    future_kl, weight = credit(trace(0), knobs | others)
+    np.testing.assert_allclose(page.evaluate("fipo.columns(0).futureKl"), future_kl, atol=1e-6)
+    np.testing.assert_allclose(page.evaluate("fipo.columns(0).weight"), weight, atol=1e-6)
 
 
 def test_hostile_text_is_only_text(html, open_page):
     page = open_page(html, "#at=25")
-    texts = page.locator("#stage .token").all_text_contents()
+    texts = page.locator("#stage .token").all_text_contents()  # of bytes of all kinds tests/web says what is shown
     assert texts[0] == HOSTILE[0].decode()
     assert texts[2].replace("·\u200b", " ") == HOSTILE[2].decode()
-    assert texts[3:9] == ["U+202Eabc", "FF", "E2", "82", "€", "U+200B"]
-    assert texts[9:13] == ["U+0000U+001B[31m", "U+D800", "C3", "("]
-    assert texts[15] == "שלום"
-    assert texts[17].startswith("xxx") and texts[17].endswith("… 1,000,000 bytes") and len(texts[17]) < 300
+    assert texts[17].endswith("… 1,000,000 bytes") and len(texts[17]) < 300
     assert page.locator("#prompt").text_content() == "<b>U+202E</script>"
     assert page.evaluate("window.hacked") is None
     assert page.locator("#stage img, #stage script, #prompt b").count() == 0

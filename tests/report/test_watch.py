@@ -18,6 +18,7 @@ import pytest
 from page_driver import click_on_curve, slowest_frame
 from synthetic_traces import HOSTILE, PARAMS, trace
 
+from fipo.cli import main
 from fipo.report.follow import FollowedRun
 from fipo.report.page import labels_of
 from fipo.run_folder import locked, trace_file
@@ -27,9 +28,9 @@ UPDATES = 4  # a rollout
 
 
 @contextmanager
-def watching(*runs, port=0):
+def watching(*runs):
     """The address that `fipo watch` prints."""
-    command = [sys.executable, "-m", "fipo.cli", "watch", *map(str, runs), "--port", str(port)]
+    command = [sys.executable, "-m", "fipo.cli", "watch", *map(str, runs), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         yield urlsplit(process.stdout.readline().strip())
@@ -48,10 +49,10 @@ def get(address, path, token=None, **headers):
     return answer.status, dict(answer.getheaders()), answer.read()
 
 
-def write_rollout(run, rollout, *, step=0, samples=8, **how):
+def write_rollout(run, rollout, *, step=0, **how):
     rows = [
         trace(sample, length=40, rollout=rollout, update=sample % UPDATES, group=sample // 4, run="live", **how)
-        for sample in range(8 * step, 8 * step + samples)
+        for sample in range(8 * step, 8 * step + 8)
     ]
     path = run / "traces" / trace_file(rollout, step, 0)
     return write_traces(rows, path, PARAMS, updates_per_rollout=UPDATES)
@@ -64,17 +65,13 @@ def log(run, *steps):
             file.write(json.dumps({"step": step, "reward": step / 100, "fipo/weight_mean": 1.0}) + "\n")
 
 
-def write_live_run(folder):
-    log(folder, *range(1, 13))
-    write_rollout(folder, 0)
-    write_rollout(folder, 2)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """Of a watched run that holds, besides two rollouts, a damaged, a dangling and a hostile one, and a secret."""
-    run = write_live_run(tmp_path_factory.mktemp("watched") / "live")
+    run = tmp_path_factory.mktemp("watched") / "live"
+    log(run, *range(1, 13))
+    for rollout in (0, 2):
+        write_rollout(run, rollout)
     for name in ("rollout_000003_step_0000_rank_0.parquet", "rollout_99999999999999_x.parquet", "rollout_-1_.parquet"):
         (run / "traces" / name).write_bytes(b"PAR1 nonsense")
     (run / "traces" / "rollout_000004_step_0000_rank_0.parquet").symlink_to("/nowhere")
@@ -126,16 +123,14 @@ def test_nothing_but_the_report_is_served(address):
     assert connection.getresponse().status == 405
 
 
-def test_it_listens_on_loopback_alone_and_a_port_that_is_taken_is_one_sentence(address, tmp_path):
+def test_it_listens_on_loopback_alone_and_a_port_that_is_taken_is_one_sentence(address, tmp_path, capsys):
     assert address.hostname == "127.0.0.1"
     others = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)} - {"127.0.0.1"}
     for other in others:
         with pytest.raises(OSError):  # noqa: PT011  refused, or no route
             socket.create_connection((other, address.port), timeout=2)
-    command = [sys.executable, "-m", "fipo.cli", "watch", str(tmp_path), "--port", str(address.port)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert "cannot be had (Address already in use); choose another with --port" in done.stderr
+    assert main(["watch", str(tmp_path), "--port", str(address.port)]) == 2
+    assert "cannot be had (Address already in use); choose another with --port" in capsys.readouterr().err
 
 
 def looked_at(run):
@@ -271,17 +266,20 @@ def test_a_run_from_before_its_start_to_its_deletion(tmp_path, open_page):
             write_rollout(run, 2)
             page.locator("#rollout option", has_text="2").wait_for(state="attached")
             assert page.locator("#rollout").input_value() == "0.0"  # the place stays
-            page.locator("#rollout").select_option("0.2")
-            wait_until(page, "fipo.page.traces.every((facts) => facts.rollout === 2)")
             log(run, *range(4, 14))
             wait_until(page, drawn_up_to(13))
+            page.click("#tab-curves")
+            click_on_curve(page, 0.95)
+            wait_until(page, "fipo.state.tab === 'credit' && fipo.page.traces.every((facts) => facts.rollout === 2)")
             lock.end("finished")
         runs.get_by_text("has finished").wait_for()
         page.reload()
         wait_until(page, "fipo.state.tab === 'credit' && fipo.page.traces[0]?.rollout === 2")
         shutil.rmtree(run)
         runs.get_by_text("has been deleted").wait_for()
-        assert page.locator("#samples .row").count() > 0  # what was shown stays to be read
+    page.locator("#live-trouble", has_text="fipo watch does not answer").wait_for()
+    assert page.locator("#samples .row").count() > 0  # what was shown stays to be read
+    assert address.query not in page.locator("body").text_content()
 
 
 def drawn_up_to(step):
@@ -345,19 +343,6 @@ def test_the_filter_knows_the_run_that_is_shown_and_a_hostile_one_is_data(tmp_pa
 
 
 @pytest.mark.browser
-def test_a_point_of_a_curve_opens_its_rollout_and_a_server_that_ends_is_told(tmp_path, open_page):
-    with watching(write_live_run(tmp_path / "live")) as address:
-        page = open_page(address.geturl(), "#tab=curves")
-        page.locator("#charts .plot.drawn").first.wait_for()
-        wait_until(page, "fipo.page.tracedSteps.length === 2")
-        click_on_curve(page, 0.05)
-        wait_until(page, "fipo.state.tab === 'credit' && fipo.state.watched === '0.0'")
-        wait_until(page, "fipo.page.traces[0]?.rollout === 0")
-    page.locator("#live-trouble", has_text="fipo watch does not answer").wait_for()
-    assert address.query not in page.locator("body").text_content()
-
-
-@pytest.mark.browser
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_long_run_stays_fluid(browser, tmp_path):
@@ -379,25 +364,21 @@ def test_a_long_run_stays_fluid(browser, tmp_path):
         times = {name: seconds(get, address, path) for name, path in PATHS.items()}
         sizes = {name: len(get(address, path, **{"Accept-Encoding": "gzip"})[2]) for name, path in PATHS.items()}
         page = browser.new_context(viewport={"width": 1300, "height": 850}).new_page()
-        start = time.monotonic()
-        page.goto(f"{address.geturl()}#tab=credit")
-        page.locator("#stage .token").first.wait_for()
-        times["credit shown"] = time.monotonic() - start
+
+        def shown(selector, act, *arguments):
+            act(*arguments)
+            page.locator(selector).first.wait_for()
+
+        times["credit shown"] = seconds(shown, "#stage .token", page.goto, f"{address.geturl()}#tab=credit")
         page.evaluate("window.before = fipo.page.traces; 0")
-        start = time.monotonic()
         page.locator("#rollout").select_option("0.100")
-        wait_until(page, "fipo.page.traces !== window.before")
-        page.locator("#stage .token").first.wait_for()
-        times["another rollout"] = time.monotonic() - start
-        start = time.monotonic()
-        page.click("#tab-curves")
-        page.locator("#charts .plot.drawn .scatterlayer").first.wait_for()
-        times["curves drawn"] = time.monotonic() - start
+        times["another rollout"] = seconds(
+            shown, "#stage .token", wait_until, page, "fipo.page.traces !== window.before"
+        )
+        times["curves drawn"] = seconds(shown, "#charts .plot.drawn .scatterlayer", page.click, "#tab-curves")
         frames = slowest_frame(page)
-        heap = page.evaluate("performance.memory.usedJSHeapSize / 1e6")
         page.context.close()
-    print({name: f"{value:.2f} s" for name, value in times.items()}, sizes)
-    print(f"slowest frame {frames:.0f} ms, {heap:.0f} MB")
+    print({name: f"{value:.2f} s" for name, value in times.items()}, sizes, f"slowest frame {frames:.0f} ms")
     assert max(times.values()) < 10
     assert times["state, again"] < 0.2  # this is asked every two seconds, beside the training
     assert frames < 200

@@ -11,16 +11,9 @@ from trl import GRPOConfig, GRPOTrainer
 from fipo.trainer import FIPOConfig, FIPOTrainer
 from support import tiny
 
-COMMON = {
-    "use_cpu": os.environ.get("FIPO_TEST_DEVICE", "cpu") == "cpu",
-    "bf16": False,
-    "report_to": "none",
-    "max_completion_length": 12,
-    "num_generations": 4,
-    "steps_per_generation": 4,
-    "per_device_train_batch_size": 8,
-    "gradient_checkpointing": False,
-}
+COMMON = {"use_cpu": os.environ.get("FIPO_TEST_DEVICE", "cpu") == "cpu", "bf16": False, "report_to": "none"}
+COMMON |= {"max_completion_length": 12, "num_generations": 4, "steps_per_generation": 4}
+COMMON |= {"per_device_train_batch_size": 8, "gradient_checkpointing": False}
 SIZES = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES |= {"num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
 EXPERTS = {"num_local_experts": 4, "output_router_logits": True, "router_aux_loss_coef": 0.5}

@@ -1,6 +1,11 @@
-"""The README's table of hyper-parameters, from where they are stated."""
+"""The README's table of hyper-parameters, from where they are stated, and values that none has by default."""
+
+import math
 
 from fipo.params import KNOBS, FIPOParams
+
+OTHERS = {"decay_rate": math.inf, "clip_ratio_low": 0.1, "clip_ratio_high": 0.3, "clip_high_only": True}
+OTHERS |= {"safety_thresh": 4.0, "dual_clip_c": 5.0, "max_dual_clipped": 3, "distance": "trained"}
 
 COLUMNS = {"default": FIPOParams(), "paper, 7B": FIPOParams.preset("7b"), "paper, 32B": FIPOParams.preset("32b")}
 

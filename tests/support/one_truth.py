@@ -12,7 +12,7 @@ PARAMS = FIPOParams(decay_rate=6.0)
 EPSILON_LOW, EPSILON_HIGH = 0.2, 0.28
 BETA, ENTROPY_COEF = 0.3, 0.05  # of the regularized case: a KL to a reference, an entropy bonus
 ROWS, TOKENS = 6, 23
-DROPPED, OUTSIDE = 2, 4  # a row of two dual-clipped tokens, and one with a token that future_kl leaves out
+DROPPED, OUTSIDE, CAPPED = 2, 4, 5  # rows: of two dual-clipped tokens, of one that future_kl leaves out, of a risky one
 
 
 def batch():
@@ -25,6 +25,7 @@ def batch():
     mask[:, 0] = True
     log_ratio[DROPPED, :2], mask[DROPPED, :2], advantages[DROPPED] = 3.0, True, -1.0
     log_ratio[OUTSIDE, 3], mask[OUTSIDE, 3], advantages[OUTSIDE] = 3.0, True, 1.0
+    log_ratio[CAPPED, 4], mask[CAPPED, 4], advantages[CAPPED] = 2.5, True, -0.5
     gap = 0.4 * torch.randn(ROWS, TOKENS, generator=generator, dtype=torch.double)  # log π_ref − log π_θ
     return {"log_ratio": log_ratio, "advantages": advantages, "mask": mask, "lengths": lengths, "reference_gap": gap}
 

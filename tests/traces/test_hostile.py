@@ -7,11 +7,11 @@ import copy
 import json
 import os
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from test_importers import EXPORT, SLIME
 
 from fipo import FIPOError, FIPOParams
 from fipo.report.curves import draw_curves, read_metrics
@@ -21,15 +21,12 @@ from fipo.traces.analysis import analyze
 from fipo.traces.importers import import_dump
 
 ROUNDS = int(os.environ.get("FIPO_FUZZ", "40"))
-SLIME = Path(__file__).parents[1] / "data" / "slime" / "use_rollout_logprobs"
-NUMBERS = {"advantages": [-1, -1, -1], "entropy": [None, 1, 1], "inference_logprobs": [-1, -2, -3]}
-EXPORT = {"schema_version": 1, "step": 3, "token_ids": [1, 2, 3], "loss_mask": [False, True, True]}
 LINES = {
     "fipo-fork": (
         "negative_approx_kl_global_step_12.jsonl",
         {"responses": [[5, 6, 0], [8, 0, 0]], "negative_approx_kl": [[0.1, -0.2, 0.3], [3.0, 0, 0]]},
     ),
-    "prime-rl": ("rank_0.jsonl", EXPORT | NUMBERS | {"trainer_logprobs": [-2, -1, -3]}),
+    "prime-rl": ("rank_0.jsonl", EXPORT),
 }
 HOSTILE = [
     None, True, "", "text", "\ud800", -1, 2**31, 10**400, 1.5, 1e308, -3e38, float("nan"), float("inf"), [], [[]],
@@ -85,7 +82,7 @@ def save_lines(folder, kind, rng):
 
 def save_slime(folder, kind, rng):
     for name in ("rollout_0.pt", "train_0.pt"):
-        dump = torch.load(SLIME / name, weights_only=True)
+        dump = torch.load(SLIME / "use_rollout_logprobs" / name, weights_only=True)
         dump["samples"] = dump["samples"][:2]
         torch.save(mutated(dump, rng, HOSTILE + TENSORS), folder / name)
 

@@ -3,7 +3,6 @@
 import builtins
 import logging
 import sys
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
@@ -12,12 +11,9 @@ import torch
 from support import tiny
 
 from fipo import FIPOParams, InvalidParameterError, token_credit
-from fipo.report.tracking import log_credit, running_wandb
 from fipo.traces import read_traces
 from fipo.traces.columns import trace_columns
 from fipo.traces.writer import Completion, TraceOptions, TraceWriter, among, group_number
-
-HOSTILE = b"\xff</script><script>alert(1)</script>\x1b[31m\x00"
 
 
 def completion(tokens=5, sample=0, rollout=8):
@@ -127,20 +123,6 @@ def test_a_resumed_run_replaces_its_traces_however_it_splits_them(tmp_path, capl
     assert [(trace.rollout, trace.sample) for trace in found] == expected
     assert (tmp_path / "rollout_of_mine_rank_0.parquet").exists()
     assert not warnings(caplog)
-
-
-def test_hostile_tokens_reach_the_report_as_data(tmp_path, monkeypatch):
-    pages = []
-    wandb = SimpleNamespace(run=object(), log=lambda page: pages.append(page), Html=lambda page, inject: page)
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    one = writer(tmp_path)
-    one._bytes_of = lambda index: HOSTILE
-    one.write(8, 0, [completion(tokens=2)])
-    log_credit(tmp_path, 8, running_wandb(), **{"rollout/step": 8})
-    assert read_traces(tmp_path)[0].token_bytes == [HOSTILE] * 2
-    (logged,) = pages
-    assert logged["rollout/step"] == 8
-    assert "<script>alert" not in logged["fipo/credit"]
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,13 @@ python ranks.py OUT            writes OUT/<world size>.pt
 import multiprocessing
 import os
 import sys
-from dataclasses import asdict
 
 import on_slime  # first: it puts slime on the path
 import torch
 import torch.distributed as dist
 from cases import COMPARED, LENGTHS, NEUTRAL, OPTIONS, ROLLOUTS, SPLITS, runs
 from megatron.core import mpu
-from scenarios import arguments, local_logits, micro_batch, samples, shared_samples, table
-from support import one_truth
+from scenarios import arguments, local_logits, micro_batch, samples, table
 
 from fipo.engines.slime import before_train_step, credit_of, note_rollout
 from fipo.engines.slime.traced_samples import TRACES
@@ -62,23 +60,6 @@ def credit(args, chosen, model):
     return [[on_slime.cp_utils.all_gather_with_cp(*row).detach() for row in side] for side in rows]
 
 
-def truth(allgather, regularized):
-    """What the batch that all engines share gets: loss and gradient of one update, and the weights."""
-    options = {f"fipo_{name}": value for name, value in asdict(one_truth.PARAMS).items()}
-    if regularized:
-        coefficients = {"kl_loss_coef": one_truth.BETA, "entropy_coef": one_truth.ENTROPY_COEF}
-        options |= {"use_kl_loss": True, "kl_loss_type": "k3", **coefficients}
-    args = arguments(allgather_cp=allgather, calculate_per_token_loss=True, **options)
-    model, chosen = table(), shared_samples()
-    scores, _ = credit(args, chosen, model)
-    data = one_truth.batch()
-    for sample, new, log_ratio, gap in zip(chosen, scores, data["log_ratio"], data["reference_gap"], strict=True):
-        sample["log_probs"] = new.double() - log_ratio  # so that rounding π_θ does not move the log-ratio
-        sample["ref_log_probs"] = new.double() + gap
-    found = update(args, [micro_batch(chosen, args)], model) | {"weights": credit(args, chosen, model)[1]}
-    return found | {"model": model.detach(), "tokens": [sample["unconcat_tokens"] for sample in chosen]}
-
-
 def counted_collectives():
     """A list that gets the shape of everything that is summed over the context-parallel group from now on."""
     shapes, original = [], dist.all_reduce
@@ -95,15 +76,15 @@ def counted_collectives():
 def trace(folder, split, share, allgather):
     """Two rollouts of two updates on the same samples; of every second rollout traces are written."""
     everything = samples()
+    traces = {
+        "fipo_trace_dir": os.path.join(folder, "traces", split),
+        "fipo_trace_every": 2,
+        "hf_checkpoint": "/nowhere",
+    }
+    sizes = {"rollout_batch_size": len(LENGTHS), "n_samples_per_prompt": 1}
     args = arguments(
-        allgather_cp=allgather,
-        recompute_loss_function=True,  # which asks the loss twice
-        fipo_trace_dir=os.path.join(folder, "traces", split),
-        fipo_trace_every=2,
-        rollout_batch_size=len(LENGTHS),
-        n_samples_per_prompt=1,
-        hf_checkpoint="/nowhere",
-    )
+        allgather_cp=allgather, recompute_loss_function=True, **traces, **sizes
+    )  # which asks the loss twice
     places = [row for batch in share for row in batch]
     data = {"tokens": [everything[row]["unconcat_tokens"] for row in places], "partition": places}
     data |= {"raw_reward": [float(row) for row in range(len(LENGTHS))], "truncated": [row % 2 for row in places]}
@@ -122,7 +103,7 @@ def trace(folder, split, share, allgather):
 def rank_main(folder, world, rank):
     """One of `world` processes."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/store_{world}", rank=rank, world_size=world)
-    results, shapes = {"samples": samples()}, counted_collectives()
+    results, shapes = {"samples": samples(), "model": table().detach()}, counted_collectives()
     for split, (cp_size, allgather, shares) in SPLITS[world].items():
         on_slime.initialize(cp_size)
         share = shares[mpu.get_data_parallel_rank()]
@@ -137,7 +118,6 @@ def rank_main(folder, world, rank):
         if len(shares) == 1:
             args = arguments(allgather_cp=allgather)
             results[split, "log_probs"], results[split, "weights"] = credit(args, samples(), table())
-            results[split, "one_truth"] = {regularized: truth(allgather, regularized) for regularized in (False, True)}
     if rank == 0:
         torch.save(results, os.path.join(folder, f"{world}.pt"))
     dist.destroy_process_group()

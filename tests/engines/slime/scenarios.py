@@ -4,9 +4,10 @@ The model is a table of logits a token, so that splitting a sequence over ranks 
 """
 
 from argparse import Namespace
+from dataclasses import asdict
 
 import torch
-from cases import ADVANTAGES, DUAL_CLIPPED, KNOBS, LENGTHS, ROLLOUTS
+from cases import LENGTHS, ROLLOUTS
 from megatron.core import mpu
 from on_slime import ARGUMENTS, cp_utils
 from support import one_truth
@@ -19,31 +20,16 @@ LOCAL = ("log_probs", "rollout_log_probs", "ref_log_probs", "advantages")
 
 def arguments(**changes):
     """slime's namespace, as far as its loss reads it."""
-    names = ("allgather_cp", "calculate_per_token_loss", "get_mismatch_metrics", "recompute_loss_function")
-    names += ("use_kl_loss", "use_opsm", "use_rollout_logprobs", "use_tis", "use_unbiased_kl")
-    defaults = {
-        **dict.fromkeys(names, False),
-        "loss_type": "custom_loss",
-        "custom_loss_function_path": LOSS_PATH,
-        "advantage_estimator": "grpo",
-        "custom_pg_loss_reducer_function_path": None,
-        "custom_tis_function_path": None,
-        "entropy_coef": 0.0,
-        "eps_clip": 0.2,
-        "eps_clip_high": 0.28,
-        "eps_clip_c": 10.0,
-        "kl_loss_coef": 0.1,
-        "kl_loss_type": "k3",
-        "log_probs_chunk_size": -1,
-        "opsm_delta": 0.02,
-        "rollout_temperature": 1.0,
-        "rollout_top_p": 1.0,
-        "tis_clip": 1.2,
-        "tis_clip_low": 0.9,
-        **{f"fipo_{name}": value for name, value in KNOBS.items()},
-        **ARGUMENTS,
-    }
-    return Namespace(**(defaults | changes))
+    off = ("allgather_cp", "calculate_per_token_loss", "get_mismatch_metrics", "recompute_loss_function", "use_kl_loss")
+    off += ("use_opsm", "use_rollout_logprobs", "use_tis", "use_unbiased_kl")
+    defaults = dict.fromkeys(off, False)
+    defaults |= dict.fromkeys(("custom_pg_loss_reducer_function_path", "custom_tis_function_path"))
+    defaults |= {"loss_type": "custom_loss", "custom_loss_function_path": LOSS_PATH, "advantage_estimator": "grpo"}
+    defaults |= {"eps_clip": 0.2, "eps_clip_high": 0.28, "eps_clip_c": 10.0, "tis_clip": 1.2, "tis_clip_low": 0.9}
+    defaults |= {"entropy_coef": 0.0, "kl_loss_coef": one_truth.BETA, "kl_loss_type": "k3", "opsm_delta": 0.02}
+    defaults |= {"log_probs_chunk_size": -1, "rollout_temperature": 1.0, "rollout_top_p": 1.0}
+    defaults |= {f"fipo_{name}": value for name, value in asdict(one_truth.PARAMS).items()}
+    return Namespace(**(defaults | ARGUMENTS | changes))
 
 
 def table():
@@ -51,8 +37,8 @@ def table():
 
 
 def samples(rollout_top_p=None, rollout_temperature=1.0, **_):
-    """The rollout's samples as dicts of whole responses; π_old drifts from the model's own log-probs."""
-    generator, model, found = torch.Generator().manual_seed(0), table().detach(), []
+    """The batch that all engines share, as dicts of whole responses; π_old is the model's own minus its log-ratios."""
+    generator, model, data, found = torch.Generator().manual_seed(0), table().detach(), one_truth.batch(), []
     for i, (prompt, response) in enumerate(LENGTHS):
         tokens = torch.randint(VOCABULARY, (prompt + response,), generator=generator)
         rows, targets = model[tokens[prompt - 1 : -1]] / rollout_temperature, tokens[prompt:]
@@ -60,43 +46,19 @@ def samples(rollout_top_p=None, rollout_temperature=1.0, **_):
         nucleus[torch.arange(response), targets] = True
         if rollout_top_p is not None:
             rows = rows.masked_fill(~nucleus, -torch.inf)
-        new = rows.log_softmax(-1)[torch.arange(response), targets]
-        drift = 0.15 * torch.randn(response, generator=generator)
-        mask = (torch.rand(response, generator=generator) < 0.8).int()
-        for token in DUAL_CLIPPED.get(i, ()):
-            drift[token], mask[token] = 3.0, 1
-        mask[0] = 1
-        found.append(
-            {
-                "unconcat_tokens": tokens,
-                "total_lengths": prompt + response,
-                "response_lengths": response,
-                "loss_masks": mask,
-                "log_probs": new - drift,
-                "rollout_log_probs": new - drift + 0.1 * torch.randn(response, generator=generator),
-                "ref_log_probs": new + 0.3 * torch.randn(response, generator=generator),
-                "advantages": torch.full((response,), ADVANTAGES[i]),
-                "rollout_top_p_token_ids": nucleus.nonzero()[:, 1].tolist(),
-                "rollout_top_p_token_offsets": [0, *nucleus.sum(1).cumsum(0).tolist()],
-                "partition": i,
-            }
-        )
+        new = rows.log_softmax(-1)[torch.arange(response), targets].double()  # else rounding moves the log-ratio
+        row = {name: column[i, :response] for name, column in data.items() if column.dim() == 2}
+        old = new - row["log_ratio"]
+        sample = {"unconcat_tokens": tokens, "total_lengths": prompt + response, "response_lengths": response}
+        sample |= {"loss_masks": row["mask"].int(), "advantages": row["advantages"], "log_probs": old, "partition": i}
+        sample["rollout_log_probs"] = old + 0.1 * torch.randn(response, generator=generator)
+        sample["ref_log_probs"] = new + row["reference_gap"]
+        sample["rollout_top_p_token_ids"] = nucleus.nonzero()[:, 1].tolist()
+        sample["rollout_top_p_token_offsets"] = [0, *nucleus.sum(1).cumsum(0).tolist()]
+        found.append(sample)
     tokens = torch.stack([sample["loss_masks"].sum() for sample in found]).float()
     totals = torch.zeros(len(ROLLOUTS)).index_add_(0, torch.tensor(ROLLOUTS), tokens)
     return [sample | {"rollout_mask_sums": totals[rollout]} for sample, rollout in zip(found, ROLLOUTS, strict=True)]
-
-
-def shared_samples():
-    """The samples of the batch that all engines share; π_old is still to be put in."""
-    data, generator = one_truth.batch(), torch.Generator().manual_seed(0)
-    found = []
-    for row, (mask, advantages) in enumerate(zip(data["mask"], data["advantages"], strict=True)):
-        tokens = torch.randint(VOCABULARY, (3 * row + 1 + one_truth.TOKENS,), generator=generator)
-        none = torch.zeros(one_truth.TOKENS)
-        sample = {"unconcat_tokens": tokens, "total_lengths": len(tokens), "response_lengths": one_truth.TOKENS}
-        sample |= {"loss_masks": mask.int(), "advantages": advantages, "rollout_mask_sums": mask.sum()}
-        found.append(sample | {"partition": row, **dict.fromkeys(LOCAL[:3], none)})
-    return found
 
 
 def micro_batch(chosen, args):

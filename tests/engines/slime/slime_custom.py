@@ -18,9 +18,3 @@ def reject_every_third(args, *, pg_loss, loss_masks, total_lengths, response_len
 def constant_divisor(total_lengths, response_lengths, loss_masks, calculate_per_token_loss=False):
     """A reducer of the policy loss alone: every token over 100."""
     return lambda x: (x * here(loss_masks, total_lengths, response_lengths)).sum() / 100
-
-
-def falling(logps, cu_seqlens, **_):
-    """A credit rule: 1 at a response's first token, 1 / n at its n-th."""
-    start = cu_seqlens[:-1].repeat_interleave(cu_seqlens.diff())
-    return 1 / (1 + torch.arange(len(logps), device=logps.device) - start)

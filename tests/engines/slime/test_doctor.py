@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,32 +10,19 @@ from pathlib import Path
 import pytest
 
 from fipo.cli import main
-from fipo.engines.slime import contract
 from fipo.run import doctor
 
-SOURCE = Path(__file__).parents[3] / "src"
-ARGUMENTS = "slime/utils/arguments.py"
+SOURCE, STANDIN = Path(__file__).parents[3] / "src", Path(__file__).parent / "standin"
 BYE = """import atexit; atexit.register(print, '{"error": "bye"}')"""
 
 
 @pytest.fixture
 def node(tmp_path, monkeypatch):
     """A folder on PYTHONPATH with all that the plugin needs of slime."""
-    files = {"slime/__init__.py": "__version__ = '0.5'", "train.py": ""}
-    for name, home in contract.HOMES.items():
-        if home.startswith("slime."):
-            path = f"{home.replace('.', '/')}.py"
-            files[path] = files.get(path, "") + f"def {name}():\n    pass\n"
-    files[ARGUMENTS] += f'parser.add_argument("{doctor.FLAG}")\n'
-    for path, text in files.items():
-        write(tmp_path / path, text)
+    shutil.copytree(STANDIN, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "slime/__init__.py").write_text("__version__ = '0.5'")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(SOURCE)]))
     return tmp_path
-
-
-def write(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
 
 
 def problems(capsys):
@@ -59,14 +47,10 @@ def test_a_complete_node(node, capsys):
 
 def test_a_node_without_anything(tmp_path):
     """As a command: in a folder called like the package, which Ray's actors would not see."""
-    write(tmp_path / "slime/__init__.py", "")
-    done = subprocess.run(
-        [sys.executable, "-m", "fipo.cli", "doctor", "slime"],
-        env={"PYTHONPATH": str(SOURCE), "PATH": os.environ["PATH"]},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    (tmp_path / "slime").mkdir()
+    command = [sys.executable, "-m", "fipo.cli", "doctor", "slime"]
+    environment = {"PYTHONPATH": str(SOURCE), "PATH": os.environ["PATH"]}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.strip() == (
         "fails  slime: ModuleNotFoundError: No module named 'slime'; install slime from its source, or add the "
@@ -87,21 +71,21 @@ def test_a_node_without_anything(tmp_path):
 )
 def test_a_broken_import_is_one_line(node, capsys, monkeypatch, text, found):
     monkeypatch.setattr(doctor, "TIMEOUT", 4)
-    write(node / "slime/__init__.py", text)
+    (node / "slime/__init__.py").write_text(text)
     assert problems(capsys) == ({"slime": found} if found else {})
 
 
 def test_a_file_is_not_the_package(node, capsys):
     (node / "slime").rename(node / "elsewhere")
-    write(node / "slime.py", "")
+    (node / "slime.py").touch()
     assert problems(capsys) == {
         "slime": "AttributeError: module 'slime' has no attribute '__path__'. Did you mean: '__name__'?"
     }
 
 
 def test_a_slime_without_the_hooks(node, capsys):
-    write(node / ARGUMENTS, "def parse_args():\n    pass\n")
-    write(node / "slime/backends/megatron_utils/cp_utils.py", "def slice_log_prob_with_cp(:\n")
+    (node / "slime/utils/arguments.py").write_text("def parse_args():\n    pass\n")
+    (node / "slime/backends/megatron_utils/cp_utils.py").write_text("def slice_log_prob_with_cp(:\n")
     (node / "slime/utils/misc.py").write_text("load_function = None\n")
     (node / "train.py").unlink()
     assert problems(capsys) == {

@@ -37,21 +37,10 @@ def _sample(model, group, place, prompt, responses, generator):
     drift = _drift(place, len(response), generator)
     mask = torch.ones(len(response), dtype=torch.long)
     mask[TOOL_OUTPUT] = 0
-    return {
-        "group_index": group,
-        "index": group * GROUP_SIZE + place,
-        "prompt": _text(prompt),
-        "tokens": prompt + response,
-        "response": _text(response),
-        "response_length": len(response),
-        "reward": REWARDS[place],
-        "loss_mask": mask.tolist(),
-        "rollout_log_probs": (log_probs(model, prompt, response) - drift).tolist(),
-        "status": "completed",
-        "metadata": {"drift": drift.tolist()},
-        "label": None,
-        "rollout_id": None,
-    }
+    sample = {"group_index": group, "index": group * GROUP_SIZE + place, "rollout_id": None, "status": "completed"}
+    sample |= {"prompt": _text(prompt), "tokens": prompt + response, "label": None, "reward": REWARDS[place]}
+    sample |= {"response": _text(response), "response_length": len(response), "loss_mask": mask.tolist()}
+    return sample | {"rollout_log_probs": (log_probs(model, prompt, response) - drift).tolist(), "metadata": {}}
 
 
 @torch.no_grad()

@@ -28,22 +28,12 @@ class Size:
         from transformers import Qwen3Config, Qwen3ForCausalLM
 
         torch.manual_seed(0)
-        config = Qwen3Config(
-            num_hidden_layers=self.layers,
-            hidden_size=self.width,
-            intermediate_size=2 * self.width,
-            vocab_size=VOCABULARY,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=self.width // 4,
-            rms_norm_eps=1e-6,
-            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-            tie_word_embeddings=False,
-            initializer_range=0.1,  # with the default of 0.02 a tiny model says nothing but log(1 / vocabulary)
-            pad_token_id=0,
-            bos_token_id=None,
-            eos_token_id=1,
-        )
+        sizes = {"num_hidden_layers": self.layers, "hidden_size": self.width, "intermediate_size": 2 * self.width}
+        sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": self.width // 4}
+        others = {"rms_norm_eps": 1e-6, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+        others["initializer_range"] = 0.1  # with 0.02, the default, a tiny model says nothing but log(1 / vocabulary)
+        tokens = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
+        config = Qwen3Config(tie_word_embeddings=False, **sizes, **others, **tokens)
         return Qwen3ForCausalLM(config).eval()
 
     def save(self, folder):

@@ -31,13 +31,7 @@ def _group(model, group, size, generator):
 
 def _sample(model, index, group, tokens):
     prompt, response = tokens[:-RESPONSE], tokens[-RESPONSE:]
-    return Sample(
-        index=index,
-        group_index=group,
-        rollout_id=index,
-        tokens=tokens,
-        response_length=RESPONSE,
-        reward=sum(token >= VOCABULARY // 2 for token in response) / RESPONSE,
-        rollout_log_probs=log_probs(model, prompt, response).tolist(),
-        status=Sample.Status.COMPLETED,
-    )
+    reward = sum(token >= VOCABULARY // 2 for token in response) / RESPONSE
+    place = {"index": index, "group_index": group, "rollout_id": index, "status": Sample.Status.COMPLETED}
+    given = {"rollout_log_probs": log_probs(model, prompt, response).tolist(), "reward": reward}
+    return Sample(tokens=tokens, response_length=RESPONSE, **place, **given)

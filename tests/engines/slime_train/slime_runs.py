@@ -22,17 +22,14 @@ SOURCES = {  # what slime ships with: the package, the digest of its Python file
     "MEGATRON_SRC": ("megatron", "9720e959b68409da", "https://github.com/NVIDIA/Megatron-LM at 1dcf0daf"),
 }
 PATCH = "docker/patch/v0.5.15.post1/megatron.patch"  # in slime's source: what its Docker image does to Megatron
-ENVIRONMENT = {
-    "SLIME_ACCELERATOR": "cpu",
-    "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron asks for it with tensor or context parallelism
-    "GLOO_SOCKET_IFNAME": "lo",
-    "OMP_NUM_THREADS": "1",
+ENVIRONMENT = {"SLIME_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT |= {
     "TORCHDYNAMO_DISABLE": "1",
-    "HF_HUB_OFFLINE": "1",
     "PYTHONWARNINGS": "ignore",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron asks for it with tensor or context parallelism
     "RAY_AUTH_MODE": "disabled",  # Ray would keep a token in the user's home; there is no network here
     "RAY_DEDUP_LOGS": "0",  # or a line that two ranks share is missing
-    "RAY_USAGE_STATS_ENABLED": "0",
 }
 
 
@@ -48,7 +45,6 @@ class SlimeRuns:
         path = [HERE / "on_cpu", HERE, folder, self.slime]
         self.environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(map(str, path))}
         self.updates, self.prepared = cache(self._updates), cache(self._prepared)
-        self.dumps = self.prepared("tiny") / "dumps"
 
     @contextmanager
     def ray(self):
@@ -58,15 +54,10 @@ class SlimeRuns:
         with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ray") as short:
             for name, value in self.environment.items():
                 patch.setenv(name, value)
-            context = ray.init(
-                address="local",
-                num_cpus=16,
-                num_gpus=max(scenario.processes for scenario in SCENARIOS.values()),
-                include_dashboard=False,
-                object_store_memory=200_000_000,
-                _node_ip_address="127.0.0.1",
-                _temp_dir=short,  # its sockets' names may have 107 letters
-            )
+            gpus = max(scenario.processes for scenario in SCENARIOS.values())
+            small = {"include_dashboard": False, "object_store_memory": 200_000_000}
+            here = {"_node_ip_address": "127.0.0.1", "_temp_dir": short}  # its sockets' names may have 107 letters
+            context = ray.init(address="local", num_cpus=16, num_gpus=gpus, **small, **here)
             patch.setenv("RAY_ADDRESS", context.address_info["gcs_address"])
             try:
                 yield

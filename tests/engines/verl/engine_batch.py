@@ -1,48 +1,37 @@
-"""A batch with everything that a real one may hold, and its loss by the naive twin, without verl."""
+"""The batch that all engines share as verl's trainer hands it over, padded and with rows of padding, and its update."""
 
 from functools import cache
 
 import torch
-from support import naive
+from support import one_truth
 from transformers import AutoModelForCausalLM
 
-from fipo import FIPOParams
+PADDING = (one_truth.ROWS, one_truth.ROWS + 1)
+ROWS, PROMPT, RESPONSE = one_truth.ROWS + len(PADDING), 6, one_truth.TOKENS
 
-ROWS, PROMPT, RESPONSE = 8, 6, 14
-DROPPED, PADDING = 2, (3, 7)
-PARAMS = FIPOParams(decay_rate=8.0)
+
+def with_padding(column):
+    return torch.nn.functional.pad(column, (0, 0, 0, len(PADDING)))
 
 
 @cache
 def batch(model):
-    """Left-padded prompts, right-padded responses, as verl's trainer hands them over."""
-    generator = torch.Generator().manual_seed(0)
-
-    def lengths(low, high):
-        return torch.randint(low, high + 1, (ROWS, 1), generator=generator)
-
-    prompt = torch.arange(PROMPT) >= PROMPT - lengths(2, PROMPT)
-    response = torch.arange(RESPONSE) < lengths(5, RESPONSE)
+    """Left-padded prompts, right-padded responses, weights of verl's correction."""
+    generator, data = torch.Generator().manual_seed(0), one_truth.batch()
+    prompt = torch.arange(PROMPT) >= PROMPT - torch.randint(2, PROMPT + 1, (ROWS, 1), generator=generator)
+    response = torch.arange(RESPONSE) < torch.tensor([*data["lengths"], 5, RESPONSE])[:, None]
     attended = torch.cat([prompt, response], 1).long()
     ids = torch.randint(3, 40, attended.shape, generator=generator) * attended
-    trained = response & (torch.rand(ROWS, RESPONSE, generator=generator) < 0.8)  # the rest: tool output
-    trained[list(PADDING)] = False
-    data = {
-        "input_ids": ids,
-        "attention_mask": attended,
-        "position_ids": (attended.cumsum(1) - 1).clamp(min=0),
-        "prompts": ids[:, :PROMPT],
-        "responses": ids[:, PROMPT:],
-        "response_mask": trained.long(),
-        "advantages": torch.randn(ROWS, 1, generator=generator).expand(ROWS, RESPONSE) * response,
-        "rollout_is_weights": 0.5 + torch.rand(ROWS, RESPONSE, generator=generator),
+    found = {"input_ids": ids, "attention_mask": attended, "position_ids": (attended.cumsum(1) - 1).clamp(min=0)}
+    found |= {"prompts": ids[:, :PROMPT], "responses": ids[:, PROMPT:]}
+    found |= {
+        "response_mask": with_padding(data["mask"]).long(),
+        "advantages": with_padding(data["advantages"]).float(),
     }
-    drift = 0.3 * torch.randn(ROWS, RESPONSE, generator=generator)
-    drift[DROPPED] = 3.0  # every ratio is e³ > 10
-    data["advantages"][DROPPED] = -response[DROPPED].float()
+    found["rollout_is_weights"] = 0.5 + torch.rand(ROWS, RESPONSE, generator=generator)
     with torch.no_grad():
-        data["old_log_probs"] = (logps(AutoModelForCausalLM.from_pretrained(model), data) - drift) * response
-    return data
+        new = logps(AutoModelForCausalLM.from_pretrained(model), found)
+    return found | {"old_log_probs": (new - with_padding(data["log_ratio"]).float()) * response}
 
 
 def logps(model, data):
@@ -57,18 +46,9 @@ def logps(model, data):
 
 
 def naive_update(path):
-    """What one update of the whole batch should give: gradients, every row's weights where trained, who is dropped."""
+    """What one update of the whole batch should give: gradients, and every row's weights where trained."""
     data, model = batch(path), AutoModelForCausalLM.from_pretrained(path)
-    new = logps(model, data)
-    mask = data["response_mask"]
-    columns = (new.detach().double(), data["old_log_probs"].double(), data["advantages"].double(), mask)
-    slopes, weights, dropped = torch.zeros_like(new), [], []
-    for row in range(ROWS):
-        values = [column[row].tolist() for column in columns]
-        _, slope, weight, drop = naive.fipo(*values, PARAMS, epsilon_low=0.2, epsilon_high=0.28)
-        slopes[row] = 0 if drop else torch.tensor(slope)
-        kept = [w for w, m in zip(weight, mask[row].tolist(), strict=True) if m]
-        weights.append(torch.tensor(kept, dtype=torch.double))
-        dropped.append(drop)
-    new.backward(slopes * data["rollout_is_weights"] / mask.sum())
-    return {name: p.grad for name, p in model.named_parameters()}, weights, dropped
+    weights, _, slopes = (with_padding(x) if isinstance(x, torch.Tensor) else x for x in one_truth.expected())
+    (slopes * data["rollout_is_weights"] * logps(model, data)).sum().backward()
+    rows = [weight[mask] for weight, mask in zip(weights, data["response_mask"].bool(), strict=True)]
+    return {name: p.grad for name, p in model.named_parameters()}, rows

@@ -11,6 +11,7 @@ import torch
 import verl  # noqa: F401  registers the CPU platform before anything asks for one
 from engine_batch import ROWS, batch
 from overrides import ACTOR, FIPO, LOSS, ON_CPU, actor_config
+from support.one_truth import PARAMS
 from tensordict import TensorDict
 from verl.utils import tensordict_utils
 from verl.workers.config import HFModelConfig, TrainingWorkerConfig
@@ -51,36 +52,18 @@ def main(model, out, fused=""):
 
 
 def make_worker(model, fused=False):
-    actor = actor_config(
-        *FIPO,
-        *ON_CPU,
-        f"+{LOSS}.decay_rate=8",
-        f"{ACTOR}.ppo_mini_batch_size={ROWS}",
-        f"{ACTOR}.clip_ratio_high=0.28",
-        f"{ACTOR}.clip_ratio_c=10.0",
-        f"{ACTOR}.optim.lr=0",  # every case starts from the same weights
-        f"{ACTOR}.optim.clip_grad=1e9",
-        f"{ACTOR}.optim.total_training_steps=10",
-    )
-    model_config = HFModelConfig(
-        path=model,
-        load_tokenizer=False,
-        use_remove_padding=False,
-        use_fused_kernels=fused,  # log-probs out of the model's forward; its kernel in torch
-        fused_kernel_options={"impl_backend": "torch"},
-        enable_gradient_checkpointing=False,
-        override_config={"attn_implementation": "sdpa"},
-    )
+    settings = {"ppo_mini_batch_size": ROWS, "clip_ratio_high": 0.28, "clip_ratio_c": 10.0}
+    # With a learning rate of 0 every case starts from the same weights.
+    settings |= {"optim.lr": 0, "optim.clip_grad": 1e9, "optim.total_training_steps": 10}
+    overrides = [f"{ACTOR}.{name}={value}" for name, value in settings.items()]
+    actor = actor_config(*FIPO, *ON_CPU, f"+{LOSS}.decay_rate={PARAMS.decay_rate}", *overrides)
+    # log-probs out of the model's forward; its kernel in torch
+    kernels = {"use_fused_kernels": fused, "fused_kernel_options": {"impl_backend": "torch"}}
+    off = dict.fromkeys(("load_tokenizer", "use_remove_padding", "enable_gradient_checkpointing"), False)
+    model_config = HFModelConfig(path=model, override_config={"attn_implementation": "sdpa"}, **kernels, **off)
     actor.model_config = model_config
-    worker = TrainingWorker(
-        TrainingWorkerConfig(
-            model_type="language_model",
-            model_config=model_config,
-            engine_config=actor.engine,
-            optimizer_config=actor.optim,
-            checkpoint_config=actor.checkpoint,
-        )
-    )
+    parts = {"engine_config": actor.engine, "optimizer_config": actor.optim, "checkpoint_config": actor.checkpoint}
+    worker = TrainingWorker(TrainingWorkerConfig(model_type="language_model", model_config=model_config, **parts))
     worker.reset()
     worker.set_loss_fn(partial(ppo_loss, config=actor))
     return worker
@@ -103,19 +86,9 @@ def update(worker, share, split, epochs=1, **of_rows):
     data = left_right_2_no_padding(share)
     for name, values in of_rows.items():
         tensordict_utils.assign_non_tensor_stack(data, name, values)
-    tensordict_utils.assign_non_tensor(
-        data,
-        temperature=1.0,
-        calculate_entropy=False,
-        pad_token_id=0,
-        global_batch_size=ROWS,
-        mini_batch_size=ROWS,
-        epochs=epochs,
-        seed=0,
-        dataloader_kwargs={"shuffle": False},
-        compute_loss=True,
-        **split,
-    )
+    how = {"temperature": 1.0, "calculate_entropy": False, "pad_token_id": 0, "compute_loss": True, "epochs": epochs}
+    how |= {"global_batch_size": ROWS, "mini_batch_size": ROWS, "seed": 0, "dataloader_kwargs": {"shuffle": False}}
+    tensordict_utils.assign_non_tensor(data, **how, **split)
     gradients = {}
 
     def keep_gradients(*_):

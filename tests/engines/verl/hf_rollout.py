@@ -51,20 +51,11 @@ class Server:
         extra = {"global_steps": self.step}
         return TokenOutput(token_ids=ids, log_probs=logps, stop_reason="completed", num_preempted=0, extra_fields=extra)
 
-    @torch.no_grad()
     def sample(self, prompt_ids, temperature):
-        ids, logps = [], []
-        inputs, cache = torch.tensor([prompt_ids]), None
-        while len(ids) < self.response_length:
-            out = self.model(inputs, past_key_values=cache, use_cache=True)
-            distribution = torch.log_softmax(out.logits[0, -1] / temperature, -1)
-            token = torch.multinomial(distribution.exp(), 1).item()
-            ids.append(token)
-            logps.append(distribution[token].item())
-            if token == self.model.config.eos_token_id:
-                break
-            inputs, cache = torch.tensor([[token]]), out.past_key_values
-        return ids, logps
+        how = {"do_sample": True, "temperature": temperature, "top_k": 0, "max_new_tokens": self.response_length}
+        out = self.model.generate(torch.tensor([prompt_ids]), **how, return_dict_in_generate=True, output_scores=True)
+        ids = out.sequences[0, len(prompt_ids) :].tolist()
+        return ids, [score.log_softmax(-1)[0, token].item() for score, token in zip(out.scores, ids, strict=True)]
 
     async def nothing(self, *_, **__):
         pass

@@ -30,12 +30,8 @@ def actor_config(*overrides):
 def run_on_cpu(arguments, modules="cpu_platform", **how):
     """A Python with verl on cpu_platform, which finds the modules of the tests; `how` is for subprocess.run."""
     here = Path(__file__).parent
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1]), os.environ.get("PYTHONPATH", "")]),
-        "OMP_NUM_THREADS": "1",
-        "VERL_PLATFORM": "cpu",
-        "VERL_ENGINE_DEVICE": "cuda",
-        "VERL_USE_EXTERNAL_MODULES": modules,
-    }
+    path = os.pathsep.join([str(here), str(here.parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "VERL_USE_EXTERNAL_MODULES": modules}
+    environment |= {"VERL_PLATFORM": "cpu", "VERL_ENGINE_DEVICE": "cuda"}
     how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": 500} | how
     return subprocess.run([sys.executable, "-m", *arguments], env=environment | how.pop("env", {}), **how)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from overrides import run_on_cpu
-from support import tiny
+from support import one_truth, tiny
 from transformers import AutoModelForCausalLM
 
 from fipo.traces import read_traces
@@ -23,13 +23,13 @@ def run(ranks, model, out, *options):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny.save(tmp_path_factory.mktemp("model"))
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs")
+def model(folder):
+    return tiny.save(folder / "model")
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +38,7 @@ def runs(model, folder):
 
 
 def test_every_split_gives_the_gradient_of_the_naive_twin(runs, model):
-    gradients, rows, dropped = engine_batch.naive_update(model)
-    assert torch.cat(rows).std() > 0.1
-    assert dropped == [row == engine_batch.DROPPED for row in range(engine_batch.ROWS)]
+    gradients, _ = engine_batch.naive_update(model)
     for result in (result for cases in runs.values() for result in cases.values()):
         for name, expected in gradients.items():
             torch.testing.assert_close(result["gradients"][name], expected, rtol=1e-4, atol=1e-7)
@@ -48,13 +46,8 @@ def test_every_split_gives_the_gradient_of_the_naive_twin(runs, model):
 
 def test_every_split_reports_the_means_over_the_trained_tokens(runs, model):
     """And over rows; verl's own metrics are means of micro-batches."""
-    rows = engine_batch.naive_update(model)[1]
-    whole, weights = runs[1]["whole"]["metrics"], torch.cat(rows)
-    assert whole["fipo/dropped_sequences"] == 1 / engine_batch.ROWS
+    weights, whole = torch.cat(engine_batch.naive_update(model)[1]), runs[1]["whole"]["metrics"]
     assert whole["fipo/weight_mean"] == pytest.approx(weights.mean().item(), rel=1e-6)
-    assert whole["fipo/weight_at_high"] == pytest.approx((weights == 1.2).double().mean().item(), rel=1e-6)
-    for name, of in (("fipo/weight_min", min), ("fipo/weight_max", max)):  # of a row; 1 of a row of padding
-        assert whole[name] == pytest.approx(sum(of(row.tolist(), default=1.0) for row in rows) / len(rows), rel=1e-5)
     expected = {name: whole[name] for name in whole if name.startswith("fipo/") or name in ("loss", "grad_norm")}
     for result in (result for cases in runs.values() for result in cases.values()):
         assert {name: result["metrics"][name] for name in expected} == pytest.approx(expected, rel=1e-6)
@@ -84,7 +77,7 @@ def test_every_split_traces_what_was_trained_on(runs, folder, model, ranks):
             assert trace.trained.tolist() == data["response_mask"][row, part].bool().tolist()
             for name, expected in {"old_logps": data["old_log_probs"], "logps": logps}.items():
                 np.testing.assert_allclose(getattr(trace, name), expected[row, part], atol=1e-5)
-            assert trace.dropped == (row == engine_batch.DROPPED)
+            assert trace.dropped == (row == one_truth.DROPPED)
             weights[trace.update] += trace.weight[trace.trained].tolist()
         expected = sorted(torch.cat(engine_batch.naive_update(model)[1]).tolist())
         for epoch in weights.values():

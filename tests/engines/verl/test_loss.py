@@ -1,14 +1,10 @@
 """The policy loss `fipo`, called as verl's ppo_loss calls it."""
 
-import re
-import warnings
 from contextlib import nullcontext
 
-import numpy as np
 import pytest
 import torch
-from core.test_golden import CASES, GOLDEN, load
-from support import naive, one_truth
+from support import one_truth
 from verl.trainer.ppo.core_algos import get_policy_loss_fn
 from verl.workers.config import FSDPActorConfig
 
@@ -26,6 +22,7 @@ if contract.release() >= (0, 9):
 EXTREMES = {"fipo/weight_min", "fipo/weight_max"}
 METRICS = {"actor/pg_clipfrac", "actor/pg_clipfrac_lower", "actor/ppo_kl", "fipo/dropped_sequences"}
 METRICS |= {*TOKEN_MEANS, *EXTREMES}
+PADDING, SHAPE = one_truth.ROWS, (one_truth.ROWS + 1, one_truth.TOKENS)  # the row of padding is the last
 COLUMNS = ("log_prob", "old_log_prob", "advantages", "response_mask")
 
 
@@ -45,16 +42,16 @@ def counted(mask, policy_loss=None, ranks=1, **settings):
     return config
 
 
-def rollout(rows=6, tokens=10, seed=0, drift=0.4):
-    """With holes in the mask, a row of padding, and two dual-clipped tokens in row 2."""
-    generator = torch.Generator().manual_seed(seed)
-    new = -torch.rand(rows, tokens, generator=generator, dtype=torch.double)
-    old = new - drift * torch.randn(rows, tokens, generator=generator, dtype=torch.double)
-    advantages = torch.randn(rows, 1, generator=generator, dtype=torch.double).expand(rows, tokens).clone()
-    mask = torch.rand(rows, tokens, generator=generator) < 0.8
-    mask[4] = False
-    mask[2, :2], old[2, :2], advantages[2] = True, new[2, :2] - 3, -1.0
-    return {"old_log_prob": old, "log_prob": new, "advantages": advantages, "response_mask": mask}
+def rollout():
+    """The batch that all engines share, and a row of padding."""
+    data = {
+        name: torch.nn.functional.pad(column, (0, 0, 0, 1))
+        for name, column in one_truth.batch().items()
+        if column.dim() == 2
+    }
+    new = -torch.rand(SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    batch = {"old_log_prob": new - data["log_ratio"], "log_prob": new}
+    return batch | {"advantages": data["advantages"], "response_mask": data["mask"]}
 
 
 def call(name, config, batch, mode="token-mean", **more):
@@ -73,33 +70,13 @@ def mean(metric):
     return metric.aggregate() if hasattr(metric, "aggregate") else metric
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_the_authors_numbers(case):
-    """Their mean is over what is not dropped, so that is the count which stands for verl's here."""
-    x, params, clip = load(case)
-    adv = x["adv"] if x["adv"].dim() == 2 else x["adv"][:, None].expand(x["new"].shape)
-    names = ("decay_rate", "clip_ratio_low", "clip_ratio_high", "clip_high_only", "safety_thresh")
-    ranges = {"clip_ratio_low": clip["epsilon_low"], "clip_ratio_high": clip["epsilon_high"]}
-    columns = (x["new"].tolist(), x["old"].tolist(), adv.tolist(), x["mask"].tolist())
-    dropped = [naive.fipo(*row, params, **clip)[3] for row in zip(*columns, strict=True)]
-    kept = x["mask"].bool() & ~torch.tensor(dropped)[:, None]
-    batch = {"old_log_prob": x["old"], "log_prob": x["new"], "advantages": adv, "response_mask": x["mask"]}
-    settings = FIPOPolicyLossConfig(**{name: getattr(params, name) for name in names})
-    config = counted(kept, settings, clip_ratio_c=params.dual_clip_c, **ranges)
-    loss, gradient, metrics = call("fipo", config, batch)
-    for ours, key in ((loss, "loss"), (gradient, "grad_new")):
-        expected = torch.from_numpy(np.asarray(GOLDEN[f"{case}/official/{key}"]))
-        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
-    assert set(metrics) == METRICS
-
-
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("corrected", [False, True])
 @pytest.mark.parametrize("engine", [False, True])
 def test_neutral_weights_are_verls_own_loss(mode, corrected, engine):
     batch = rollout()
     if corrected:
-        batch["rollout_is_weights"] = 0.5 + torch.rand(6, 10, generator=torch.Generator().manual_seed(1)).double()
+        batch["rollout_is_weights"] = 0.5 + torch.rand(SHAPE, generator=torch.Generator().manual_seed(1)).double()
     settings = FIPOPolicyLossConfig(clip_ratio_low=0.0, clip_ratio_high=0.0, max_dual_clipped=100)
     neutral = counted(batch["response_mask"], settings) if engine else actor(settings)
     found, expected = (call(name, neutral, batch, mode) for name in ("fipo", "vanilla"))
@@ -107,14 +84,20 @@ def test_neutral_weights_are_verls_own_loss(mode, corrected, engine):
     assert {name: found[2][name] for name in expected[2]} == pytest.approx(expected[2], rel=1e-5, abs=1e-7)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_micro_batches_add_up(mode):
-    batch = rollout()
-    config = counted(batch["response_mask"])
+CONTROLS = ("none", "uniform", "shuffle")
+
+
+@pytest.mark.parametrize(
+    ("mode", "control"), [*((mode, None) for mode in MODES), *(("token-mean", c) for c in CONTROLS)]
+)
+def test_micro_batches_add_up(mode, control):
+    """Also where a control needs whole responses, whatever their order."""
+    batch, order = rollout(), [3, 1, 2, 0, 6, 4, 5]
+    config = counted(batch["response_mask"], FIPOPolicyLossConfig(control=control))
     loss, gradient, _ = call("fipo", config, batch, mode)
-    parts = [call("fipo", config, part_of(batch, rows), mode) for rows in ([0], [1, 2, 3], [4, 5])]
+    parts = [call("fipo", config, part_of(batch, rows), mode) for rows in ([3], [1, 2, 0], [6, 4, 5])]
     torch.testing.assert_close(sum(part[0] for part in parts), loss)
-    torch.testing.assert_close(torch.cat([part[1] for part in parts]), gradient)
+    torch.testing.assert_close(torch.cat([part[1] for part in parts]), gradient[order])
 
 
 def test_fipos_metrics_are_exact_over_micro_batches():
@@ -122,11 +105,11 @@ def test_fipos_metrics_are_exact_over_micro_batches():
     batch = rollout()
     mask, config = batch["response_mask"], counted(batch["response_mask"])
     credit = token_credit(*(batch[name] for name in COLUMNS), FIPOParams())
-    rows = [credit.weight[row][mask[row]] for row in (0, 1, 2, 3, 5)]  # and one of padding, whose weights are 1
+    rows = [credit.weight[row][mask[row]] for row in range(PADDING)]  # and one of padding, whose weights are 1
     expected = {name: of(credit)[mask].double().mean().item() for name, of in TOKEN_MEANS.items()}
-    expected |= {f"fipo/weight_{of.__name__}": (sum(of(row.tolist()) for row in rows) + 1) / 6 for of in (min, max)}
-    expected["fipo/dropped_sequences"] = 1 / 6
-    parts = [call("fipo", config, part_of(batch, rows))[2] for rows in ([0], [4], [2, 3], [1, 5])]
+    expected |= {f"fipo/weight_{of.__name__}": (sum(of(row.tolist()) for row in rows) + 1) / 7 for of in (min, max)}
+    expected["fipo/dropped_sequences"] = 1 / 7
+    parts = [call("fipo", config, part_of(batch, rows))[2] for rows in ([0], [PADDING], [2, 3], [1, 4, 5])]
     for name, value in expected.items():
         found = [part[name] for part in parts]
         if not hasattr(found[0], "aggregate"):
@@ -139,7 +122,7 @@ def test_fipos_metrics_are_exact_over_micro_batches():
 def test_what_verls_correction_takes_out_gives_no_credit():
     """Its importance weight is 0; a rejected token's mask is 0 already."""
     batch = rollout()
-    weights = torch.ones(6, 10)
+    weights = torch.ones(SHAPE)
     weights[2, :2] = 0  # the row's two dual-clipped tokens
     config = counted(batch["response_mask"])
     _, gradient, metrics = call("fipo", config, batch, rollout_is_weights=weights)
@@ -149,17 +132,12 @@ def test_what_verls_correction_takes_out_gives_no_credit():
     torch.testing.assert_close(gradient, call("fipo", config, batch)[1])
 
 
-def falling(logps, cu_seqlens, **_):
-    start = cu_seqlens[:-1].repeat_interleave(cu_seqlens.diff())
-    return 1 / (1 + torch.arange(len(logps)) - start)
-
-
 def test_a_rule_of_ones_own():
     """verl's own loss of advantages that this test weighs itself."""
     batch = rollout()
-    settings = FIPOPolicyLossConfig(rule=f"python:{__name__}:falling")
+    settings = FIPOPolicyLossConfig(rule="python:core.test_rules:falling")
     found = call("fipo", counted(batch["response_mask"], settings), batch)
-    factor = (1 / torch.arange(1, 11)).expand(6, 10).clone()
+    factor = (1 / torch.arange(1, 1 + SHAPE[1])).expand(SHAPE).clone()
     factor[2] = 0  # the dropped sequence
     weighed = batch | {"advantages": batch["advantages"] * factor}
     expected = call("vanilla", counted(batch["response_mask"]), weighed)
@@ -167,16 +145,13 @@ def test_a_rule_of_ones_own():
 
 
 def test_the_batch_that_all_engines_share(monkeypatch):
-    data, seen = one_truth.batch(), []
-    logps = torch.full_like(data["log_ratio"], -2.0)
-    batch = {"log_prob": logps, "old_log_prob": logps - data["log_ratio"]}
-    batch |= {"advantages": data["advantages"], "response_mask": data["mask"]}
+    batch, seen = rollout(), []
     monkeypatch.setattr(plugin, "token_credit", lambda *a, **k: seen.append(token_credit(*a, **k)) or seen[0])
-    config = counted(data["mask"], FIPOPolicyLossConfig(decay_rate=one_truth.PARAMS.decay_rate))
+    config = counted(batch["response_mask"], FIPOPolicyLossConfig(decay_rate=one_truth.PARAMS.decay_rate))
     loss, gradient, _ = call("fipo", config, batch)
-    one_truth.assert_same_credit(seen[0].weight, loss)
-    logps.requires_grad_()
-    one_truth.assert_same_gradients([gradient], 1 * logps, logps)
+    one_truth.assert_same_credit(seen[0].weight[:PADDING], loss)
+    logps = batch["log_prob"][:PADDING].requires_grad_()
+    one_truth.assert_same_gradients([gradient[:PADDING]], 1 * logps, logps)
 
 
 def test_what_lies_outside_the_mask_does_not_matter():
@@ -195,7 +170,7 @@ def test_what_lies_outside_the_mask_does_not_matter():
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("engine", [False, True])
-@pytest.mark.parametrize("rows", [[4], []])
+@pytest.mark.parametrize("rows", [[PADDING], []])
 def test_rows_of_padding_alone_and_no_rows(mode, engine, rows):
     batch = rollout()
     config = counted(batch["response_mask"]) if engine else actor()
@@ -220,25 +195,19 @@ def test_plain_policy_loss_config_is_refused():
         call("fipo", FSDPActorConfig(ppo_micro_batch_size_per_gpu=1, rollout_n=1), rollout())
 
 
+@pytest.mark.filterwarnings("error")
 def test_the_watch_warns_once_when_the_weights_stay_at_one():
-    batch = rollout(drift=0.0)
-    batch["old_log_prob"] = batch["log_prob"]
-    still, moved = (token_credit(*(b[name] for name in COLUMNS), FIPOParams()) for b in (batch, rollout()))
-    config = counted(torch.ones(12, 10), ranks=2)  # an update is 6 of 12 rows on this rank: one micro-batch
-    warned, silent = OneUpdateWatch(), OneUpdateWatch()
-    sentence = r"stayed at 1 for 32 updates, so this run is GRPO.*ppo_epochs at least 2"
-    for watch, credit, times, expected in (
-        (silent, moved, 1, None),
-        (silent, still, 2 * WATCHED_UPDATES, None),
-        (warned, still, WATCHED_UPDATES - 1, None),
-        (warned, still, 1, sentence),
-        (warned, still, 2 * WATCHED_UPDATES, None),
-    ):
-        with warnings.catch_warnings(record=True) as seen:
-            warnings.simplefilter("always")
-            for _ in range(times):
-                watch.see(credit, config)
-        assert bool(seen) == bool(expected) and all(re.search(expected, str(warning.message)) for warning in seen)
+    batch, config = rollout(), counted(torch.ones(14, 10), ranks=2)  # an update is 7 of 14 rows here: one micro-batch
+    new, old, *others = (batch[name] for name in COLUMNS)
+    still, moved = (token_credit(new, before, *others, FIPOParams()) for before in (new, old))
+    watch, moving = OneUpdateWatch(), OneUpdateWatch()
+    moving.see(moved, config)
+    for _ in range(WATCHED_UPDATES - 1):
+        watch.see(still, config), moving.see(still, config)
+    with pytest.warns(match=r"stayed at 1 for 32 updates, so this run is GRPO.*ppo_epochs at least 2"):
+        watch.see(still, config)
+    for _ in range(WATCHED_UPDATES):
+        watch.see(still, config), moving.see(still, config)
 
 
 def test_a_fused_head_that_loses_gradients_is_refused():
@@ -251,20 +220,15 @@ def test_a_fused_head_that_loses_gradients_is_refused():
         call("fipo", counted(batch["response_mask"], use_fused_kernels=True), batch)
 
 
-@pytest.mark.parametrize("control", ["none", "uniform", "shuffle"])
-def test_controls_in_every_split(control):
-    batch = rollout()
-
-    def of(rows=slice(None), **settings):
-        config = counted(batch["response_mask"], FIPOPolicyLossConfig(**settings))
-        return call("fipo", config, part_of(batch, rows))
-
-    whole, plain = of(control=control), of()
-    parts = [of([row], control=control) for row in (3, 1, 0, 2, 4, 5)]
-    torch.testing.assert_close(sum(part[0] for part in parts), whole[0])
-    torch.testing.assert_close(torch.cat([part[1] for part in parts]), whole[1][[3, 1, 0, 2, 4, 5]])
-    assert (whole[1] - plain[1]).abs().max() > 1e-4
-    if control == "none":
-        torch.testing.assert_close(whole[1], of(clip_ratio_low=0.0, clip_ratio_high=0.0)[1])
-    else:
-        torch.testing.assert_close(mean(whole[2]["fipo/weight_mean"]), mean(plain[2]["fipo/weight_mean"]))
+def test_controls():
+    """`none` is neutral but for the drop, the others have FIPO's mean in other places."""
+    mask = (batch := rollout())["response_mask"]
+    plain, none, uniform, shuffled = (
+        call("fipo", counted(mask, FIPOPolicyLossConfig(control=control)), batch) for control in (None, *CONTROLS)
+    )
+    neutral = FIPOPolicyLossConfig(clip_ratio_low=0.0, clip_ratio_high=0.0)
+    torch.testing.assert_close(none[1], call("fipo", counted(mask, neutral), batch)[1])
+    for found in (uniform, shuffled):
+        assert (found[1] - plain[1]).abs().max() > 1e-4 and (found[1] - none[1]).abs().max() > 1e-4
+        torch.testing.assert_close(mean(found[2]["fipo/weight_mean"]), mean(plain[2]["fipo/weight_mean"]))
+    assert not torch.equal(uniform[1], shuffled[1])

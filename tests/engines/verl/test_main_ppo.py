@@ -14,7 +14,6 @@ from support import tiny
 from fipo import FIPOParams
 from fipo.cli import main
 from fipo.core.logged import TOKEN_MEANS
-from fipo.report import render_report
 from fipo.report.curves import draw_curves, read_metrics
 from fipo.traces import read_traces
 
@@ -46,21 +45,10 @@ def run(folder, *overrides):
     (folder / "credit").mkdir()
     model, prompts = tiny.save(folder / "model"), toy.write_prompts(folder / "prompts.jsonl")
     files = (f"{MODEL}.path={model}", f"data.train_files={prompts}", f"data.val_files={prompts}")
-    environment = {
-        "RAY_ADDRESS": "local",
-        "RAY_DEDUP_LOGS": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "VERL_FILE_LOGGER_PATH": str(folder / "credit" / "metrics.jsonl"),
-        "WANDB_MODE": "offline",
-    }
+    environment = {"RAY_ADDRESS": "local", "RAY_DEDUP_LOGS": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment |= {"VERL_FILE_LOGGER_PATH": str(folder / "credit" / "metrics.jsonl"), "WANDB_MODE": "offline"}
     command = ["verl.trainer.main_ppo", *COMMAND.split(), *files, *overrides]
     return run_on_cpu(command, modules="cpu_platform,hf_rollout", cwd=folder, env=environment)
-
-
-def steps(log):
-    """The metrics that verl's console logger printed, one dictionary a step."""
-    lines = re.findall(r"step:\d+ - (.*)", log)
-    return [{name: float(value) for name, value in re.findall(r"([\w/@.]+):([-+.\de]+)", line)} for line in lines]
 
 
 def test_three_steps_with_metrics_traces_and_weights_that_leave_one(tmp_path):
@@ -72,7 +60,8 @@ def test_three_steps_with_metrics_traces_and_weights_that_leave_one(tmp_path):
         f"{MODEL}.external_lib=fipo.engines.verl.wandb_report",
     )
     assert done.returncode == 0, done.stdout[-5000:]
-    logged = steps(done.stdout)
+    lines = (tmp_path / "credit" / "metrics.jsonl").read_text().splitlines()
+    logged = [json.loads(line)["data"] for line in lines]
     assert len(logged) == STEPS
     for metrics in logged:
         fipo = {name: metrics[f"actor/{name}"] for name in (*TOKEN_MEANS, "fipo/dropped_sequences")}
@@ -100,12 +89,9 @@ def _check_traces(folder):
         answer = re.sub(r"\[(EOS|PAD|UNK)\]", "", trace.text)
         assert trace.reward == pytest.approx(toy.compute_score(None, answer, None), abs=1e-6)
         assert "+" in trace.prompt
-        if trace.update == 0:
-            assert np.abs(trace.weight - 1).max() < 1e-4
     assert Counter(trace.update for trace in traces) == {0: 32, 1: 32}
     assert max(np.abs(trace.weight - 1).max() for trace in traces if trace.update == 1) > 0.01
     assert traces.updates_per_rollout == 0  # verl's metrics have one step a rollout
-    assert render_report(folder, folder / "report.html").stat().st_size > 10_000
 
 
 def _check_curves(folder):

@@ -63,7 +63,6 @@ def test_reports_for_wandb_of_a_run_without_traces_are_refused(monkeypatch, tmp_
     assert "fipo" not in Tracking("project", "run", default_backend=["console"], config=config).logger
     config["actor_rollout_ref"]["actor"]["policy_loss"]["trace_dir"] = str(tmp_path)
     reports = Tracking("project", "run", default_backend=["console", "wandb"], config=config).logger["fipo"]
-    assert isinstance(reports, wandb_report.CreditReports)
     logged = []
     monkeypatch.setattr(wandb_report, "log_credit", lambda folder, rollout, trackers, **_: logged.append(rollout))
     for number, age in {8: 60, 9: -60}.items():

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from fipo.run_folder import METRICS_FILE
+from fipo.run_folder import METRICS_FILE, whole_file
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -26,7 +26,8 @@ class MetricsFile(TrainerCallback):
         self.path = Path(run) / METRICS_FILE
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.path.write_text("".join(map(_line, state.log_history)))
+        with whole_file(self.path) as partial:
+            partial.write_text("".join(map(_line, state.log_history)))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         with self.path.open("a") as file:

@@ -89,7 +89,7 @@ def _parser() -> Parser:
     analyze.add_argument("--json", action="store_true", help="print the numbers as JSON")
     importer = add("import", _import, "Convert a dump of another stack to traces.")
     importer.add_argument("dump", type=Path, help="the dump's file or folder")
-    importer.add_argument("--from", dest="kind", required=True, help="slime, fipo-fork or prime-rl")
+    importer.add_argument("--from", dest="kind", required=True, help="slime or prime-rl")
     importer.add_argument("-o", "--output", type=Path, default=Path("traces.parquet"), help="the trace file to write")
     importer.add_argument("--tokenizer", help="a folder or hub name, for token bytes")
     importer.add_argument("--preset", help="the hyper-parameters of the weights: 7b or 32b")
@@ -183,19 +183,10 @@ def _import(options: argparse.Namespace) -> int:
         from fipo.params import FIPOParams
         from fipo.traces import write_traces
         from fipo.traces.importers import import_dump
-    tokenizer = None
-    if options.tokenizer:
-        with _extra("train"):
-            from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
-        except (OSError, ValueError) as error:
-            raise DataError(f"--tokenizer is {options.tokenizer}, but must be a tokenizer's folder: {error}") from error
+    about = {"tokenizer": options.tokenizer, "current_logprobs": options.current_logprobs}
     params = FIPOParams.preset(options.preset) if options.preset else None
-    found = import_dump(
-        options.kind, options.dump, tokenizer=tokenizer, params=params, current_logprobs=options.current_logprobs
-    )
+    with _extra("train"):  # loads the tokenizer
+        found = import_dump(options.kind, options.dump, params=params, **about)
     write_traces(found, options.output, found.params)
     print(f"{len(found)} completions: {options.output}")
     for sentence in found.problems:

@@ -21,13 +21,6 @@ from fipo.traces.analysis import analyze
 from fipo.traces.importers import import_dump
 
 ROUNDS = int(os.environ.get("FIPO_FUZZ", "40"))
-LINES = {
-    "fipo-fork": (
-        "negative_approx_kl_global_step_12.jsonl",
-        {"responses": [[5, 6, 0], [8, 0, 0]], "negative_approx_kl": [[0.1, -0.2, 0.3], [3.0, 0, 0]]},
-    ),
-    "prime-rl": ("rank_0.jsonl", EXPORT),
-}
 HOSTILE = [
     None, True, "", "text", "\ud800", -1, 2**31, 10**400, 1.5, 1e308, -3e38, float("nan"), float("inf"), [], [[]],
     [[[]]], [None], {}, {"a": 1}, [1e39, 3], [True], [-(2**63)],
@@ -75,24 +68,23 @@ def use(folder, read, *arguments, **options):
     json.dumps(result, allow_nan=False)
 
 
-def save_lines(folder, kind, rng):
-    name, record = LINES[kind]
-    (folder / name).write_bytes(json.dumps(mutated(record, rng, HOSTILE)).encode())
+def save_prime_rl(folder, rng):
+    (folder / "rank_0.jsonl").write_bytes(json.dumps(mutated(EXPORT, rng, HOSTILE)).encode())
 
 
-def save_slime(folder, kind, rng):
+def save_slime(folder, rng):
     for name in ("rollout_0.pt", "train_0.pt"):
         dump = torch.load(SLIME / "use_rollout_logprobs" / name, weights_only=True)
         dump["samples"] = dump["samples"][:2]
         torch.save(mutated(dump, rng, HOSTILE + TENSORS), folder / name)
 
 
-@pytest.mark.parametrize(("kind", "save"), [*((kind, save_lines) for kind in LINES), ("slime", save_slime)])
+@pytest.mark.parametrize(("kind", "save"), [("prime-rl", save_prime_rl), ("slime", save_slime)])
 def test_dumps(kind, save, tmp_path):
     rng = random.Random(kind)
     (folder := tmp_path / "dump").mkdir()
     for number in range(ROUNDS):
-        save(folder, kind, rng)
+        save(folder, rng)
         if number % 4 == 0:
             for file in folder.iterdir():
                 file.write_bytes(flipped(file.read_bytes(), rng))

@@ -9,7 +9,7 @@ import torch
 from support import tiny
 
 from fipo import DataError, FIPOParams, fipo_loss
-from fipo.traces import FLAGS, read_traces, write_traces
+from fipo.traces import read_traces, write_traces
 from fipo.traces.importers import import_dump
 
 SLIME = Path(__file__).parents[1] / "data" / "slime"
@@ -40,32 +40,6 @@ def test_slime_with_the_old_policys_log_probs_has_no_credit():
     problems = " ".join(found.problems)
     assert "cannot be recovered" in problems
     assert "12 of 12 completions do not decode to the dump's own text" in problems
-
-
-def test_the_forks_changes_give_back_its_weights(tmp_path):
-    """A micro-batch a line, padded by 0; after a response's end its last token is repeated with Δ 0."""
-    lines = [
-        ([[5, 6, 7, 0, 0], [8, 0, 0, 0, 0]], [[0.1, -0.2, 0.3, 0.4, 0.0], [3.0, 0, 0, 0, 0]]),
-        ([[5, 6, 7, 8, 9]], [[0.0, 0.0, None, 0.0, 0.0]]),
-        ([[1, 2]], [[0.1]]),
-        ([4, 4], [0.1, 0.2]),  # of one response alone, which the fork calls so
-    ]
-    names = ["responses"] * 3 + ["response"]
-    rows = [{name: ids, "negative_approx_kl": changes} for name, (ids, changes) in zip(names, lines, strict=True)]
-    (tmp_path / "negative_approx_kl_global_step_12.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found = import_dump("fipo-fork", tmp_path, params=FIPOParams(decay_rate=1.0))
-    assert [trace.token_ids.tolist() for trace in found] == [[5, 6, 7, 0], [8, 0], [5, 6, 7, 8, 9], [4, 4]]
-    places = [(trace.rollout, trace.group, trace.sample) for trace in found]
-    assert places == [(12, 0, 0), (12, 0, 1), (12, 1, 2), (12, 2, 3)]
-    first, clipped, unknown, _ = found
-    credit = [0.1 - 0.1 + 0.075 + 0.05, -0.2 + 0.15 + 0.1, 0.3 + 0.2, 0.4]
-    np.testing.assert_allclose(first.future_kl, credit, rtol=1e-5)
-    np.testing.assert_allclose(first.weight, np.exp(first.future_kl).clip(0.8, 1.2), rtol=1e-6)
-    assert clipped.future_kl[0] == 0 and clipped.flags[0] == FLAGS["outside"]  # e³ exceeds the dual clip
-    assert np.isnan(unknown.log_ratio[2])
-    assert first.advantages is None and first.dropped is None and first.logps is None
-    assert "line 3 was left out" in found.problems[0]
-    assert "Advantages are unknown" in found.problems[1]
 
 
 NUMBERS = {

@@ -72,14 +72,6 @@ def test_no_traces(tmp_path):
         read_traces(tmp_path)
 
 
-def test_mixed_tokenizers_are_named_and_shown(tmp_path):
-    one, two = make(run="one"), make(run="two")
-    two.token_bytes = [b"?", *two.token_bytes[1:]]
-    found = read_traces(write_traces([one, two], tmp_path / "a.parquet"))
-    assert len(found) == 2 and "The traces mix tokenizers" in found.problems[0]
-    assert "in run 'one' and b'?' in run 'two'" in found.problems[0]
-
-
 def with_metadata(name, value):
     return lambda table: table.replace_schema_metadata({**table.schema.metadata, name.encode(): value})
 

@@ -45,6 +45,6 @@ def test_unknown_ids_have_no_bytes():
 
 def test_a_tokenizer_that_does_not_tell_is_a_sentence():
     with pytest.raises(
-        DataError, match=r"SimpleNamespace does not tell the bytes of its tokens, .* fipo_trace_every to 0"
+        DataError, match=r"SimpleNamespace does not give the bytes of its tokens, .* fipo_trace_every to 0"
     ):
         byte_decoder(SimpleNamespace())

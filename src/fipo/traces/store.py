@@ -91,7 +91,7 @@ def _row_groups(traces: Iterable[Trace]) -> Iterator[list[Trace]]:
 def read_traces(path: str | os.PathLike[str], pattern: str = "*.parquet", *, max_bytes: int | None = None) -> TraceSet:
     """Reads a Parquet file, or those in a folder or in its `traces` folder, by run, rollout, group, sample, update.
 
-    A file that cannot be read is left out and named in `problems`, like traces of several tokenizers.
+    A file that cannot be read is left out and named in `problems`.
 
     Args:
         path: A run, a folder or a file.
@@ -115,7 +115,7 @@ def read_traces(path: str | os.PathLike[str], pattern: str = "*.parquet", *, max
         nothing = f"none of its {pattern} files has a row" if files else f"it holds no {pattern} file"
         why = "; ".join(found.problems) or f"{nothing}; train with fipo_trace_every above 0"
         raise DataError(f"{path} holds no readable trace: {why.removesuffix('.')}.")
-    found.problems = list(dict.fromkeys(found.problems + mixed_tokenizers(found.traces)))
+    found.problems = list(dict.fromkeys(found.problems))
     found.traces.sort(key=lambda trace: (trace.run, trace.rollout, trace.group, trace.sample, trace.update))
     return found
 
@@ -216,17 +216,3 @@ def _cells(name: str, column: pa.ListArray) -> list[Any]:
     lengths = column.value_lengths().fill_null(0).to_numpy()
     cells = np.split(values, np.cumsum(lengths)[:-1])
     return [cell if known else None for cell, known in zip(cells, column.is_valid().to_pylist(), strict=True)]
-
-
-def mixed_tokenizers(traces: Iterable[Trace]) -> list[str]:
-    """A sentence if one token id stands for different bytes: ids of two tokenizers must not be compared."""
-    known: dict[int, tuple[bytes, str]] = {}
-    for trace in traces:
-        for index, piece in dict(zip(trace.token_ids.tolist(), trace.token_bytes, strict=True)).items():
-            first, run = known.setdefault(index, (piece, trace.run))
-            if piece != first:
-                return [
-                    f"The traces mix tokenizers: token {index} is {first!r} in run {run!r} and {piece!r} in run "
-                    f"{trace.run!r}; all are shown, but compare tokens within one run only."
-                ]
-    return []

@@ -21,14 +21,22 @@ def byte_decoder(tokenizer: Any) -> Callable[[int], bytes]:
     """A function from a token id to its bytes, for a fast Hugging Face tokenizer; ids it does not know give b"".
 
     Byte-level BPE (GPT-2, Llama 3, Qwen), SentencePiece with byte fallback (Llama 2, Gemma) and plain vocabularies.
+    A text is the name or the folder of a tokenizer, which is loaded.
 
     Raises:
-        DataError: The tokenizer is not of the package `tokenizers`, so that its bytes are not known.
+        DataError: It cannot be loaded, or is not of the package `tokenizers`, so that its bytes are not known.
     """
+    if isinstance(tokenizer, str):
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        except (OSError, ValueError) as error:
+            raise DataError(f"The tokenizer is {tokenizer}, but must be a tokenizer's folder: {error}") from error
     fast = getattr(tokenizer, "backend_tokenizer", None)
     if fast is None:
         raise DataError(
-            f"The tokenizer {type(tokenizer).__name__} does not tell the bytes of its tokens, which traces need; set "
+            f"The tokenizer {type(tokenizer).__name__} does not give the bytes of its tokens, which traces need; set "
             "fipo_trace_every to 0, or take a tokenizer of the package tokenizers."
         )
     pieces = json.dumps(json.loads(fast.to_str()).get("decoder"))

@@ -102,7 +102,7 @@ class TraceWriter:
     """Writes one process' completions; what fails there costs the traces, with a warning, and not the run."""
 
     options: TraceOptions
-    tokenizer: Any  # a fast tokenizer of transformers, or the name or folder that it is loaded from
+    tokenizer: Any  # as `byte_decoder` takes it
     params: FIPOParams
     rank: int = 0  # of the processes that write
     ranks: int = 1  # how many do
@@ -110,7 +110,7 @@ class TraceWriter:
     weighting: Weighting | None = None  # what took the place of FIPO's weights
     takes_folder: bool = True  # the folder is this run's alone, and begins where the run does
     _bytes_of: Callable[[int], bytes] | None = None
-    _told: set[str] = field(default_factory=set)
+    _warned: set[str] = field(default_factory=set)
     _lock: TextIO | None = None  # of this rank's place in the folder, held as long as the process lives
     _off: bool = False
 
@@ -119,7 +119,7 @@ class TraceWriter:
         if self._off:
             return
         name = trace_file(rollout, step, self.rank)
-        with costs_no_run(f"{name} was not written", self._told):
+        with costs_no_run(f"{name} was not written", self._warned):
             from fipo.traces import write_traces
 
             if self.takes_folder and self._lock is None:
@@ -175,22 +175,18 @@ class TraceWriter:
             from fipo.traces.tokens import byte_decoder, in_brackets
 
             self._bytes_of = in_brackets
-            with costs_no_run("Traces show tokens as their ids", self._told):
-                if isinstance(self.tokenizer, str):
-                    from transformers import AutoTokenizer
-
-                    self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
+            with costs_no_run("Traces show tokens as their ids", self._warned):
                 self._bytes_of = byte_decoder(self.tokenizer)
         return self._bytes_of
 
 
 @contextmanager
-def costs_no_run(lost: str, told: set[str]) -> Iterator[None]:
-    """Around what may fail: an error becomes a warning that says what is lost, once a cause; `told` remembers them."""
+def costs_no_run(lost: str, warned: set[str]) -> Iterator[None]:
+    """Around what may fail: an error becomes a warning that says what is lost, once a cause; `warned` holds these."""
     try:
         yield
     except Exception as error:
         cause = f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
-        if cause not in told:
-            told.add(cause)
+        if cause not in warned:
+            warned.add(cause)
             logger.warning(f"{lost}, and the run goes on: {cause}")

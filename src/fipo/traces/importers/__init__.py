@@ -1,4 +1,4 @@
-"""Other stacks' dumps as traces. What a dump does not tell stays None: nothing is guessed, and nothing is unpickled."""
+"""Other stacks' dumps as traces. What a dump does not record stays None: nothing is guessed, nothing is unpickled."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,15 +6,11 @@ from typing import Any
 
 from fipo.errors import DataError
 from fipo.params import FIPOParams
-from fipo.traces.importers import fipo_fork, prime_rl, slime
-from fipo.traces.store import TraceSet, mixed_tokenizers
+from fipo.traces.importers import prime_rl, slime
+from fipo.traces.store import TraceSet
 from fipo.traces.tokens import byte_decoder, in_brackets
 
-IMPORTERS: dict[str, Callable[..., TraceSet]] = {
-    "slime": slime.read,
-    "fipo-fork": fipo_fork.read,
-    "prime-rl": prime_rl.read,
-}
+IMPORTERS: dict[str, Callable[..., TraceSet]] = {"slime": slime.read, "prime-rl": prime_rl.read}
 
 
 def import_dump(
@@ -23,16 +19,16 @@ def import_dump(
     """Reads a dump; `problems` of what it returns says what could not be recovered or read.
 
     Args:
-        kind: "slime": a folder with both debug dumps, `rollout_*.pt` and `train_*.pt`. Or a file, or a folder of files:
-            "fipo-fork": the `negative_approx_kl_global_step_*.jsonl` of the FIPO authors' verl. "prime-rl": the
-            `rank_*.jsonl` below `token_exports`.
+        kind: "slime": a folder with both debug dumps, `rollout_*.pt` and `train_*.pt`. "prime-rl": a file
+            `rank_*.jsonl`, or a folder of them, as `token_exports`.
         source: Where it is.
-        tokenizer: A fast Hugging Face tokenizer, for token bytes; without it, tokens show as their ids.
+        tokenizer: A fast Hugging Face tokenizer, or its name or folder, for token bytes; without it, tokens show as
+            their ids.
         params: The hyper-parameters of the weights; without them fipo's defaults, and a sentence that says so.
         current_logprobs: slime only: `log_probs` are the current policy's, and `rollout_log_probs` π_old's.
 
     Raises:
-        DataError: The kind is unknown, or nothing could be read.
+        DataError: The kind is unknown, the tokenizer cannot be loaded, or nothing could be read.
     """
     if kind not in IMPORTERS:
         raise DataError(f"The kind of dump is {kind!r}, but must be one of {', '.join(IMPORTERS)}; choose one.")
@@ -45,7 +41,6 @@ def import_dump(
         raise DataError(f"{source} holds no {kind} dump that could be read: {why.removesuffix('.')}.")
     if params is None and any(trace.weight is not None for trace in found):
         found.problems.append(
-            "The dump does not tell its hyper-parameters, so the weights are with fipo's defaults; give a preset."
+            "The dump does not record its hyper-parameters, so the weights are with fipo's defaults; give a preset."
         )
-    found.problems += mixed_tokenizers(found.traces)
     return found

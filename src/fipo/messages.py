@@ -19,10 +19,7 @@ def nearest_file(path: Path) -> str:
     """The remedy for a path where no file is: the file beside it that is spelled like it."""
     if not path.parent.is_dir():
         return f"check the path: there is no folder {path.parent}."
-    try:
-        beside = [entry.name for entry in path.parent.iterdir() if entry.is_file()]
-    except OSError:
-        beside = []
+    beside = (entry.name for entry in path.parent.glob("*") if entry.is_file())
     return did_you_mean(path.name, beside, "check the path.")
 
 

@@ -54,9 +54,12 @@ def test_round_trip(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"weight": np.ones(2, "float32")}, "weight has 2 entries, but token_ids has 7; give one a token"),
-        ({"weight": np.ones((7, 1))}, "weight has 2 dimensions, but must have one"),
-        *(({"rollout": wrong}, r"rollout is a .*, but must be an integer") for wrong in (True, 1.5, None, "3")),
+        (
+            {"weight": np.ones(2, "float32")},
+            r"weight has the shape \(2,\), but token_ids has 7 entries; give",
+        ),
+        ({"weight": np.ones((7, 1))}, r"weight has the shape \(7, 1\), but token_ids has 7 entries"),
+        *(({"rollout": wrong}, "rollout is .*, but must be an integer of 32") for wrong in (True, 1.5, None, 2**31)),
     ],
 )
 def test_what_is_no_trace_is_refused(changes, sentence):
@@ -126,7 +129,7 @@ def test_of_too_much_the_last_files_are_read(tmp_path):
     size = (tmp_path / "rollout_000000.parquet").stat().st_size
     found = read_traces(tmp_path, max_bytes=2 * size + size // 2)
     assert [trace.rollout for trace in found] == [2, 3]
-    assert "these are the last 2, from rollout_000002.parquet on" in found.problems[0]
+    assert "these are the last 2 traces, from rollout_000002.parquet on" in found.problems[0]
     assert [trace.rollout for trace in read_traces(tmp_path, max_bytes=1)] == [3]
     assert not read_traces(tmp_path, max_bytes=5 * size).problems
 
@@ -137,7 +140,7 @@ def test_of_one_large_file_the_last_row_groups_are_read(tmp_path, monkeypatch):
     assert pq.read_metadata(file).num_row_groups == 10
     found = read_traces(file, max_bytes=file.stat().st_size // 2)
     assert 1 < len(found) < 11 and found[-1].sample == 19
-    assert f"these are the last {len(found)} of its 20 traces" in found.problems[0]
+    assert f"these are the last {len(found)} traces, from a.parquet on" in found.problems[0]
     assert [trace.sample for trace in read_traces(file, max_bytes=1)] == [18, 19]
     assert_same(found[-1], make(19, length=50))
     assert len(read_traces(file)) == 20

@@ -19,7 +19,7 @@ def _column(kind: pa.DataType, **default: Any) -> Any:
 
 @dataclass(slots=True, kw_only=True)
 class Trace:
-    """One completion of T tokens at one update. Arrays are (T,); None means that the source does not tell.
+    """One completion of T tokens at one update. Arrays are (T,); None: the source does not record it.
 
     Raises:
         InvalidInputError: The columns differ in length, or a field has another type or is too large.
@@ -27,7 +27,7 @@ class Trace:
 
     run: str = _column(pa.string(), default="")
     rollout: int = _column(pa.int32(), default=0)
-    update: int = _column(pa.int16(), default=0)  # within the rollout, from 0; −1: the source does not tell
+    update: int = _column(pa.int16(), default=0)  # within the rollout, from 0; −1: the source does not record it
     group: int = _column(pa.int32(), default=0)  # completions of one prompt share it
     sample: int = _column(pa.int32(), default=0)  # within the rollout; with `rollout` and `update` it names the trace
     prompt: str = _column(pa.string(), default="")
@@ -47,12 +47,10 @@ class Trace:
     weight: np.ndarray | None = _column(FLOATS, default=None)
     advantages: np.ndarray | None = _column(FLOATS, default=None)
     entropy: np.ndarray | None = _column(FLOATS, default=None)  # nats
-    rollout_logps: np.ndarray | None = _column(
-        FLOATS, default=None
-    )  # of the engine that sampled, where π_old is another's
-    true_advantage: np.ndarray | None = _column(
-        FLOATS, default=None
-    )  # V(y≤t) − V(y<t) under π_old, where it was measured
+    # Of the engine that sampled, where π_old is another's.
+    rollout_logps: np.ndarray | None = _column(FLOATS, default=None)
+    # V(y≤t) − V(y<t) under π_old, where it was measured.
+    true_advantage: np.ndarray | None = _column(FLOATS, default=None)
     flags: np.ndarray | None = _column(pa.list_(pa.uint8()), default=None)  # the bits of FLAGS
 
     def __post_init__(self) -> None:
@@ -62,19 +60,16 @@ class Trace:
             setattr(self, name, value.encode(errors="replace").decode())  # a lone surrogate is no UTF-8
         for name in ("rollout", "update", "group", "sample"):
             value, bits = getattr(self, name), SCHEMA.field(name).type.bit_width
-            if isinstance(value, bool) or not isinstance(value, Integral):
-                raise InvalidInputError(f"{name} is a {type(value).__name__}, but must be an integer; give a number.")
-            if not -(2 ** (bits - 1)) <= value < 2 ** (bits - 1):
-                raise InvalidInputError(f"{name} is {str(value)[:30]}, but must fit {bits} bits; renumber it.")
+            is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+            if not is_integer or not -(2 ** (bits - 1)) <= value < 2 ** (bits - 1):
+                raise InvalidInputError(f"{name} is {value!r:.30}, but must be an integer of {bits} bits; renumber it.")
         for name in PER_TOKEN:
-            value = getattr(self, name)
-            if value is not None and len(value) != len(self.token_ids):
+            if (value := getattr(self, name)) is None:
+                continue
+            shape, tokens = getattr(value, "shape", (len(value),)), len(self.token_ids)
+            if shape != (tokens,):
                 raise InvalidInputError(
-                    f"{name} has {len(value)} entries, but token_ids has {len(self.token_ids)}; give one a token."
-                )
-            if getattr(value, "ndim", 1) != 1:
-                raise InvalidInputError(
-                    f"{name} has {value.ndim} dimensions, but must have one; give one entry a token."
+                    f"{name} has the shape {shape}, but token_ids has {tokens} entries; give one a token."
                 )
 
     @property

@@ -131,35 +131,32 @@ def updates_per_rollout(file: Path) -> int | None:
 
 def _last(files: list[Path], max_bytes: int, problems: list[str]) -> list[tuple[Path, int]]:
     """As many of the last row groups as fit, at least one: the files, each with the first of its row groups to read."""
-    room, kept, first = max_bytes, list[tuple[Path, int]](), 0
+    room, kept, traces = max_bytes, dict[Path, int](), 0
+    for file, group, size, rows in _row_groups_from_the_last(files):
+        if kept and size > max(room, 0):
+            problems.append(
+                f"{file if len(files) == 1 else file.parent} holds more than the {max_bytes:,} bytes of traces that "
+                f"are read at once: these are the last {traces} traces, from {[*kept][-1].name} on; name a file to see "
+                "another, or read all with fipo.traces.read_traces."
+            )
+            break
+        kept[file], room, traces = group, room - size, traces + rows
+    return [*kept.items()][::-1]
+
+
+def _row_groups_from_the_last(files: list[Path]) -> Iterator[tuple[Path, int, int, int]]:
+    """The file, its place there, bytes on disk and rows of each; a damaged file is one of nothing."""
     for file in reversed(files):
         try:
             metadata, size = pq.read_metadata(file), file.stat().st_size
             groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
         except UNREADABLE:
-            kept.append((file, 0))  # to be named where it is read
+            yield file, 0, 0, 0  # to be named where it is read
             continue
         # By its share of the uncompressed bytes: asking a damaged footer for a column's compressed size aborts Python.
-        scale, first = size / max(1, sum(group.total_byte_size for group in groups)), len(groups)
-        while first and (groups[first - 1].total_byte_size * scale <= room or not (kept or first < len(groups))):
-            first -= 1
-            room -= int(groups[first].total_byte_size * scale)
-        if first < len(groups) or not groups:
-            kept.append((file, first))
-        if first:
-            break
-    if len(kept) < len(files):
-        problems.append(
-            f"{files[0].parent} holds {len(files)} files of traces, more than the {max_bytes:,} bytes that are read at "
-            f"once: these are the last {len(kept)}, from {kept[-1][0].name} on; name a file to see another."
-        )
-    if first and kept[-1][0] == file:
-        problems.append(
-            f"{file} does not fit the {max_bytes:,} bytes of traces that are read at once: these are the last "
-            f"{sum(group.num_rows for group in groups[first:])} of its {metadata.num_rows} traces; "
-            "fipo.traces.read_traces reads them all."
-        )
-    return kept[::-1]
+        scale = size / max(1, sum(group.total_byte_size for group in groups))
+        for index in reversed(range(len(groups))):
+            yield file, index, int(groups[index].total_byte_size * scale), groups[index].num_rows
 
 
 def _read_file(file: Path, first: int, found: TraceSet) -> None:

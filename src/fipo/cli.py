@@ -27,14 +27,11 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code.
 
-    0: it did what was asked. 1: the doctor found what would make a run fail. 2: an expected error, told in one line on
+    0: it did what was asked. 1: the doctor found what would make a run fail. 2: an expected error, with one line on
     standard error. 130: Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = _parser()
-    if not arguments:
-        print(parser.format_help(), file=sys.stderr)
-        return 2
     try:
         options, flags = parser.parse_known_args(arguments)
         if flags and options.command not in TAKES_FLAGS:
@@ -58,7 +55,7 @@ def _parser() -> Parser:
     parser = Parser(prog="fipo", description="Per-token credit for reinforcement learning of language models.")
     parser.set_defaults(parser=parser)
     parser.add_argument("--version", action="version", version=f"fipo {__version__}")
-    subcommands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    subcommands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
 
     def add(name: str, run: Callable[[argparse.Namespace], int], help: str) -> Parser:
         takes_help = name != "train"  # which has a help of its own

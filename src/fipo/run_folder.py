@@ -4,7 +4,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
@@ -61,23 +61,12 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
-class Lock:
-    """The lock of a run that this process holds: `end` notes in the file how the run ended."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-        self.end(RUNNING)
-
-    def end(self, how: str) -> None:
-        with suppress(OSError):  # a full disk costs the note, not the run
-            self._file.truncate(0)  # it is open for appending
-            self._file.write(how)
-            self._file.flush()
-
-
 @contextmanager
-def locked(folder: Path) -> Iterator[Lock]:
-    """Makes the folder and holds its lock. Raises a DataError where another process does, or no folder can be made."""
+def locked(folder: Path) -> Iterator[Callable[[str], None]]:
+    """Makes the folder, holds its lock, and gives a function that notes in the lock's file how the run stands.
+
+    Raises a DataError where another process holds the lock, or the folder cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK_FILE).open("a")
@@ -87,11 +76,18 @@ def locked(folder: Path) -> Iterator[Lock]:
         if not _acquire(file):
             remedy = "wait for it, or choose another output_dir"
             raise DataError(f"{folder} belongs to a run that is under way in another process; {remedy}.")
-        lock = Lock(file)
+
+        def note(status: str) -> None:
+            with suppress(OSError):  # a full disk costs the note, not the run
+                file.truncate(0)  # it is open for appending
+                file.write(status)
+                file.flush()
+
+        note(RUNNING)
         try:
-            yield lock
+            yield note
         except BaseException:
-            lock.end(FAILED)
+            note(FAILED)
             raise
 
 

@@ -78,14 +78,6 @@ def test_the_command_names_page_and_problems(run, tmp_path, capsys, open_page):
     assert page.locator("#charts h3").count() == 2
 
 
-def test_names_with_other_digits_are_drawn(tmp_path):
-    file = tmp_path / "metrics.jsonl"
-    names = ["eval_accuracy", "eval_1²accuracy", "eval_10accuracy", "eval_9accuracy", "eval_" + "1" * 5000 + "accuracy"]
-    file.write_text(json.dumps(dict.fromkeys(names, 1.0) | {"step": 1}))
-    lines = draw_curves([read_metrics(file, "run")])[0]["figure"]["data"]
-    assert [line["name"][:4] for line in lines] == ["1²ac", "9acc", "10ac", "1111", "accu"]
-
-
 def test_metrics_of_verls_file_logger(tmp_path):
     """One step a rollout, `actor/` before what an actor reports, and null for what is no number."""
     file = tmp_path / "metrics.jsonl"

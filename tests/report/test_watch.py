@@ -142,9 +142,9 @@ def test_how_a_run_stands(tmp_path):
     folder = tmp_path / "run"
     run = FollowedRun(folder, "run")
     assert looked_at(run) == "not started"
-    with locked(folder) as lock:
+    with locked(folder) as note:
         assert looked_at(run) == "running"
-        lock.end("finished")
+        note("finished")
     assert looked_at(run) == "finished"
     with pytest.raises(KeyError), locked(folder):
         raise KeyError
@@ -247,7 +247,7 @@ def test_a_run_from_before_its_start_to_its_deletion(tmp_path, open_page):
         page = open_page(address.geturl(), "")
         runs = page.locator("#live-runs")
         runs.get_by_text("has not started").wait_for()
-        with locked(run) as lock:
+        with locked(run) as note:
             log(run, 1, 2, 3)
             runs.get_by_text("is running").wait_for()
             page.locator("#charts .plot.drawn").first.wait_for()
@@ -271,7 +271,7 @@ def test_a_run_from_before_its_start_to_its_deletion(tmp_path, open_page):
             page.click("#tab-curves")
             click_on_curve(page, 0.95)
             wait_until(page, "fipo.state.tab === 'credit' && fipo.page.traces.every((facts) => facts.rollout === 2)")
-            lock.end("finished")
+            note("finished")
         runs.get_by_text("has finished").wait_for()
         page.reload()
         wait_until(page, "fipo.state.tab === 'credit' && fipo.page.traces[0]?.rollout === 2")

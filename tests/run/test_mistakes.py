@@ -238,7 +238,7 @@ COMMANDS = {
     "test-reward recipe.yaml data.jsonl": "Row 1 of data.jsonl needs a text `completion`",
     "test-reward recipe.yaml data.jsonl stray": "stray is no flag",
     "trian": "invalid choice: 'trian' (choose from 'train', ",
-    "-x": "unrecognized arguments: -x",
+    "-x": "the following arguments are required: COMMAND; see `fipo --help`",
 }
 
 

@@ -40,8 +40,7 @@ def test_versions_that_do_not_fit(capsys, monkeypatch, tmp_path):
     found = checks(capsys)
     assert found["trl"]["found"] == "1.15.0 (fipo needs <1.17,>=1.16)"
     assert found["vllm"]["found"] == "0.31.0 (fipo needs <0.31,>=0.28)"
-    assert found["versions"]["found"].startswith("vllm 0.31.0 needs transformers<5.18.0,>=5.10.4, but 5.")
-    assert [name for name, check in found.items() if not check["ok"]] == ["trl", "versions", "vllm"]
+    assert [name for name, check in found.items() if not check["ok"]] == ["trl", "vllm"]
     assert "fipo.trainer" not in found  # it would not be the cause
     assert main(["doctor"]) == 1
     lines = capsys.readouterr().out.splitlines()
@@ -52,7 +51,6 @@ def test_versions_that_do_not_fit(capsys, monkeypatch, tmp_path):
 VLLM = {  # an installed version → what is said of it
     None: "use_vllm is true, but vLLM is not installed; pip install '.[vllm]'",
     "0.31.0": "vLLM cannot be used: vllm: 0.31.0 (fipo needs <0.31,>=0.28); pip install '.[vllm]'",
-    "0.30.0": "vLLM cannot be used: versions: vllm 0.30.0 needs transformers<5.18.0, but 5.23.0 is installed",
 }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from fipo.errors import DataError
 
 SEED = re.compile(r"(.+?)[_-](?:seed[_-]?|s)\d+")
-COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b8860b", "#7f7f7f"]  # told apart by all eyes
+COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b8860b", "#7f7f7f"]  # that all eyes distinguish
 DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"]
 CLIPPED = r"clip_ratio/(low|high)_mean|pg_clipfrac|fipo/(dual_clipped|dropped_sequences)"
 CHARTS: list[tuple[str, str, str]] = [  # title, pattern of the metrics shown, unit
@@ -86,7 +86,7 @@ def add_lines(metrics: Metrics, lines: Iterable[bytes]) -> list[int]:
 def draw_curves(runs: list[Metrics]) -> list[dict[str, Any]]:
     """Plotly figures as JSON values, one for every chart that has data.
 
-    Where several runs are shown, colour tells them apart and dashes the metrics; else colour tells the metrics.
+    Where several runs are shown, each has a colour and each metric a dash; else each metric has a colour.
     """
     families, charts = _families(runs), []
     several = len(families) > 1
@@ -95,7 +95,7 @@ def draw_curves(runs: list[Metrics]) -> list[dict[str, Any]]:
         metrics = {name for run in runs for name in run.series if re.fullmatch(pattern, name)}
         data: list[dict[str, Any]] = []
         legend = False
-        for place, metric in enumerate(sorted(metrics, key=_by_number)):
+        for place, metric in enumerate(sorted(metrics)):
             for number, (family, members) in enumerate(families):
                 having = [run for run in members if metric in run.series]
                 if having:
@@ -153,9 +153,3 @@ def _thinned(values: np.ndarray, pick: Callable[[np.ndarray], Any]) -> list[floa
     """Of more than MOST_POINTS values `pick` of as many equal parts; in nine digits, and a NaN is a gap."""
     parts = map(pick, np.array_split(values, MOST_POINTS)) if len(values) > MOST_POINTS else values
     return [None if math.isnan(value) else float(f"{value:.9g}") for value in parts]
-
-
-def _by_number(name: str) -> list[Any]:
-    """Numbers in a name in their order, however long: text and digits take turns."""
-    parts = re.split(r"(\d+)", name)
-    return [(len(part.lstrip("0")), part) if place % 2 else part for place, part in enumerate(parts)]

@@ -18,7 +18,7 @@ from fipo.errors import DataError
 from fipo.params import KNOBS
 from fipo.report.curves import Metrics, draw_curves, read_metrics
 from fipo.report.pack import pack_json, pack_text, pack_traces
-from fipo.run_folder import METRICS_FILE, TRACES_FOLDER, whole_file
+from fipo.run_folder import METRICS_FILE, TRACES_FOLDER, traces_folder, whole_file
 from fipo.traces import TraceSet, read_traces
 
 MAX_TRACE_BYTES = 100_000_000  # of Parquet a run; about four million tokens, which a browser opens in two seconds
@@ -63,7 +63,7 @@ def render_report(runs: Runs, output: str | os.PathLike[str]) -> Path:
         The path of the report.
 
     Raises:
-        DataError: A path does not exist, or holds neither metrics nor traces.
+        DataError: A path does not exist or holds neither metrics nor traces, or nothing in any could be read.
     """
     return read_report(runs).write(output)
 
@@ -78,29 +78,27 @@ def read_report(runs: Runs) -> Report:
         if not path.exists():
             raise DataError(f"{path} does not exist, but must be a run's folder or a file of traces; check the path.")
         metrics = path if path.suffix == ".jsonl" and path.is_file() else path / METRICS_FILE
-        has_metrics, has_traces = metrics.is_file(), any(path.glob("*.parquet"))
-        has_traces |= any(path.glob(f"{TRACES_FOLDER}/*.parquet")) or (path.is_file() and not has_metrics)
+        has_metrics = metrics.is_file()
+        has_traces = any(traces_folder(path).glob("*.parquet")) or (path.is_file() and not has_metrics)
         if not has_metrics and not has_traces:
             raise DataError(
                 f"{path} holds neither {METRICS_FILE} nor {TRACES_FOLDER}/*.parquet, but a report needs one of them; "
                 "name the output_dir of `fipo train`."
             )
-        failures = []
         try:
             if has_metrics:
                 report.metrics.append(read_metrics(metrics, label))
                 report.problems += report.metrics[-1].problems
         except DataError as error:
-            failures.append(str(error))
+            report.problems.append(str(error))
         try:
             if has_traces:
                 report.traces.append((label, read_traces(path, max_bytes=MAX_TRACE_BYTES)))
                 report.problems += report.traces[-1][1].problems
         except DataError as error:
-            failures.append(str(error))
-        if len(failures) == has_metrics + has_traces:
-            raise DataError(" ".join(failures))
-        report.problems += failures
+            report.problems.append(str(error))
+    if not report.metrics and not report.traces:
+        raise DataError(" ".join(report.problems))
     return report
 
 
@@ -110,7 +108,7 @@ def live_page(labels: list[str]) -> str:
 
 
 def labels_of(paths: list[Path]) -> list[str]:
-    """The last part of each path, as much of it as tells the runs apart."""
+    """The last part of each path, as much of it as no two runs share."""
     whole = [path.resolve().with_suffix("") if path.is_file() else path.resolve() for path in paths]
     for depth in range(1, max(len(path.parts) for path in whole) + 1):
         labels = [os.fsencode("/".join(path.parts[-depth:])).decode(errors="replace") for path in whole]

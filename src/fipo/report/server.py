@@ -6,8 +6,8 @@ could reach it by a name of its own) and come from the page itself. Needs starle
 
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
@@ -39,8 +39,8 @@ HEADERS = {
 }
 
 
-def watch(paths: list[Path], port: int, tell: Callable[[str], None]) -> None:
-    """Serves the report of these runs until Ctrl-C; `tell` gets the address.
+def watch(paths: list[Path], port: int, announce: Callable[[str], None]) -> None:
+    """Serves the report of these runs until Ctrl-C; `announce` gets the address.
 
     Raises:
         DataError: A path is no folder, or the port is taken.
@@ -51,22 +51,18 @@ def watch(paths: list[Path], port: int, tell: Callable[[str], None]) -> None:
     runs = [FollowedRun(path, label) for path, label in zip(paths, labels_of(paths), strict=True)]
     token = secrets.token_urlsafe(24)
     try:
-        listener = socket.create_server((LOOPBACK, port))  # the address answers as soon as it is told
+        listener = socket.create_server((LOOPBACK, port))
     except (OSError, OverflowError) as error:
         why = (getattr(error, "strerror", None) or str(error)).partition(" (")[0]
         raise DataError(f"port {port} cannot be had ({why}); choose another with --port.") from error
-    address = f"http://{LOOPBACK}:{listener.getsockname()[1]}/?token={token}"
-    app = watching(runs, token, lambda: tell(address))
-    config = uvicorn.Config(app, lifespan="on", log_level="error", access_log=False, server_header=False)
+    config = uvicorn.Config(_answers(runs, token), log_level="error", access_log=False, server_header=False)
     with suppress(KeyboardInterrupt):  # uvicorn ends well, and then raises it again
+        announce(f"http://{LOOPBACK}:{listener.getsockname()[1]}/?token={token}")
         uvicorn.Server(config).run(sockets=[listener])
 
 
-def watching(runs: list[FollowedRun], token: str, ready: Callable[[], None]) -> Starlette:
-    """What the server answers, one request at a time: they share what was read.
-
-    `ready` is called once a signal ends it as it should.
-    """
+def _answers(runs: list[FollowedRun], token: str) -> Starlette:
+    """What the server answers, one request at a time: they share what was read."""
     shell = live_page([run.label for run in runs])
 
     async def page(_: Request) -> Response:
@@ -94,16 +90,10 @@ def watching(runs: list[FollowedRun], token: str, ready: Callable[[], None]) -> 
         response.headers.update(HEADERS)
         return response
 
-    @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        ready()
-        yield
-
     return Starlette(
         routes=[Route("/", page), *(Route(f"/{answer.__name__}", answer) for answer in (state, charts, traces))],
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard), Middleware(GZipMiddleware, minimum_size=2000)],
         exception_handlers={DataError: lambda _, error: PlainTextResponse(str(error), 404)},
-        lifespan=lifespan,
     )
 
 

@@ -22,7 +22,6 @@ from fipo.traces.store import TraceSet
 
 DECAY_RATES = (4.0, 8.0, 32.0, 128.0, math.inf)
 CLIP_RATIOS = (0.1, 0.2, 0.5)
-BINS = 20  # of what may explain the weights
 POSITIONS = 24  # equal parts of a response
 ROLLOUT = ("run", "rollout")
 LEAST_OCCURRENCES, SHOWN_TOKENS = 5, 15
@@ -49,18 +48,17 @@ def analyze(traces: TraceSet) -> dict[str, Any]:
 
     Returns:
         `tokens`, `completions`; `weight` (mean, std, min, max, deciles, share at each bound); `flags` (share of each);
-        `what_if` (share clipped and the weight's standard deviation for decay rates × clip ratios); `explained` (share
-        of the weight's variance that goes with position, with the token's own log-ratio, and with the same number of
-        random bins); `noise_floor` (at update 0, where log-ratios must be 0); `parts`, `kinds`, `rollouts` (the weight
-        by part of the response, by kind of token, and that by rollout); `amplified`, `attenuated` (the tokens whose
-        weight is most surely above, below 1); `warnings` (sentences).
+        `what_if` (share clipped and the weight's standard deviation for decay rates × clip ratios); `noise_floor` (at
+        update 0, where log-ratios must be 0); `parts`, `kinds`, `rollouts` (the weight by part of the response, by kind
+        of token, and that by rollout); `amplified`, `attenuated` (the tokens whose weight is most surely above, below
+        1); `warnings` (sentences).
 
     Raises:
         DataError: No trace has log-ratios.
     """
     known = [trace for trace in traces if trace.log_ratio is not None and len(trace.token_ids)]
     if not known:
-        raise DataError("No trace holds log-ratios, so there is no credit to analyse; import a dump that tells π_θ.")
+        raise DataError("No trace holds log-ratios, so there is no credit to analyse; import a dump that records π_θ.")
     params = traces.params or FIPOParams()
     packed = _Packed(known, controlled=traces.control is not None)
     if not packed.trained.any():
@@ -84,11 +82,6 @@ def analyze(traces: TraceSet) -> dict[str, Any]:
         },
         "flags": {name: float((packed.flags[trained] & bit > 0).mean()) for name, bit in FLAGS.items()},
         "what_if": _what_if(packed, params),
-        "explained": {
-            "position": _share_of_variance(weight[trained], packed.position[trained]),
-            "own_log_ratio": _share_of_variance(weight[trained], packed.log_ratio[trained]),
-            "chance": _share_of_variance(weight[trained], np.random.default_rng(0).random(int(trained.sum()))),
-        },
         "noise_floor": {name: float(x[first].mean()) for name, x in noise.items()} if first.any() else None,
     }
     result |= _tables(packed, weight)
@@ -146,18 +139,6 @@ def _at_bounds(raw: np.ndarray, params: FIPOParams) -> dict[str, float]:
     return {"at_low": float((raw < params.weight_low).mean()), "at_high": float((raw > params.weight_high).mean())}
 
 
-def _share_of_variance(values: np.ndarray, by: np.ndarray) -> float:
-    """η²: the variance between the means of BINS equally filled bins of `by`, as a share of the whole."""
-    total = values.var()
-    if total == 0:
-        return 0.0
-    edges = np.quantile(by, np.linspace(0, 1, BINS + 1)[1:-1])
-    bins = np.searchsorted(edges, by, side="right")
-    counts = np.bincount(bins, minlength=BINS)
-    means = np.bincount(bins, values, minlength=BINS) / np.maximum(counts, 1)
-    return float((counts * (means - values.mean()) ** 2).sum() / (len(values) * total))
-
-
 def _tables(packed: _Packed, weight: np.ndarray) -> dict[str, Any]:
     """The trained tokens by part of the response, kind of token, rollout, and token."""
     pieces = (piece for trace in packed.traces for piece in trace.token_bytes)
@@ -203,7 +184,7 @@ def _warnings(result: dict[str, Any]) -> list[str]:
     for name, side in (("at_high", "upper"), ("at_low", "lower")):
         if weight[name] > SATURATED:
             found.append(
-                f"{weight[name]:.0%} of weights sit at the {side} bound, so they tell little about tokens: lower the "
+                f"{weight[name]:.0%} of weights sit at the {side} bound, so they distinguish few tokens: lower the "
                 "learning rate or decay_rate, or widen the clip ratios."
             )
     if weight["std"] < ALIVE and result["control"] is None:

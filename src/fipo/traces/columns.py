@@ -1,9 +1,12 @@
 """What traces show of every token's credit, as tensors."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from fipo.core.credit import TokenCredit
+from fipo.core.credit import TokenCredit, token_credit
+from fipo.params import FIPOParams
 
 FLAGS = {  # name → bit of `flags`
     "outside": 1,  # trained, but future_kl does not sum over it (its ratio exceeds dual_clip_c)
@@ -12,6 +15,7 @@ FLAGS = {  # name → bit of `flags`
     "clipped_high": 8,
     "dual_clipped": 16,
 }
+DAPO_CLIP = (0.2, 0.28)  # of PPO's, which dumps do not record
 
 
 def trace_columns(
@@ -37,3 +41,15 @@ def trace_columns(
     columns = {name: getattr(credit, name) for name in ("log_ratio", "future_kl", "raw_weight", "weight")} | others
     columns = {name: column.detach().float() for name, column in columns.items()}
     return columns | {"trained": trained.bool(), "flags": flags.to(torch.uint8)}
+
+
+def credit_of_dump(
+    logps: Any, old_logps: Any, advantages: Any, trained: Any, params: FIPOParams | None
+) -> dict[str, Any]:
+    """`dropped`, and as numpy arrays the columns that fipo gives one completion's (T,) log-probs."""
+    logps, old_logps, advantages = (torch.as_tensor(column).float()[None] for column in (logps, old_logps, advantages))
+    mask = torch.as_tensor(trained).bool()[None]
+    credit = token_credit(logps, old_logps, advantages, mask, params or FIPOParams())
+    columns = trace_columns(credit, mask, DAPO_CLIP, advantages=advantages)
+    names = ("log_ratio", "future_kl", "raw_weight", "weight", "flags")
+    return {name: columns[name][0].numpy() for name in names} | {"dropped": bool(credit.dropped[0])}

@@ -8,6 +8,8 @@ from typing import Any
 
 from fipo.errors import DataError
 
+BytesOf = Callable[[int], bytes]  # from a token id
+
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 OTHERS = [byte for byte in range(256) if byte not in PRINTABLE]
@@ -17,7 +19,7 @@ BYTE_LEVEL = {  # GPT-2's alphabet: printable Latin-1 stands for itself, the oth
 }
 
 
-def byte_decoder(tokenizer: Any) -> Callable[[int], bytes]:
+def byte_decoder(tokenizer: Any) -> BytesOf:
     """A function from a token id to its bytes, for a fast Hugging Face tokenizer; ids it does not know give b"".
 
     Byte-level BPE (GPT-2, Llama 3, Qwen), SentencePiece with byte fallback (Llama 2, Gemma) and plain vocabularies.

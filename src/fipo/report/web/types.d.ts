@@ -158,7 +158,6 @@ export interface Analysis {
   weight: { mean: number; std: number; min: number; max: number; deciles: number[]; at_low: number; at_high: number };
   flags: Record<string, number>; // share of tokens
   what_if: { decay_rate: number | string; clip_ratio: number; std: number; at_low: number; at_high: number }[];
-  explained: Record<string, number>; // share of the variance
   noise_floor: { log_ratio: number; weight_shift: number } | null;
   parts: (Weights & { part: number })[]; // of the response
   kinds: (Weights & { kind: string })[];

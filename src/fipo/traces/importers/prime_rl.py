@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from fipo.params import FIPOParams
-from fipo.traces.columns import FLAGS
-from fipo.traces.importers.common import UNUSABLE, BytesOf, credit
+from fipo.traces.columns import FLAGS, credit_of_dump
 from fipo.traces.schema import Trace
 from fipo.traces.store import TraceSet
+from fipo.traces.tokens import BytesOf
 
 NAMES = {  # a column of the trace → the dump's
     "old_logps": "inference_logprobs",
@@ -37,7 +37,7 @@ def read(dump: Path, bytes_of: BytesOf, params: FIPOParams | None) -> TraceSet:
                 for number, line in enumerate(lines, start=1):
                     try:
                         found.traces.append(_trace(json.loads(line), len(found), bytes_of, params))
-                    except UNUSABLE as error:
+                    except Exception as error:  # whatever a line of another form raises
                         reason = reason or f"{type(error).__name__}: {str(error)[:200]}"
                         unusable.append(number)
         except OSError as error:
@@ -58,7 +58,7 @@ def _trace(row: dict[str, Any], number: int, bytes_of: BytesOf, params: FIPOPara
     pieces = [bytes_of(int(index)) for index in ids]
     # As float32 None, which JSON has in place of NaN and infinities, is NaN.
     columns: dict[str, Any] = {ours: np.array(row[theirs], "float32")[start:] for ours, theirs in NAMES.items()}
-    columns |= credit(columns["logps"], columns["old_logps"], columns["advantages"], trained[start:], params)
+    columns |= credit_of_dump(columns["logps"], columns["old_logps"], columns["advantages"], trained[start:], params)
     del columns["dropped"]  # prime-rl has no PPO clip and no sequence drop
     columns["flags"] &= FLAGS["outside"] | FLAGS["safety_capped"]
     return Trace(

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from fipo.params import FIPOParams
-from fipo.traces.importers.common import UNUSABLE, BytesOf, credit
+from fipo.traces.columns import credit_of_dump
 from fipo.traces.schema import Trace
 from fipo.traces.store import TraceSet
-from fipo.traces.tokens import in_brackets
+from fipo.traces.tokens import BytesOf, in_brackets
 
 FORMAT_VERSION = 2
 NO_POLICY = (
@@ -22,12 +22,12 @@ NO_POLICY = (
 def read(dump: Path, bytes_of: BytesOf, params: FIPOParams | None, *, current_logprobs: bool) -> TraceSet:
     """Joins every train dump in the folder with its rollout dump."""
     found, strangers = TraceSet(params=params), 0
-    rollouts: dict[tuple[Any, Any], dict[str, Any]] = {}  # what the rollout dumps tell of a sample
+    rollouts: dict[tuple[Any, Any], dict[str, Any]] = {}  # what the rollout dumps hold of a sample
     for file in sorted(dump.glob("**/*rollout*.pt")):
         held = _load(file, found.problems)
         try:
             rollouts |= {(held["rollout_id"], _dict(sample)["index"]): sample for sample in held["samples"]}
-        except UNUSABLE as error:
+        except Exception as error:  # whatever hostile input raises
             found.problems.append(f"{file} was left out: it is no rollout dump ({error!r}).")
     for file in sorted(dump.glob("**/*train*.pt")):
         held = _load(file, found.problems, FORMAT_VERSION)
@@ -38,7 +38,7 @@ def read(dump: Path, bytes_of: BytesOf, params: FIPOParams | None, *, current_lo
                 trace = _trace(sample, about, bytes_of, params, current_logprobs)
                 strangers += bytes_of is not in_brackets and str(about.get("response") or "") not in trace.text
                 found.traces.append(trace)
-            except UNUSABLE as error:
+            except Exception as error:  # likewise
                 found.problems.append(f"{file}, sample {number} was left out: {error!r}.")
     if strangers:
         found.problems.append(
@@ -90,7 +90,7 @@ def _trace(
     columns = {"advantages": advantages, "old_logps": logps, "rollout_logps": sampled}
     if current_logprobs:
         columns = {"advantages": advantages, "old_logps": sampled, "logps": logps}
-        known = credit(logps, sampled, advantages, trained, params)
+        known = credit_of_dump(logps, sampled, advantages, trained, params)
     return Trace(
         token_ids=np.array(ids, dtype="int32"),
         token_bytes=[bytes_of(index) for index in ids],

@@ -44,7 +44,7 @@ function weightTable(analyses) {
 
 /** @type {(one: { label: string, analysis: Analysis }, place: number, all: object[]) => HTMLElement[]} */
 function cardsOf({ label, analysis }, _, all) {
-  const { parts, kinds, rollouts, what_if, explained, amplified, attenuated } = analysis;
+  const { parts, kinds, rollouts, what_if, amplified, attenuated } = analysis;
   const title = all.length > 1 ? [wide(showString(make("h3", {}), label))] : [];
   const followed = new Set(rollouts.map(({ run, rollout }) => `${run}\n${rollout}`)).size > 1;
   return [
@@ -57,9 +57,6 @@ function cardsOf({ label, analysis }, _, all) {
     makeCard("What if", makeTable(["decay_rate", "clip ratios", "below low bound", "above high bound", "std"], what_if.map((row) => [
       row.decay_rate === "inf" ? "∞" : formatNumber(Number(row.decay_rate)), formatNumber(row.clip_ratio),
       formatPercent(row.at_low), formatPercent(row.at_high), formatNumber(row.std, 3),
-    ]))),
-    makeCard("Share of the weights' variance that goes with", makeTable(["what", "share"], Object.entries(explained).map(([name, share]) => [
-      name.replaceAll("_", " "), formatPercent(share),
     ]))),
   ];
 }

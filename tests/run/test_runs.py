@@ -292,13 +292,13 @@ def test_a_report_that_cannot_be_written_does_not_end_a_run(tmp_path):
     assert re.fullmatch(rf"No report was written: .*; .*, `fipo report {tmp_path}` writes it.", told)
 
 
-def evaluation(accuracy, *completions):
-    return Evaluation(greedy=0, avg_at_k=accuracy, pass_at_k=0, k=1, failed=0, completions=list(completions))
+def evaluation(*completions):
+    return Evaluation(shares={}, failed=0, completions=list(completions))
 
 
-def test_the_first_prompt_whose_score_went_with_the_accuracy():
-    worse = evaluation(0.25, (" 2\n", 1.0), (" 3", None), (" 5\n", 0.0), (" 9", 0.0))
-    better = evaluation(0.5, (" 1", 0.0), (" 4", 1.0), (" 4\n", 1.0), (" 6", 1.0))
+def test_the_first_prompt_whose_score_went_with_the_others():
+    worse = evaluation((" 2\n", 1.0), (" 3", None), (" 5\n", 0.0), (" 9", 0.0))
+    better = evaluation((" 1", 0.0), (" 4", 1.0), (" 4\n", 1.0), (" 6", 1.0))
     chat = [{"role": "user", "content": "2 + 2 ="}]
     prompts = ["1 + 1 =", "1 + 3 =", chat, "3 + 3 ="]
     assert before_and_after(prompts, worse, better) == "Prompt:  2 + 2 =\n  before   5\n  after    4"

@@ -85,6 +85,6 @@ def test_evaluation_counts_and_changes_nothing(tmp_path):
     assert torch.equal(torch.random.get_rng_state(), state)
     assert trainer.model.training
     assert first == evaluate(trainer, tiny.prompts(5), reward, k=6)
-    assert 0 < first.avg_at_k <= first.pass_at_k <= 1
-    assert first.greedy * 5 == pytest.approx(round(first.greedy * 5))
+    assert 0 < first.shares["avg@6"] <= first.shares["pass@6"] <= 1
+    assert first.shares["greedy"] * 5 == pytest.approx(round(first.shares["greedy"] * 5))
     assert len(first.completions) == 5

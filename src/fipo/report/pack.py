@@ -118,7 +118,7 @@ def _facts(trace: Trace) -> dict[str, Any]:
 
 
 def _advantage(trace: Trace) -> dict[str, Any]:
-    """The advantage of every trained token, and the sign of their mean; None where they differ, or nobody knows."""
+    """The advantage of every trained token, and the sign of their mean; None where they differ, or are unknown."""
     values = np.empty(0) if trace.advantages is None else trace.advantages[trace.trained].astype("f8")
     if not len(values) or not math.isfinite(mean := float(values.mean())):
         return {"advantage": None, "sign": None}

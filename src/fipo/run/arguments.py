@@ -167,7 +167,7 @@ def _entry(entry: Field) -> str:
     knob = KNOBS.get(entry.name.removeprefix("fipo_"))
     default = knob.default if knob else entry.default if entry.default is not MISSING else []
     shown = "" if default in (None, "", []) else f" [{default}]"
-    told = " ".join((entry.metadata.get("help") or "").replace("`", "").split())
-    first = re.split(r"(?<=[a-z)])\. ", told)[0]
+    help = " ".join((entry.metadata.get("help") or "").replace("`", "").split())
+    first = re.split(r"(?<=[a-z)])\. ", help)[0]
     width = max(60, min(shutil.get_terminal_size((120, 24)).columns, 120))
     return textwrap.fill(f"  {entry.name:<{NAME - 2}}{first}{shown}", width, subsequent_indent=" " * NAME)

@@ -55,7 +55,7 @@ def dry_run(config: FIPOConfig, prompts: Dataset, rewards: list[Reward], scores:
 def summary(before: list[dict[str, float]], after: Evaluation | None, seconds: float, run: str) -> str:
     """The end of a run: accuracy before, as far as that was logged, and after, and where things lie."""
     lines = [f"Finished in {seconds / 60:.1f} minutes. Model, checkpoints and {METRICS_FILE}: {run}"]
-    for name, end in after.shares().items() if after else ():
+    for name, end in after.shares.items() if after else ():
         start = next((log[f"eval_{name}"] for log in before if f"eval_{name}" in log), math.nan)
         known = (
             f"{end:6.1%}" if math.isnan(start) else f"{start:6.1%} → {end:6.1%}  ({100 * (end - start):+.1f} points)"
@@ -67,11 +67,11 @@ def summary(before: list[dict[str, float]], after: Evaluation | None, seconds: f
 
 
 def before_and_after(prompts: Sequence[Any], before: Evaluation, after: Evaluation) -> str:
-    """The first held-out prompt whose sampled completion's score went where the accuracy went, or the first prompt."""
+    """The first held-out prompt whose sampled completion's score went where their sum went, or the first prompt."""
     pairs = list(zip(before.completions, after.completions, strict=True))
-    gain = after.avg_at_k - before.avg_at_k
-    changes = [0 if old is None or new is None else (new - old) * gain for (_, old), (_, new) in pairs]
-    shown = next((place for place, change in enumerate(changes) if change > 0), 0)
+    changes = [0 if old is None or new is None else new - old for (_, old), (_, new) in pairs]
+    gain = sum(changes)
+    shown = next((place for place, change in enumerate(changes) if change * gain > 0), 0)
     (old, _), (new, _) = pairs[shown]
     return f"Prompt:  {_last(prompts[shown])}\n  before  {_one_line(old)}\n  after   {_one_line(new)}"
 

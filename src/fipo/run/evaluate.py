@@ -27,16 +27,9 @@ class Evaluation:
     Completions whose scoring raised are counted in `failed` and in nothing else; shares of none are NaN.
     """
 
-    greedy: float
-    avg_at_k: float
-    pass_at_k: float
-    k: int
+    shares: dict[str, float]  # greedy, avg@k, pass@k
     failed: int
     completions: list[Scored]
-
-    def shares(self) -> dict[str, float]:
-        """By the names under which they are logged."""
-        return {"greedy": self.greedy, f"avg@{self.k}": self.avg_at_k, f"pass@{self.k}": self.pass_at_k}
 
 
 def evaluate(trainer: FIPOTrainer, prompts: Dataset, reward: Reward, k: int) -> Evaluation:
@@ -59,11 +52,9 @@ def evaluate(trainer: FIPOTrainer, prompts: Dataset, reward: Reward, k: int) -> 
     results = {index: scores for index, *scores in gather_object(mine)}  # the last rank's padding repeats an index
     ordered = [results[index] for index in sorted(results)]
     correct = [rights for _, samples in ordered if (rights := _correct(samples))]
+    shares = {"greedy": _mean(right for samples, _ in ordered for right in _correct(samples))}
     return Evaluation(
-        greedy=_mean(right for samples, _ in ordered for right in _correct(samples)),
-        avg_at_k=_mean(map(_mean, correct)),
-        pass_at_k=_mean(map(any, correct)),
-        k=k,
+        shares | {f"avg@{k}": _mean(map(_mean, correct)), f"pass@{k}": _mean(map(any, correct))},
         failed=sum(score is None for pair in ordered for samples in pair for _, score in samples),
         completions=[samples[0] for _, samples in ordered],
     )
@@ -85,7 +76,7 @@ class Accuracy(TrainerCallback):
         self.latest = evaluate(trainer, self.prompts, self.reward, self.run.eval_k)
         due, training = trainer.control.should_log, trainer.model.training
         trainer.model.eval()  # TRL logs under the mode of the model
-        trainer.log({f"eval_{name}": share for name, share in self.latest.shares().items()})
+        trainer.log({f"eval_{name}": share for name, share in self.latest.shares.items()})
         trainer.model.train(training)
         trainer.control.should_log = due  # logging here must not use up the update's own log
 

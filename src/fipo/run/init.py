@@ -97,13 +97,13 @@ def write_recipe(path: Path, model: str, dataset: str, **about: str | None) -> s
     )
     aligned = re.sub("^(.*)\t", lambda line: f"{line[1]:<{ALIGNED - 1}} ", recipe, flags=re.MULTILINE)
     path.write_text(aligned, encoding="utf-8")
-    told = f"{path}: {len(rows)} prompts, reward {reward}."
+    said = f"{path}: {len(rows)} prompts, reward {reward}."
     others = [name for name in columns if name not in (prompt, answer)]
     if not answer and others:
-        told += f" None of its columns {', '.join(others)} is called answer; name one with --answer-column."
+        said += f" None of its columns {', '.join(others)} is called answer; name one with --answer-column."
     if reward.startswith("python:"):
-        told += " Write my_reward.py first, with `def score(completions, **columns)`, which returns a list of numbers."
-    return f"{told} Next: fipo train {path} --dry_run true"
+        said += " Write my_reward.py first, with `def score(completions, **columns)`, which returns a list of numbers."
+    return f"{said} Next: fipo train {path} --dry_run true"
 
 
 def _reward(dataset: str, answers: list[str]) -> str:

@@ -96,8 +96,8 @@ class Reward:
             except ScoringError as error:
                 failing.add(str(prompts[index]))
                 if not self.failures:
-                    told = f"Reward {self.__name__} {error}; its samples are counted and left out of the loss."
-                    logger.warning(told, exc_info=error.__cause__)
+                    warning = f"Reward {self.__name__} {error}; its samples are counted and left out of the loss."
+                    logger.warning(warning, exc_info=error.__cause__)
             self.failures += 1
             self.failed[index] = True
         return scores

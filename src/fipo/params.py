@@ -63,8 +63,6 @@ class Knob:
             return None
 
     def _holds(self, value: Any) -> bool:
-        if isinstance(self.default, bool):
-            return True
         if self.choices:
             return value in self.choices
         above = value > self.low if self.low_open else value >= self.low

@@ -128,7 +128,7 @@ def test_a_resumed_run_replaces_its_traces_however_it_splits_them(tmp_path, capl
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"trace_every": 0}, "trace_every is 0, but must be a whole number from 1 on; to write no traces, give no"),
+        ({"trace_every": 0}, "trace_every is 0, but must be a whole number of at least 1; change trace_every."),
         ({"trace_samples": True}, "trace_samples is True, but"),
         ({"trace_samples": "64"}, "trace_samples is '64', but"),
         ({"trace_dir": 5}, "trace_dir is 5, but must be a folder"),

@@ -96,38 +96,37 @@ def ready_for(
 
 
 def _formatted(prompts: Dataset, run: RunArguments, *, has_template: bool) -> Dataset:
-    """Text stays text where it is asked for or no chat template is there; else prompts are chat messages."""
-    is_text = isinstance(prompts[0]["prompt"], str)
-    if not is_text and run.prompt_format == "text":
+    first = prompts[0]["prompt"]
+    if not isinstance(first, str) and run.prompt_format == "text":
         raise InvalidParameterError("prompt_format is text, but the dataset holds chat messages; set it to auto.")
-    if is_text and (run.prompt_format == "text" or (run.prompt_format == "auto" and not has_template)):
-        if run.system_prompt is not None:
-            raise InvalidParameterError(
-                "system_prompt is set, but the prompts stay text, which has no system message; put it into the prompts."
-            )
-        return prompts
-    if not has_template:
+    stay_text = isinstance(_form(first, run, has_template), str)
+    if stay_text and run.system_prompt is not None:
+        raise InvalidParameterError(
+            "system_prompt is set, but the prompts stay text, which has no system message; put it into the prompts."
+        )
+    if not stay_text and not has_template:
         raise InvalidParameterError(
             "The prompts are chat messages, or to become some, but the model's tokenizer has no chat template; name a "
             "Jinja file with chat_template, or a text dataset with prompt_format: text."
         )
-    return prompts.map(lambda row: {"prompt": _messages(row["prompt"], run.system_prompt)}, keep_in_memory=True)
+    return prompts.map(lambda row: {"prompt": _form(row["prompt"], run, has_template)}, keep_in_memory=True)
 
 
 def forms_of(prompt: Any, run: RunArguments) -> list[Any]:
     """What `ready_for` may make of a prompt as it was read; between text and chat the model's template decides."""
-    if not isinstance(prompt, str) or run.prompt_format == "text":
-        return [prompt]
-    chat = _messages(prompt, run.system_prompt)
-    return [chat] if run.prompt_format == "chat" else [prompt, chat]
+    text, chat = (_form(prompt, run, has_template) for has_template in (False, True))
+    return [text] if text == chat else [text, chat]
 
 
-def _messages(prompt: Any, system_prompt: str | None) -> list[dict[str, str]]:
+def _form(prompt: Any, run: RunArguments, has_template: bool) -> Any:
+    """Text stays text where it is asked for or no chat template is there; else prompts are chat messages."""
     if isinstance(prompt, str):
+        if run.prompt_format == "text" or (run.prompt_format == "auto" and not has_template):
+            return prompt
         prompt = [{"role": "user", "content": prompt}]
     messages = [{key: message[key] for key in ("role", "content")} for message in prompt]
-    if system_prompt is not None and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": system_prompt})
+    if run.system_prompt is not None and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": run.system_prompt})
     return messages
 
 

@@ -154,10 +154,7 @@ def as_completion(text: str, prompt: Any) -> Any:
 
 def _of_ones_own(name: str, options: dict[str, Any]) -> Callable[..., list[float]]:
     function = function_of(name, "A reward")
-    try:
-        parameters = list(inspect.signature(function, follow_wrapped=False).parameters.values())
-    except (TypeError, ValueError):  # of C
-        parameters = []
+    parameters = inspect.signature(function, follow_wrapped=False).parameters.values()
     optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     needed = {p.name for p in parameters if p.default is p.empty and p.kind not in optional}
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fipo.core.rules import Weighting
 from fipo.errors import InvalidParameterError
-from fipo.params import FIPOParams
+from fipo.params import FIPOParams, Knob
 from fipo.run_folder import TRACES_FOLDER, place_of, trace_file
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ TRACE_SETTINGS = {  # what TraceOptions.of reads, and what it means
     "trace_every": "Trace every so many rollouts. Default 8.",
     "trace_samples": "Trace about so many completions of such a rollout, in whole groups. Default 64.",
 }
+FROM_ONE = Knob(default=1, help="", low=1)
 KINDS = {"trained": torch.bool, "flags": torch.uint8}  # columns that are no float32
 GROUPS = 2**31  # as many numbers of groups as a trace can hold
 
@@ -46,12 +47,7 @@ class TraceOptions:
 
     def __post_init__(self) -> None:
         for name in ("every", "samples"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InvalidParameterError(
-                    f"trace_{name} is {value!r}, but must be a whole number from 1 on; to write no traces, give no "
-                    "trace_dir."
-                )
+            FROM_ONE.checked(f"trace_{name}", getattr(self, name))
 
     @classmethod
     def of(cls, settings: dict[str, Any]) -> "TraceOptions | None":

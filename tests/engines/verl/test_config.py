@@ -70,7 +70,7 @@ def test_the_forks_recipe_runs_by_changing_the_target_alone():
         (["decay_rate=-1"], "decay_rate is -1, but must be a number above 0"),
         (["decay=32"], "unexpected keyword argument 'decay'"),
         (["control=random"], r"policy_loss\.control is 'random', but must be one of none, uniform"),
-        (["trace_dir=here", "trace_every=0"], "trace_every is 0, but must be a whole number from 1 on"),
+        (["trace_dir=here", "trace_every=0"], "trace_every is 0, but must be a whole number of at least 1"),
     ],
 )
 def test_bad_knobs_are_refused_when_verl_reads_its_configuration(overrides, sentence):

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from fipo.errors import DataError
 from fipo.run.arguments import RunArguments
@@ -16,13 +16,12 @@ def checkpoint_to_resume(run: RunArguments, config: FIPOConfig) -> str | None:
     """The checkpoint to go on from. A folder with another run in it is refused, unless asked for."""
     folder = Path(config.output_dir)
     if run.resume:
-        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-        if last is None:
+        if not (checkpoints := _checkpoints(folder)):
             raise DataError(
                 f"{folder} holds no checkpoint to resume; check output_dir, or start without --resume (and with "
                 "--overwrite true, where a run ended before its first checkpoint)."
             )
-        return last
+        return str(checkpoints[max(checkpoints)])
     checkpoint = config.resume_from_checkpoint
     if checkpoint and not (Path(checkpoint) / TRAINER_STATE_NAME).is_file():
         raise DataError(
@@ -41,12 +40,11 @@ def checkpoint_to_resume(run: RunArguments, config: FIPOConfig) -> str | None:
 
 def other_runs_files(folder: Path, checkpoint: str | None) -> list[Path]:
     """What a run that starts at `checkpoint` does not continue: later checkpoints, or all where that lies elsewhere."""
-    checkpoints = _checkpoints(folder)
-    start = _start(folder, checkpoint)
+    checkpoints, start = _checkpoints(folder), _start(folder, checkpoint)
     if start is not None:
-        return [path for path in checkpoints if _step_of(path) > start]
+        return [path for step, path in checkpoints.items() if step > start]
     traces = {path.parent for path in folder.glob(f"{TRACES_FOLDER}/*.parquet")}
-    return [*checkpoints, *folder.glob(METRICS_FILE), *traces]
+    return [*checkpoints.values(), *folder.glob(METRICS_FILE), *traces]
 
 
 def make_room(config: FIPOConfig, checkpoint: str | None) -> None:
@@ -68,25 +66,21 @@ def make_room(config: FIPOConfig, checkpoint: str | None) -> None:
 
 def checkpoint_before(checkpoint: str) -> str:
     """What to do instead of resuming from a damaged checkpoint."""
-    for other in _checkpoints(Path(checkpoint).parent):
-        if _step_of(other) < _step_of(checkpoint):
+    folder = Path(checkpoint).parent
+    start = _start(folder, checkpoint) or 0
+    for step, other in _checkpoints(folder).items():
+        if step < start:
             return f"go on from the one before with --resume_from_checkpoint {other}"
     return "there is none before it: start again with --overwrite true"
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """The last one first."""
-    found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir() and _step_of(path) >= 0]
-    return sorted(found, key=_step_of, reverse=True)
+def _checkpoints(folder: Path) -> dict[int, Path]:
+    """By their updates, the last one first."""
+    found = {path.name.rpartition("-")[2]: path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir()}
+    return {int(step): found[step] for step in sorted(filter(str.isdecimal, found), key=int, reverse=True)}
 
 
 def _start(folder: Path, checkpoint: str | None) -> int | None:
     """The update at which a run that continues its own folder starts."""
-    if checkpoint is None or Path(checkpoint).resolve().parent != folder.resolve():
-        return None
-    return _step_of(checkpoint)
-
-
-def _step_of(checkpoint: str | Path) -> int:
-    step = Path(checkpoint).name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
-    return int(step) if step.isdecimal() else -1
+    steps = {path.resolve(): step for step, path in _checkpoints(folder).items()}
+    return None if checkpoint is None else steps.get(Path(checkpoint).resolve())

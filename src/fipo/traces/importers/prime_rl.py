@@ -43,8 +43,7 @@ def read(dump: Path, bytes_of: BytesOf, params: FIPOParams | None) -> TraceSet:
         except OSError as error:
             found.problems.append(f"{file} was left out: {error}.")
         if unusable:
-            more = f" and {len(unusable) - 5} more" if len(unusable) > 5 else ""
-            named = ", ".join(map(str, unusable[:5])) + more
+            named = ", ".join(map(str, unusable[:5])) + (" …" if len(unusable) > 5 else "")
             found.problems.append(f"{file}, line {named} was left out; the first because of {reason}.")
     found.problems.append(SAMPLER_IS_OLD)
     return found

@@ -37,7 +37,7 @@ class FollowedRun:
     _seen: bool = False
 
     def look(self) -> dict[str, Any]:
-        """Looks at the folder, and says how the run stands; nothing that lies there, or does not, is an error."""
+        """Looks at the folder, and says how the run stands; what is missing or odd there is no error."""
         self._read_metrics()
         self.rollouts = self._find_rollouts()
         newest = max(self.rollouts, default=None)

@@ -43,7 +43,7 @@ class Report:
         return Path(output)
 
     def html(self) -> str:
-        """The HTML. Data reach it only in base64, so nothing in them is ever parsed as HTML."""
+        """The HTML. Data reach it only in base64, so browsers never parse them as HTML."""
         names = [run.run for run in self.metrics] + [label for label, _ in self.traces]
         charts = draw_curves(self.metrics)
         blocks = pack_traces(self.traces) if self.traces else {}
@@ -125,7 +125,7 @@ def _page(title: str, problems: list[str], blocks: dict[str, str], *, plotly: bo
     if plotly:
         scripts.append(_normal(get_plotlyjs()))
         blocks["plotly"] = pack_text(scripts[1])  # as megabytes of script it would hold up all else
-    # No script runs but these, known by their hashes; nothing is requested, but by a live page of its server.
+    # These scripts alone run, known by their hashes; only a live page sends requests, to its own server.
     hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     allowed, reachable = " ".join(f"'sha256-{value}'" for value in hashes), "'self'" if live else "'none'"
     policy = (

@@ -28,6 +28,6 @@ def log_credit(run: Path, rollout: int, trackers: Iterable[Any], *, step: int | 
 
 
 def running_wandb() -> list[Any]:
-    """The module wandb, where it tracks a run in this process; else nothing."""
+    """The module wandb, where it tracks a run in this process; else an empty list."""
     wandb = sys.modules.get("wandb")
     return [wandb] if getattr(wandb, "run", None) is not None else []

@@ -39,7 +39,7 @@ IMPORT = """
 import importlib, os, sys
 module = importlib.import_module(sys.argv[1])
 print(f"\\n{getattr(module, '__version__', 'unknown version')} in {module.__path__[0]}", flush=True)
-os._exit(0)  # nothing that was imported has the last word
+os._exit(0)  # before exit handlers of what was imported print more
 """
 
 
@@ -109,7 +109,7 @@ def _fits(name: str, specifier: "SpecifierSet", remedy: str) -> Check:
 
 
 def _gradients() -> Check:
-    """Through `head_logps` and through logits, here: a build that loses a gradient trains on without a word."""
+    """Through `head_logps` and through logits, here: a build that loses a gradient trains on silently."""
     device = (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None) or "cpu"
     generator = torch.Generator().manual_seed(0)
     hidden, weight, slopes = (torch.randn(*size, generator=generator) for size in ((2, 9, 16), (50, 16), (2, 9)))

@@ -24,7 +24,7 @@ Scored = tuple[str, float | None]  # a completion and its score; None where scor
 class Evaluation:
     """Shares of held-out prompts or samples, in [0, 1], and the first sampled completion of each prompt with its score.
 
-    Completions whose scoring raised are counted in `failed` and in nothing else; shares of none are NaN.
+    Completions whose scoring raised are counted in `failed` alone; shares of none are NaN.
     """
 
     shares: dict[str, float]  # greedy, avg@k, pass@k

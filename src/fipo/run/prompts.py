@@ -84,7 +84,7 @@ def ready_for(
     train = fitting(prompts.train, "training")
     held_out = None if prompts.held_out is None else fitting(prompts.held_out, "held-out")
     _require_a_rollout(train, config, f"max_prompt_length ({most}) leaves", "raise it, or lower")
-    # A rollout engine cuts responses at the model's limit without a word, which looks like a truncated answer.
+    # A rollout engine silently cuts responses at the model's limit, which looks like a truncated answer.
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     tokens = longest + config.max_completion_length
     if limit is not None and tokens > limit:

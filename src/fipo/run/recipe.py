@@ -13,7 +13,7 @@ MERGE = "tag:yaml.org,2002:merge"  # the key <<
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML's safe loader, to which a repeated key is an error: the last one would win without a word."""
+    """YAML's safe loader, to which a repeated key is an error: the last one would win silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value if key.tag != MERGE]

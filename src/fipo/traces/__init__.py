@@ -12,7 +12,7 @@ __all__ = ["FLAGS", "SCHEMA_VERSION", "Trace", "TraceSet", "read_traces", "write
 
 
 def __getattr__(name: str) -> Any:
-    """pyarrow is imported with the first of these names: an engine's plugin need not have it unless it traces."""
+    """pyarrow is imported with the first of these names: an engine's plugin needs it only where it traces."""
     if name in __all__:
         home = {"FLAGS": "columns", "SCHEMA_VERSION": "schema", "Trace": "schema"}.get(name, "store")
         return getattr(import_module(f"fipo.traces.{home}"), name)

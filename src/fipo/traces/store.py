@@ -121,7 +121,7 @@ def read_traces(path: str | os.PathLike[str], pattern: str = "*.parquet", *, max
 
 
 def updates_per_rollout(file: Path) -> int | None:
-    """What the footer of a trace file says of it; None where it says nothing or cannot be read."""
+    """What the footer of a trace file says of it; None where that is missing or cannot be read."""
     try:
         text = (pq.read_schema(file).metadata or {}).get(UPDATES_KEY, b"")
     except UNREADABLE:
@@ -145,7 +145,7 @@ def _last(files: list[Path], max_bytes: int, problems: list[str]) -> list[tuple[
 
 
 def _row_groups_from_the_last(files: list[Path]) -> Iterator[tuple[Path, int, int, int]]:
-    """The file, its place there, bytes on disk and rows of each; a damaged file is one of nothing."""
+    """The file, its place there, bytes on disk and rows of each; a damaged file counts as an empty one."""
     for file in reversed(files):
         try:
             metadata, size = pq.read_metadata(file), file.stat().st_size

@@ -1,4 +1,4 @@
-"""Other stacks' dumps as traces. What a dump does not record stays None: nothing is guessed, nothing is unpickled."""
+"""Other stacks' dumps as traces. What a dump does not record stays None; they neither guess nor unpickle."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -51,7 +51,7 @@ def read(dump: Path, bytes_of: BytesOf, params: FIPOParams | None, *, current_lo
 
 
 def _load(file: Path, problems: list[str], version: int | None = None) -> dict[str, Any]:
-    """The dump, whose samples are a list: without any, and named, if it is none of this version."""
+    """The dump, whose samples are a list; one that cannot be read, or of another version, is named and has none."""
     try:
         dump = _dict(torch.load(file, map_location="cpu", weights_only=True))  # never unpickles code
         if version is not None and not (isinstance(own := dump.get("format_version"), int) and own == version):

@@ -14,8 +14,6 @@ from fipo import __version__
 from fipo.errors import DataError, FIPOError, InvalidParameterError
 from fipo.messages import printable
 
-TAKES_FLAGS = ("train", "test-reward")  # of a recipe
-
 
 class Parser(argparse.ArgumentParser):
     """argparse's, whose errors are fipo's."""
@@ -34,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     try:
         options, flags = parser.parse_known_args(arguments)
-        if flags and options.command not in TAKES_FLAGS:
+        if flags and options.command not in ("train", "test-reward"):  # which take those of a recipe
             options.parser.error(f"unrecognized arguments: {' '.join(flags)}")
         options.flags = flags
         return options.run(options)

@@ -128,8 +128,7 @@ def _advantage(trace: Trace) -> dict[str, Any]:
 def _made(label: str, traces: TraceSet) -> dict[str, Any]:
     """What is known of a run's traces as a whole."""
     try:
-        text = json.dumps(analyze(traces))
-        analysis = json.loads(text, parse_float=lambda digits: float(f"{float(digits):.6g}"))  # the page shows four
+        analysis = analyze(traces)
     except DataError as error:
         analysis = {"warnings": [str(error)]}
     about = {"label": label, "control": traces.control, "updates": traces.updates_per_rollout, "analysis": analysis}

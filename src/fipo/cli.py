@@ -30,6 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = _parser()
+    if not arguments:
+        print(parser.format_help(), file=sys.stderr)
+        return 2
     try:
         options, flags = parser.parse_known_args(arguments)
         if flags and options.command not in ("train", "test-reward"):  # which take those of a recipe

@@ -84,7 +84,10 @@ def diagnose_trainer() -> list[Check]:
     found = [_fits(name, specifier, INSTALL) for name, specifier in _requirements(EXTRAS)]
     if all(check.ok for check in found):
         found.append(python("fipo.trainer", INSTALL))
-    return [*found, *_vllm(), _gradients()]
+    version = _version("unsloth")
+    state = f"{version}, whose import replaces TRL's trainers" if version else "not installed, as it should be"
+    unsloth = Check("unsloth", not version, state, "train without it: import neither before fipo, or uninstall it")
+    return [*found, *_vllm(), unsloth, _gradients()]
 
 
 def require_vllm() -> None:

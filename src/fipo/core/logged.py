@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -35,16 +34,8 @@ FIRST_UPDATE_MEANS: dict[str, Values] = {  # over trained tokens of a rollout's 
 }
 CREDIT_REPORT = "fipo/credit"  # the page about a traced rollout, where a tracker shows pages
 DROPPED_SEQUENCES = "fipo/dropped_sequences"  # the share of sequences whose `TokenCredit.dropped` is true
-WEIGHT_MIN, WEIGHT_MAX = "fipo/weight_min", "fipo/weight_max"  # the least and greatest of a response, meant over them
 
 NOISE_LIMIT = 0.01  # a mean "fipo/noise_weight_shift" above this deserves a warning
-
-
-def least_and_greatest(weight: Tensor, trained: Tensor) -> tuple[Tensor, Tensor]:
-    """(B,) each: the least and the greatest weight among a row's trained tokens; ±inf where there are none."""
-    if weight.shape[-1] == 0:
-        return weight.new_full(weight.shape[:-1], torch.inf), weight.new_full(weight.shape[:-1], -torch.inf)
-    return torch.where(trained, weight, torch.inf).amin(-1), torch.where(trained, weight, -torch.inf).amax(-1)
 
 
 def noise_warning(shift: float, causes: str = "usual causes are dropout and kernels that are not deterministic") -> str:

@@ -59,7 +59,7 @@ class RunArguments:
                 raise InvalidParameterError(f"{entry.name} is {value!r}, but must be a text; change it.")
         for name, least in (("eval_size", 0), ("eval_k", 1), ("eval_every", 0), ("sample_every", 0)):
             value = getattr(self, name)
-            if value < least:
+            if value is None or value < least:
                 raise InvalidParameterError(f"{name} is {value}, but must be at least {least}; change it.")
         self.stop_character = {r"\n": "\n", r"\t": "\t"}.get(self.stop_character, self.stop_character)  # from a shell
         if len(self.stop_character) > 1:  # which may come in any number of tokens

@@ -29,7 +29,8 @@ class CreditMetrics:
         values |= {"fipo/length_weighted_advantage": credit.advantages, "weight_squared": tokens.weight.square()}
         sums = [torch.where(mask, values[name].to(wide), 0).sum() for name in self.names]
         sequences = mask.any(-1)
-        extremes = [torch.where(sequences, x.to(wide), 0).sum() for x in logged.least_and_greatest(tokens.weight, mask)]
+        least, greatest = (torch.where(mask, tokens.weight, end) for end in (torch.inf, -torch.inf))
+        extremes = [torch.where(sequences, x.to(wide), 0).sum() for x in (least.amin(-1), greatest.amax(-1))]
         counts = [mask.sum(), sequences.sum(), (tokens.dropped & sequences).sum()]
         self._found[credit.update] += torch.stack([*sums, *(count.to(wide) for count in counts), *extremes]).cpu()
 
@@ -43,7 +44,7 @@ class CreditMetrics:
         if tokens == 0:
             return {}
         metrics = self._means(sums.sum(0), tokens)
-        metrics |= {logged.WEIGHT_MIN: least / sequences, logged.WEIGHT_MAX: greatest / sequences}
+        metrics |= {"fipo/weight_min": least / sequences, "fipo/weight_max": greatest / sequences}
         metrics[logged.DROPPED_SEQUENCES] = dropped / sequences
         for update in counts[:, 0].nonzero().flatten().tolist():
             here = self._means(sums[update], counts[update, 0].item())

@@ -72,7 +72,7 @@ def test_shuffled_weights_are_fipos_in_another_order(updates):
     """At the first update, whose policy is the same; that no layout changes the order, the test above says."""
     shuffled, fipo = updates("away_shuffled")[0], updates("away")[0]
     assert abs(shuffled["grad_norm"] - fipo["grad_norm"]) > 1e-3
-    for name in ("fipo/weight_mean", "fipo/weight_min", "fipo/weight_max"):
+    for name in ("fipo/weight_mean", "fipo/weight_at_low", "fipo/weight_at_high"):
         assert shuffled[name] == pytest.approx(fipo[name], **TOLERANCE)
 
 

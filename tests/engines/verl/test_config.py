@@ -2,7 +2,6 @@
 
 import importlib
 import sys
-import warnings
 from contextlib import nullcontext
 
 import pytest
@@ -11,18 +10,13 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from overrides import ACTOR, CONFIGS, FIPO, LOSS, actor_config
 from support.knobs import OTHERS
-from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, get_policy_loss_fn
+from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 
 from fipo import FIPOError, FIPOParams, InvalidParameterError
 from fipo.engines.verl import FIPOPolicyLossConfig, contract, guard, loss
 from fipo.params import KNOBS
 
 pytestmark = pytest.mark.verl
-
-FORK_RECIPE = """
-    decay_rate=32.0 chunk_size=128 safety_thresh=10.0 future_kl_start=include_current future_kl_window=-1
-    future_kl_average=False future_kl_clip_ratio=0.2 future_kl_clip_high_only=True
-"""  # recipe/fipo/run_fipo_qwen2.5_32b.sh of the authors' fork
 
 
 def knobs(*policy_loss, clip_ratio_c=10.0):
@@ -50,23 +44,9 @@ def test_the_dual_clip_is_verls_own_knob():
         knobs("dual_clip_c=4", clip_ratio_c=3.0)
 
 
-def test_the_forks_recipe_runs_by_changing_the_target_alone():
-    fork = [f"{LOSS}.loss_mode=future_kl", *(f"+{LOSS}.{knob}" for knob in FORK_RECIPE.split())]
-    with pytest.warns(UserWarning, match="future_kl_average, chunk_size: these have no effect here") as seen:
-        actor = actor_config(FIPO[0], f"{ACTOR}.clip_ratio_c=10.0", *fork)
-    assert len([warning for warning in seen if "no effect here" in str(warning.message)]) == 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        FIPOPolicyLossConfig(future_kl_clip_ratio=0.2)
-    assert actor.policy_loss.params(10.0) == FIPOParams.preset("32b")
-    assert get_policy_loss_fn(actor.policy_loss.loss_mode) is loss.fipo_policy_loss
-
-
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["future_kl_clip_ratio=0"], "in the authors' fork let weights range from 0 to 10"),
-        (["future_kl_clip_ratio=0.2", "clip_ratio_high=0.3"], "clip_ratio_high is 0.3, but future_kl_clip_ratio"),
         (["decay_rate=-1"], "decay_rate is -1, but must be a number above 0"),
         (["decay=32"], "unexpected keyword argument 'decay'"),
         (["control=random"], r"policy_loss\.control is 'random', but must be one of none, uniform"),

@@ -70,8 +70,6 @@ def test_three_steps_with_metrics_traces_and_weights_that_leave_one(tmp_path):
         # At a rollout's first update all weights are 1, so at most the second half of the tokens is at a bound.
         assert 0 < fipo["fipo/weight_at_low"] + fipo["fipo/weight_at_high"] <= 0.5
         assert fipo["fipo/weight_mean"] != pytest.approx(1, abs=1e-4)
-        least, greatest = metrics["actor/fipo/weight_min"], metrics["actor/fipo/weight_max"]
-        assert 0.8 - 1e-6 <= least <= fipo["fipo/weight_mean"] <= greatest <= 1.2 + 1e-6
     _check_traces(tmp_path / "credit")
     _check_curves(tmp_path / "credit")
     _check_wandb(tmp_path)

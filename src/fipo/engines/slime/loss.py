@@ -13,7 +13,6 @@ from importlib import import_module
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from fipo.core import logged
@@ -176,18 +175,8 @@ def _credit_metrics(
     args: Namespace, credit: TokenCredit, trained: Tensor, lengths: list[int], reduce: Reducer
 ) -> dict[str, Tensor]:
     """`fipo/…`. With --calculate-per-token-loss slime's reducers weigh a sequence by its tokens, else all alike."""
-    boundaries = _boundaries(lengths, trained)
     values = {name: of(credit) for name, of in logged.TOKEN_MEANS.items()}
-    values[logged.DROPPED_SEQUENCES] = spread(credit.dropped, trained, boundaries)
+    values[logged.DROPPED_SEQUENCES] = spread(credit.dropped, trained, _boundaries(lengths, trained))
     if may_be_first_update(args):
         values |= {name: of(credit) for name, of in logged.FIRST_UPDATE_MEANS.items()}
-    rows = zip(credit.weight.split(lengths), trained.split(lengths), strict=True)
-    extremes = torch.stack([torch.stack(logged.least_and_greatest(*row)) for row in rows])
-    extremes[:, 0].neg_()  # so that one maximum over the context-parallel ranks finds both
-    mpu = slime_function("mpu")
-    if mpu.get_context_parallel_world_size() > 1:
-        dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=mpu.get_context_parallel_group())
-    extremes = torch.where(extremes.isinf(), 0, extremes)  # of responses without a trained token
-    values[logged.WEIGHT_MIN] = spread(-extremes[:, 0], trained, boundaries)
-    values[logged.WEIGHT_MAX] = spread(extremes[:, 1], trained, boundaries)
     return {name: reduce(value.to(credit.weight.dtype)).detach().clone() for name, value in values.items()}

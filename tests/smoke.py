@@ -53,6 +53,7 @@ def a_run(folder):
     assert "nothing was run" in fipo(
         "train", *(word for key, value in flags.items() for word in (f"--{key}", str(value)))
     )
+    fipo("init", str(folder / "own.yaml"), "--model", "none", "--dataset", str(folder / "sums.jsonl"))
     fipo("doctor")
 
 

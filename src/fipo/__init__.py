@@ -23,22 +23,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "DataError",
-    "FIPOError",
-    "FIPOOutput",
-    "FIPOParams",
-    "InvalidInputError",
-    "InvalidParameterError",
-    "TokenCredit",
-    "fipo_loss",
-    "future_kl",
-    "head_logps",
-    "influence_weights",
-    "token_credit",
-    "token_mean",
-]
-
+__all__ = ["DataError", "FIPOError", "FIPOParams", "InvalidInputError", "InvalidParameterError"]
+__all__ += ["FIPOOutput", "TokenCredit", "fipo_loss", "future_kl", "head_logps", "influence_weights"]
+__all__ += ["token_credit", "token_mean"]
 
 if not TYPE_CHECKING:  # who checks types shall see the names above, and no others
 

@@ -9,8 +9,7 @@ from reasoning_gym.factory import DATASETS
 
 from fipo import InvalidParameterError
 from fipo.run.data import load_prompts
-from fipo.run.rewards import load_rewards
-from fipo.run.safe_tasks import SAFE_TASKS
+from fipo.run.rewards import SAFE_TASKS, load_rewards
 
 
 def score(spec, completion, answer="83", length=10, **columns):

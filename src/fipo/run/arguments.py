@@ -12,7 +12,7 @@ from trl import ModelConfig, TrlParser
 
 from fipo.errors import InvalidParameterError
 from fipo.messages import did_you_mean
-from fipo.params import KNOBS
+from fipo.params import KNOBS, Knob
 from fipo.trainer.config import FIPOConfig
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -58,9 +58,7 @@ class RunArguments:
             if is_text and not isinstance(value, str | type(entry.default)):
                 raise InvalidParameterError(f"{entry.name} is {value!r}, but must be a text; change it.")
         for name, least in (("eval_size", 0), ("eval_k", 1), ("eval_every", 0), ("sample_every", 0)):
-            value = getattr(self, name)
-            if value is None or value < least:
-                raise InvalidParameterError(f"{name} is {value}, but must be at least {least}; change it.")
+            Knob(default=0, help="", low=least).checked(name, getattr(self, name))
         self.stop_character = {r"\n": "\n", r"\t": "\t"}.get(self.stop_character, self.stop_character)  # from a shell
         if len(self.stop_character) > 1:  # which may come in any number of tokens
             raise InvalidParameterError(

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,51 +16,9 @@ from fipo.run.data import PROCEDURAL, read_source
 
 PROMPTS = ("prompt", "question", "problem", "query", "instruction", "input")
 ANSWERS = ("answer", "solution", "final_answer", "ground_truth", "target", "label", "output")
-ALIGNED = 34  # the column of comments; in RECIPE a tab stands before them
+ALIGNED = 34  # the column of comments; in the template a tab stands before them
 LOOKED_AT = 200  # rows, for what answers look like
 NUMBER = re.compile(r"\s*[-+]?[\d,]*\.?\d+\s*")
-
-RECIPE = """\
-# Written by `fipo init`. Every key is also a flag; `fipo train --help` explains them, docs/training.md has them all.
-model_name_or_path: {model}
-output_dir: {output}
-
-dataset: {dataset}	# {rows} rows
-{more}prompt_column: {prompt}
-answer_column: {answer}	# rewards see it as `answer`; "" if there is none
-eval_size: {eval_size}	# held-out prompts, which are not trained on; accuracy is measured before and after
-eval_k: 4
-prompt_format: auto	# chat messages if the model has a chat template; `text` for a base model
-# stop_character: "\\n"	# where a base model would go on after its answer
-{system_prompt}
-
-# The first reward decides what counts as accurate. Others: math, last_number, exact, {{regex: {{pattern: …}}}},
-# overlong, or a function of yours in a file in the folder that you start from, python:my_reward:score.
-rewards: [{reward}]
-
-# A rollout is {prompts} prompts × {samples} samples (on n GPUs n times as many), and feeds {updates} updates;
-# FIPO needs more than one.
-num_generations: {samples}
-per_device_train_batch_size: {batch}
-per_device_eval_batch_size: 64	# samples generated at a time where accuracy is measured
-gradient_accumulation_steps: {accumulation}
-steps_per_generation: {steps}	# {updates} updates × gradient_accumulation_steps
-max_completion_length: {length}
-max_steps: {max_steps}
-learning_rate: {rate}	# a guess: raise it while fipo/weight_std stays below 0.01, lower it if weights sit at bounds
-
-use_peft: true	# LoRA; false trains all parameters, with a learning rate of about 1e-6
-lora_r: 16
-lora_target_modules: all-linear
-
-fipo_preset: 7b	# the paper's for Qwen2.5-Math-7B, weights in [0.8, 1.2]; 32b: in [1, 1.2]
-fipo_trace_every: 4	# every fourth rollout is shown in the report, token by token
-save_steps: 50
-save_total_limit: 2
-logging_steps: 1
-report_to: none	# or wandb, trackio, tensorboard
-{machine}
-"""
 BRIEF = "system_prompt: Answer with nothing but the answer.\t# delete it where prompts stay text"
 THOUGHTFUL = "# system_prompt: Think step by step, and end with the answer."
 
@@ -88,7 +47,8 @@ def write_recipe(path: Path, model: str, dataset: str, **about: str | None) -> s
     answer = about.get("answer_column") or next((name for name in ANSWERS if name in columns), "")
     reward = _reward(dataset, [str(value) for value in rows[:LOOKED_AT][answer]] if answer in columns else [])
     texts = {"model": model, "output": f"runs/{path.stem}", "dataset": dataset, "prompt": prompt, "answer": answer}
-    recipe = RECIPE.format(
+    template = files("fipo.run").joinpath("recipe.yaml.in").read_text(encoding="utf-8")
+    recipe = template.format(
         rows=len(rows),
         more="".join(f"dataset_{key}: {json.dumps(about[key])}\n" for key in ("config", "split") if about.get(key)),
         system_prompt=BRIEF if reward == "exact" else THOUGHTFUL,

@@ -10,7 +10,7 @@ from trl import GRPOConfig
 
 from fipo.core.rules import CONTROL_HELP, RULE_HELP, Weighting
 from fipo.errors import InvalidParameterError
-from fipo.params import KNOBS, FIPOParams
+from fipo.params import KNOBS, FIPOParams, Knob
 
 UPDATES_PER_ROLLOUT = 8  # the paper's: 512 prompts a rollout in mini-batches of 64
 
@@ -125,8 +125,8 @@ class FIPOConfig(GRPOConfig):
                 "multi_objective_aggregation to 'sum_then_normalize'."
             )
         for name in ("fipo_dynamic_sampling_rounds", "fipo_trace_every", "fipo_trace_samples", "fipo_head_memory"):
-            if (getattr(self, name) or 0) < 0:
-                raise InvalidParameterError(f"{name} is {getattr(self, name)}, but must be at least 0; change it.")
+            if (value := getattr(self, name)) is not None:
+                Knob(default=0.0, help="", low=0).checked(name, value)
 
     def _refuse_a_no_op(self) -> None:
         micro_batches = self.steps_per_generation * self.num_iterations

@@ -125,7 +125,6 @@ def test_stock_train_py_with_a_config_file(tmp_path):
         (f"{SIZES} --fipo-decay-rate 32", "--loss-type is policy_loss .*pass --loss-type fipo_loss"),
         (f"{PULL_REQUEST_1801} --fipo_decay_rate 64", r"--fipo_decay_rate .*did you mean --fipo-decay-rate\?"),
         (f"{PULL_REQUEST_1801} --fipo-decay_rate 64", r"--fipo-decay_rate .*did you mean --fipo-decay-rate\?"),
-        (f"{PULL_REQUEST_1801} --fipo-clip-high-only False", "--fipo-clip-high-only is followed by False"),
         (f"{PULL_REQUEST_1801} --fipo-decay-rate fast", "--fipo-decay-rate.*'fast'"),
         (f"{PULL_REQUEST_1801} --fipo-decay-rate 0", "decay_rate is 0.0.*above 0"),
         (f"train_twice.py {PULL_REQUEST_1801}", f"train_twice.py is neither at {STANDIN} nor here"),

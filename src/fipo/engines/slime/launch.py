@@ -13,7 +13,6 @@ from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ python -m fipo.engines.slime [train.py|train_async.py] <slime's own flags> --los
 train.py is slime's own, found beside its package; a path to a script of yours that calls slime's parse_args works too.
 """
 FLAGS = [flag_of(name) for name in SETTINGS]
-SWITCHES = ("--fipo-clip-high-only", "--no-fipo-clip-high-only")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,11 +62,6 @@ def custom_loss_flags(flags: list[str]) -> list[str]:
         if flag.startswith("--") and flag[2:].replace("_", "-").startswith(("fipo-", "no-fipo-")):
             remedy = did_you_mean(flag.split("=")[0], FLAGS, f"they are {', '.join(FLAGS)}.")
             raise InvalidParameterError(f"{flag} is not a flag of fipo's; {remedy}")
-    for flag, value in pairwise(flags):
-        if flag in SWITCHES and not value.startswith("-"):
-            raise InvalidParameterError(
-                f"{flag} is followed by {value}, but takes no value; give one of {', '.join(SWITCHES)} alone."
-            )
     check_arguments(known)  # as far as these flags tell, and before slime's own assertions
     result: list[str] = []
     for flag in flags:

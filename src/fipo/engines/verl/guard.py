@@ -5,7 +5,6 @@ configuration does: the guard reads it there. Where it cannot, a watch looks at 
 """
 
 import warnings
-from functools import cache
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from fipo.core.credit import TokenCredit
+from fipo.engines.verl.contract import release
 from fipo.engines.verl.metrics import rows_of_an_update
 from fipo.errors import InvalidParameterError
 
@@ -63,23 +63,12 @@ def warn_of_foreign_old_policy(config: DictConfig) -> None:
 
 def refuse_lost_gradients(config: Any) -> None:
     """Raises an InvalidParameterError where `config`, verl's ActorConfig, asks for a head that loses gradients."""
-    if config.get("use_fused_kernels", False) and fused_head_loses_gradients():
+    if config.get("use_fused_kernels", False) and release() < (0, 9):
         raise InvalidParameterError(
             "use_fused_kernels is True, but the fused head of this verl silently gives hidden states that are not "
             "contiguous no gradient (verl #7235), so only the head would learn; set "
             "actor_rollout_ref.model.use_fused_kernels=False, or take verl 0.9.1."
         )
-
-
-@cache
-def fused_head_loses_gradients() -> bool:
-    """Tried on a few tokens. So it is in verl 0.7.1 and 0.8.0, and not in 0.9.1."""
-    from verl.utils.experimental.torch_functional import FusedLinearForPPO
-
-    hidden, weight = torch.ones(2, 4, 3, requires_grad=True), torch.ones(5, 4, requires_grad=True)
-    ids = torch.zeros(2, 3, dtype=torch.long)
-    logps, _ = FusedLinearForPPO().forward(hidden.transpose(1, 2), weight, ids, temperature=1.0)
-    return torch.autograd.grad(logps.sum(), hidden, allow_unused=True)[0] is None
 
 
 class OneUpdateWatch:

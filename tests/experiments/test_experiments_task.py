@@ -4,8 +4,7 @@ import random
 
 import pytest
 
-from experiments.task import ALPHABET, CHAINS, END, LONG, PAD, SHORT, Problem, decode, encode, reward, sample_problem
-from fipo import InvalidInputError
+from experiments.task import CHAINS, LONG, SHORT, Problem, encode, reward, sample_problem
 
 pytestmark = pytest.mark.beside
 
@@ -44,14 +43,6 @@ def test_hostile_responses_get_nothing_and_only_one_that_ended_is_rewarded(respo
     assert reward(PROBLEM, response, ended=True) == 0
     assert reward(PROBLEM, ":092", ended=True) == 1  # the last total alone decides
     assert reward(PROBLEM, PROBLEM.solution, ended=False) == 0
-
-
-def test_tokenizer_round_trip():
-    assert decode(encode(ALPHABET)) == ALPHABET
-    assert len(set(encode(ALPHABET)) | {PAD, END}) == len(ALPHABET) + 2
-    assert decode([*encode("12"), END, *encode("34")]) == "12"
-    with pytest.raises(InvalidInputError, match="'x'"):
-        encode("1x")
 
 
 def test_held_out_problems_are_never_trained_on():

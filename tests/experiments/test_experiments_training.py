@@ -1,17 +1,14 @@
 """The loop is GRPO where the weights are 1, repeats itself, and its sampler agrees with the forward pass."""
 
-import json
-import math
-import random
 from dataclasses import replace
 
 import pytest
 import torch
 
-from experiments import alignment, smollm2, start, train
+from experiments import alignment, train
 from experiments.model import new_model, response_logps, sample, target_logps
-from experiments.protocol import ARMS, FIPO, GRPO, SETTINGS, SHUFFLED, SMOLLM2, Run
-from experiments.task import END, PAD, SHORT, VOCABULARY, Chain, encode, sample_problem
+from experiments.protocol import ARMS, FIPO, GRPO, SETTINGS, SHUFFLED, Run
+from experiments.task import END, PAD, encode
 
 pytestmark = [pytest.mark.beside, pytest.mark.usefixtures("one_thread")]
 TINY = replace(SETTINGS["short"], prompts=2, group=4, rollouts=2, eval_every=2, eval_problems=2, final_problems=2)
@@ -88,46 +85,6 @@ def without_time(measured):
         table: {name: column for name, column in columns.items() if "seconds" not in name}
         for table, columns in measured.items()
     }
-
-
-def test_a_start_is_made_once_and_gets_as_much_right_as_it_promises(tmp_path, monkeypatch):
-    """With a target that an untrained model reaches at once: what counts is the cache, and the share's meaning."""
-    reached = {"BASE_TARGET": 0.0, "SEED_TARGET": 0.0, "ALLOWED": (0.0, 1.0), "WINDOW": 1, "BATCH_TOKENS": 64}
-    for name, value in reached.items():
-        monkeypatch.setattr(start, name, value)
-    first = start.supervised_start(SHORT, 0, tmp_path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["short_0.safetensors", "short_base.safetensors"]
-    monkeypatch.setattr(start, "teach", None)  # would fail if it were made again
-    for name, value in start.supervised_start(SHORT, 0, tmp_path).state_dict().items():
-        assert torch.equal(value, first.state_dict()[name])
-
-
-def test_teaching_raises_the_share_of_right_solutions(monkeypatch):
-    monkeypatch.setattr(start, "BATCH_TOKENS", 256)
-    model, chain, losses = new_model(0), Chain("tiny", lines=1), []
-    asked = [sample_problem(chain, random.Random(1), held_out=False)]
-    for step, _ in zip(range(31), start.teach(model, chain, random.Random(0), 1e-3), strict=False):
-        if step % 15 == 0:
-            with torch.no_grad():
-                losses.append(-float(start.solution_logps(model, asked).mean()))
-    assert losses[0] == pytest.approx(math.log(VOCABULARY), rel=0.1) and losses[2] < losses[1] < losses[0]
-    assert start.shares(torch.log(torch.tensor([[0.5, 0.5], [1.0, 0.1]]))).tolist() == pytest.approx([0.25, 0.1])
-
-
-def test_metrics_of_the_real_setting_become_rows_of_rollouts(tmp_path):
-    """Two rollouts of eight updates; the first record of a rollout alone carries the noise floor."""
-    run = Run(SMOLLM2, GRPO, 0)
-    records = [{"step": 0, "eval_avg@4": 0.1}]
-    for step in range(1, 17):
-        record = dict.fromkeys([*smollm2.NAMES, "step_time"], float(step)) | {"step": step, "loss": 0.0}
-        records.append(record | ({"fipo/noise_floor": 1e-7} if step % 8 == 1 else {}))
-    records.append({"step": 16, "eval_avg@4": 0.6})
-    file = tmp_path / "metrics.jsonl"
-    file.write_text("".join(json.dumps(record) + "\n" for record in records))
-    measured = smollm2.read_metrics(file, run)
-    assert measured["rollouts"]["reward"] == [4.5, 12.5] and measured["rollouts"]["seconds"] == [36.0, 136.0]
-    assert measured["rollouts"]["last_fipo/policy_kl"] == [8.0, 16.0]
-    assert measured["evaluations"] == {"samples": [0.0, 128.0], "accuracy": [0.1, 0.6]}
 
 
 def test_angles_between_gradients(monkeypatch):

@@ -1,26 +1,22 @@
 """The measured truth is right where it can be computed, and the measures say what they should where it is known."""
 
 import random
-import re
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from support import tiny
 
 from experiments.model import new_model, sample
 from experiments.protocol import SETTINGS
 from experiments.task import END, SHORT, encode, sample_problem
 from experiments.train import group_advantages
-from experiments.truth import replay, smollm2, study, values
-from experiments.truth import report as truth_report
+from experiments.truth import replay, study, values
 from experiments.truth.last_layer import delta
-from experiments.truth.measures import chance, gradient_measures, is_decided, of_response, over_responses, rank
+from experiments.truth.measures import chance, gradient_measures, is_decided, of_response, rank
 from experiments.truth.signals import DEFAULT, DELTA, LIKENESS, RAW, SIGNALS, View, past
-from fipo import DataError, future_kl
+from fipo import future_kl
 from fipo.traces import read_traces
 
 pytestmark = pytest.mark.beside
@@ -113,21 +109,6 @@ def test_what_is_not_sampled_is_within_the_bound():
     assert values.anchors_of(torch.zeros(50)) == []  # certain tokens cost nothing
 
 
-@pytest.mark.parametrize(("error", "bias"), [(0.01, 0.004), (0.03, 0.012)])
-def test_stopping_at_the_error_hardly_moves_a_share(error, bias):
-    """Those that look surer than they are stop earlier: shares are drawn to 0 and 1, by no more than the page says."""
-    generator = np.random.default_rng(0)
-    for share in (0.02, 0.05, 0.1, 0.3, 0.5):
-        found = []
-        for _ in range(400):
-            right, counted = 0, 0
-            while left := values.rounds_left(right, counted, error):
-                right += generator.binomial(left * values.ROUND, share)
-                counted += left * values.ROUND
-            found.append(right / counted)
-        assert abs(np.mean(found) - share) < bias
-
-
 def test_the_measured_come_last_and_from_groups_with_both_rewards():
     rewards = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]])
     order, last = replay.in_order(rewards, 4, torch.Generator().manual_seed(0))
@@ -150,15 +131,6 @@ def rollout():
     advantages, groups = group_advantages(rewards, 4), 7 - torch.arange(32) // 4
     measured = torch.arange(32 - REPLAYED, 32)
     return replay.Rollout(SETTING, model, optimizer, problems, prompts, samples, rewards, advantages, groups, measured)
-
-
-def test_copies_of_a_prompt_that_is_read_once_are_those_of_as_many_prompts():
-    model = new_model(0)
-    prompts = torch.randint(2, 12, (5, 7), generator=torch.Generator().manual_seed(0))
-    once = sample(model, prompts, 12, torch.Generator().manual_seed(1), torch.float32, copies=3)
-    each = sample(model, prompts.repeat_interleave(3, 0), 12, torch.Generator().manual_seed(1), torch.float32)
-    assert torch.equal(once.ids, each.ids)
-    torch.testing.assert_close(once.logps, each.logps)
 
 
 def test_a_replay_shows_what_is_not_yet_trained_on(rollout):
@@ -217,13 +189,6 @@ def test_delta_by_its_distances():
     assert not found[~mask].any()
 
 
-@pytest.mark.parametrize("advantages", [[0.0, 0.0], [1.0, 0.0], [1.0, -1.0]])
-def test_delta_where_a_side_has_one_token_or_none(advantages):
-    mask = torch.tensor([[True, False], [True, True]])
-    found = delta(torch.randn(2, 2, 3), torch.zeros(2, 2), torch.tensor(advantages), mask)
-    assert found.isfinite().all() and float(found[mask].mean()) == pytest.approx(1)
-
-
 def view(truth, log_ratio, advantage):
     order = torch.rand(truth.shape, generator=torch.Generator().manual_seed(0))
     mask, advantages = torch.ones_like(truth).bool(), torch.full(truth.shape[:1], advantage)
@@ -267,16 +232,6 @@ def test_measures_where_the_answer_is_known():
     assert rank(-truth, truth) == pytest.approx(-1)
 
 
-def test_intervals_keep_a_prompts_responses_together():
-    generator = np.random.default_rng(0)
-    of_prompt = np.repeat(generator.normal(size=20), 10)
-    middle, low, high = over_responses(of_prompt.tolist(), np.repeat(np.arange(20), 10).tolist())
-    assert low < middle < high and middle == pytest.approx(of_prompt.mean())
-    assert 0.5 < (high - low) / (2 * 1.96 * of_prompt.std() / np.sqrt(20)) < 1.5
-    alone = over_responses(of_prompt.tolist(), list(range(200)))
-    assert alone[2] - alone[1] < (high - low) / 2
-
-
 def test_signal_to_noise_is_that_of_the_gradients():
     generator = torch.Generator().manual_seed(0)
     mean = torch.randn(1000, generator=generator)
@@ -306,90 +261,3 @@ def test_a_unit_leaves_traces_measures_and_facts(tmp_path, monkeypatch, rollout)
     study.run(unit)  # the signals again, of the truth that the traces keep
     assert unit.facts == facts and pq.read_table(unit.file("measures.parquet")).to_pylist() == measured
     assert not replace(unit, error=facts["largest standard error"] / 2).done
-
-
-def test_truth_that_is_kept_is_that_of_the_same_responses(rollout):
-    asked = responses(rollout.model, 3, 6)
-    changed = [torch.rand(len(one.ids)) for one in asked]
-    traces = [
-        SimpleNamespace(prompt=one.prompt, token_ids=np.array(one.ids), true_advantage=change.numpy())
-        for one, change in zip(asked, changed, strict=True)
-    ]
-    for found, change in zip(study.known_values(asked, traces[::-1]), changed, strict=True):
-        torch.testing.assert_close(found.advantage, change.double(), atol=2e-6, rtol=0)
-    assert study.known_values(asked, traces[1:]) is None
-
-
-def test_other_sums_are_shown_before_the_same_question():
-    prompt = "4 + 3 + 5 -> 4 + 3 = 7, 7 + 5 = 12\n6 + 5 + 2 -> 6 + 5 = 11, 11 + 2 = 13\n2 + 4 + 5 ->"
-    others = [smollm2.other_sums_shown(prompt, number) for number in range(4)]
-    assert len({prompt, *others}) == 5
-    for line in "\n".join(other.rsplit("\n", 1)[0] for other in others).splitlines():
-        a, b, c, *worked = map(int, re.findall(r"\d+", line))
-        assert worked == [a, b, a + b, a + b, c, a + b + c]
-    assert all(other.endswith("\n2 + 4 + 5 ->") for other in others)
-    shown = others[0].splitlines()[0]
-    question = shown[: shown.index(">") + 1]
-    assert shown not in smollm2.other_sums_shown(f"…\n…\n{question}", 0).splitlines()
-
-
-def test_a_rollout_in_which_nothing_was_decided_is_named_and_left_out(tmp_path, monkeypatch, rollout):
-    monkeypatch.setattr(study, "RESULTS", tmp_path)
-    never = replace(rollout, rewards=torch.zeros(32), measured=torch.arange(0))
-    monkeypatch.setattr(study, "rollouts", lambda *_: [(1, never)])
-    unit = study.Unit("long", 0, 1, 0.5)
-    study.run(unit)
-    assert unit.done and "no group of the rollout has both rewards" in unit.left_out
-    monkeypatch.setattr(truth_report, "UNITS", [unit])
-    assert "| long_s0_r01 | no group of the rollout" in truth_report.facts_table({})
-
-
-def test_responses_beyond_a_limit_are_refused(rollout):
-    for length, limit in ((13, 12), (12, 1100)):
-        response = values.Response(rollout.problems[0], [3] * length, torch.zeros(length), 1.0)
-        with pytest.raises(DataError, match=rf"has {length} tokens, but at most {limit} are sampled, and 1024 fit"):
-            values.measure(rollout.model, [response], 0.5, limit, torch.Generator())
-
-
-@pytest.fixture
-def policy(monkeypatch):
-    """Of the tiny model, over prompts of characters, with a reward for ending on an even token."""
-    monkeypatch.setattr(smollm2, "ROUND", 3)
-    made = smollm2.Policy.__new__(smollm2.Policy)
-    made.model, made.tokenizer, made.generator = tiny.model(), tiny.tokenizer(), torch.Generator().manual_seed(0)
-    made.ends, made.limit = torch.tensor([made.model.config.eos_token_id]), 8
-    made.responses = [values.Response(text, [7, 8, 9], torch.zeros(3), 1.0) for text in ("ab", "cd")]
-    made.prompts = [made.tokenizer(one.problem).input_ids for one in made.responses]
-    made.answers = {"ab": 0, "cd": 1}
-    made.reward = lambda texts, ids, answer: [float(one[-1] % 2 == of) for one, of in zip(ids, answer, strict=True)]
-    return made
-
-
-def test_continuations_of_shared_prefixes_are_the_models_own(policy, monkeypatch):
-    """Where the likeliest token is drawn, they are those of transformers' greedy generation, whichever rows ended."""
-    monkeypatch.setattr(torch, "multinomial", lambda p, *_, **__: p.argmax(-1, keepdim=True))
-    prefixes = torch.randint(4, 40, (5, 7), generator=torch.Generator().manual_seed(0))
-    greedy = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    whole = policy.model.generate(prefixes, **greedy)[:, prefixes.shape[1] :]
-    policy.ends = whole[0, 3:4]
-    end = policy.ends.item()
-    expected = [row[: (row.index(end) + 1 if end in row else 12)] for row in whole.tolist() for _ in range(3)]
-    assert policy._sample(prefixes, 12) == expected
-    assert len({len(row) for row in expected}) > 1
-
-
-def test_a_policy_goes_on_from_a_prefix_and_reads_what_it_would_have_sampled(policy):
-    """A continuation is scored by the answer of its own prompt."""
-    found = policy.continued([(1, 2), (0, 2)])
-    for row, ones in zip((1, 0), found, strict=True):
-        assert len(ones) == 3
-        for one in ones:
-            assert one.ids[:2] == (7, 8) and 2 < len(one.ids) <= 8
-            assert one.right is (one.ids[-1] % 2 == row)
-
-    logps, hidden = policy.read("ab", [7, 8, 9])
-    with torch.no_grad():
-        logits = policy.model(torch.tensor([[*policy.prompts[0], 7, 8, 9]])).logits[0, len(policy.prompts[0]) - 1 : -1]
-        from_hidden = policy.model.lm_head(hidden)
-    torch.testing.assert_close(from_hidden, logits)
-    torch.testing.assert_close(logps, logits.log_softmax(-1)[torch.arange(3), torch.tensor([7, 8, 9])])

@@ -62,12 +62,6 @@ def test_the_arms_differ_in_launcher_and_loss_alone_and_get_eight_updates_a_roll
     assert fipo == grpo
 
 
-@pytest.mark.parametrize(("arm", "control"), [("shuffled", "shuffle"), ("uniform", "uniform")])
-def test_a_control_is_one_flag_more(arm, control):
-    same = {"RUN_NAME": "same"}
-    assert train_command("fipo", ARM=arm, **same) == [*train_command("fipo", **same), "--fipo-control", control]
-
-
 @pytest.mark.parametrize("arm", ARMS)
 def test_a_seed_reaches_training_and_rollouts_and_users_flags_come_last(arm):
     command = train_command(arm, "0.8B", "--lr", "5", SEED="5")
@@ -135,12 +129,6 @@ def test_a_real_run_executes_what_the_dry_run_prints(tmp_path, converted):
     assert ran == printed[converted:]
     environment = json.loads(flags(ran[-1])["--runtime-env-json"][0])
     assert environment["env_vars"]["PYTHONPATH"] == f"{variables['MEGATRON_DIR']}:{variables['SLIME_DIR']}"
-
-
-def test_2b_differs_from_the_smallest_in_widths():
-    small, middle = (flags(train_command("fipo", size, RUN_NAME="a")) for size in ("0.8B", "2B"))
-    widths = {"--hidden-size": ["2048"], "--ffn-hidden-size": ["6144"]}
-    assert {flag: middle[flag] for flag in middle if middle[flag] != small[flag]} == widths
 
 
 @needs_slime

@@ -65,5 +65,6 @@ def test_the_document_shows_the_channels_of_the_package():
 def test_a_wheel_holds_every_file():
     settings = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
     patterns = settings["tool"]["setuptools"]["package-data"]["fipo"]
-    packed = {file for pattern in patterns for file in WEB.parents[1].glob(pattern)}
-    assert {file for file in WEB.rglob("*") if file.is_file()} <= packed
+    package = WEB.parents[1]
+    packed = {file for pattern in patterns for file in package.glob(pattern)}
+    assert {file for file in package.rglob("*.*") if file.suffix not in (".py", ".pyc")} <= packed

@@ -109,8 +109,8 @@ def test_a_dry_run_shows_a_prompt_and_what_its_answer_gets(folder, capsys):
 
 
 BEYOND = {  # what is said of a flag or a key → values that it does not take
-    "must be at least 1": "eval_k=0",
-    "must be at least 0": "eval_size=-1 fipo_trace_every=-1 fipo_trace_samples=-1 fipo_head_memory=-0.5",
+    "of at least 1": "eval_k=0",
+    "of at least 0": "eval_size=-1 fipo_trace_every=-1 fipo_trace_samples=-1 fipo_head_memory=-0.5",
     "but must be a number above 0": "fipo_decay_rate=0 fipo_decay_rate=nan",
     "invalid float value: 'fast'": "learning_rate=fast",
     "invalid int value": "num_generations=four per_device_train_batch_size=1.5 eval_every=often seed=",

@@ -12,7 +12,6 @@ import pytest
 from fipo import DataError, FIPOParams, InvalidInputError
 from fipo.traces import SCHEMA_VERSION, Trace, read_traces, write_traces
 from fipo.traces.schema import PER_TOKEN, SCHEMA
-from fipo.traces.store import ROW_GROUP_TOKENS
 
 
 def make(sample=0, length=7, **changes):
@@ -166,12 +165,3 @@ def test_a_huge_file_is_read_in_bounded_memory(tmp_path):
     least, tokens = peak(1), 512 * 4096  # of the last row group alone
     assert 60 * tokens < peak(0) - least < 100 * tokens
     assert peak(file.stat().st_size // 8) - least < 100 * tokens / 8
-
-
-def test_row_groups_cost_no_space(tmp_path):
-    """A dictionary of floats for every row group made files of many groups half as large again."""
-    rows = [make(sample, length=ROW_GROUP_TOKENS // 4) for sample in range(8)]
-    file = write_traces(rows, tmp_path / "a.parquet")
-    assert pq.read_metadata(file).num_row_groups == 2
-    pq.write_table(pq.read_table(file), tmp_path / "one.parquet", compression="zstd")
-    assert file.stat().st_size < (tmp_path / "one.parquet").stat().st_size

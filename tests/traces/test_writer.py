@@ -139,13 +139,6 @@ def test_settings_that_are_none(given, sentence):
         TraceOptions.of({"trace_dir": "here"} | given)
 
 
-def test_off_by_default():
-    assert TraceOptions.of({"trace_dir": None, "trace_every": None}) is None
-    options = TraceOptions.of({"trace_dir": "here", "trace_every": None})
-    assert (options.every, options.samples) == (8, 64)
-    assert [rollout for rollout in range(20) if options.due(rollout)] == [0, 8, 16]
-
-
 def test_a_share_of_groups_is_that_share():
     groups = [group_number(f"prompt {number}".encode()) for number in range(4000)]
     for share in (0.1, 0.5, 1):

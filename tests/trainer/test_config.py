@@ -54,7 +54,7 @@ REFUSED = [
     ({"delta": 1.2}, r"fipo_dual_clip_c is 1\.2, but must exceed 1 \+ epsilon_high"),
     ({"fipo_decay_rate": 0.0}, r"decay_rate is 0\.0"),
     ({"fipo_preset": "8b"}, "preset is '8b'"),
-    ({"fipo_head_memory": -1.0}, r"fipo_head_memory is -1\.0, but must be at least 0"),
+    ({"fipo_head_memory": -1.0}, r"fipo_head_memory is -1\.0, but must be a number of at least 0"),
     ({"fipo_dynamic_sampling_rounds": -1}, "fipo_dynamic_sampling_rounds is -1"),
     ({"fipo_dynamic_sampling_rounds": 1, "scale_rewards": "batch"}, "scale_rewards is 'batch' .* set scale_rewards to"),
     ({"sync_ref_model": True}, "sync_ref_model is true, .* set it to false"),

@@ -1,6 +1,5 @@
 """What FIPOTrainer takes for granted about TRL: the one place to look when TRL moves. A failure says what changed."""
 
-import ast
 import inspect
 from pathlib import Path
 
@@ -66,26 +65,3 @@ def test_what_is_replaced_or_wrapped():
 def test_phrases(name):
     for phrase in PHRASES[name]:
         assert phrase in inspect.getsource(getattr(GRPOTrainer, name)), LOST.format(f"{name}: {phrase}")
-
-
-def attributes_of(tree, owner):
-    """What is read or called of `owner`, or of `self.owner`."""
-    owners = {owner, f"self.{owner}"}
-    return {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and ast.unparse(n.value) in owners}
-
-
-def test_whatever_else_is_used_of_trl_is_there():
-    """By FIPOTrainer, by the objects that work for it, and by `fipo.run`."""
-    trees = [ast.parse(path.read_text()) for room in ("trainer", "run") for path in (SOURCES / room).glob("*.py")]
-    (whole,) = (n for t in trees for n in t.body if isinstance(n, ast.ClassDef) and n.name == "FIPOTrainer")
-    used = attributes_of(whole, "self") | attributes_of(whole, "super()")
-    used |= set().union(*(attributes_of(tree, "trainer") for tree in trees))
-    stored = {n.attr for n in ast.walk(whole) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)}
-    own = stored | {n.name for n in whole.body if isinstance(n, ast.FunctionDef)} - METHODS.keys()
-    source = "".join(inspect.getsource(base) for base in GRPOTrainer.__mro__[:-1])
-    for name in used - own:
-        there = any(f"self.{name}{sign}" in source for sign in (" =", ":", ", self.", " +="))
-        assert there or hasattr(GRPOTrainer, name), LOST.format(name)
-    assert len(used - own) > 20 and {"_step", "_metrics", "_compute_loss"} <= used - own
-    private = {name for name in used - own if name.startswith("_") and callable(getattr(GRPOTrainer, name, None))}
-    assert private <= METHODS.keys(), "private methods of TRL that this file does not list"

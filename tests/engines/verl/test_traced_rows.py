@@ -38,7 +38,7 @@ def test_another_ppo_loss_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("seen", "sentence"),
-    [([], "it is not verl's ppo_loss that calls the loss; drop"), ([{}], "batches do not tell the step; drop")],
+    [([], "it is not verl's ppo_loss that calls the loss; drop"), ([{}], "batches do not hold the step; drop")],
 )
 def test_calls_that_do_not_tell_what_traces_need_are_refused(tmp_path, seen, sentence):
     batch = rollout()

@@ -91,7 +91,7 @@ def updates_of(args: argparse.Namespace) -> int:
 
 def check_arguments(args: argparse.Namespace) -> FIPOParams:
     """The hyper-parameters. Raises an InvalidParameterError where they are not right (`params_of`), or where slime's
-    flags, as far as `args` tell, do not go with them."""
+    flags, as far as `args` holds them, do not go with them."""
     params = params_of(args)
     weighting_of(args)
     trace_options(args)

@@ -60,12 +60,12 @@ def install_hooks(args: Namespace) -> None:
 
 
 def may_be_first_update(args: Namespace) -> bool:
-    """Whether log-ratios must be 0: this update follows a rollout (always, where no hook tells) by the same policy."""
+    """Whether log-ratios must be 0: this update follows a rollout (always without the hook) by the same policy."""
     return not getattr(args, "keep_old_actor", False) and getattr(args, "fipo_update_index", 0) == 0
 
 
 class Warnings:
-    """What a process says once: noise that alone moves weights, of which the first micro-batch tells, since that is
+    """What a process says once: noise that alone moves weights, shown by the first micro-batch, since that is
     surely of update 0; and tokens without π_old."""
 
     looked = False

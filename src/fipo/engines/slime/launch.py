@@ -62,7 +62,7 @@ def custom_loss_flags(flags: list[str]) -> list[str]:
         if flag.startswith("--") and flag[2:].replace("_", "-").startswith(("fipo-", "no-fipo-")):
             remedy = did_you_mean(flag.split("=")[0], FLAGS, f"they are {', '.join(FLAGS)}.")
             raise InvalidParameterError(f"{flag} is not a flag of fipo's; {remedy}")
-    check_arguments(known)  # as far as these flags tell, and before slime's own assertions
+    check_arguments(known)  # as far as these flags go, and before slime's own assertions
     result: list[str] = []
     for flag in flags:
         if flag == "fipo_loss" and result[-1:] == ["--loss-type"]:

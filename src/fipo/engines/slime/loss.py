@@ -113,7 +113,7 @@ def _boundaries(lengths: list[int], like: Tensor) -> Tensor:
 
 
 def _old_log_probs(args: Namespace, batch: Batch) -> tuple[str, list[Tensor]]:
-    """log π_old, and its name in the batch: the trainer's own, or the rollout engine's where slime is told so."""
+    """log π_old, and its name in the batch: the trainer's own, or the rollout engine's with --use-rollout-logprobs."""
     name, remedy = "log_probs", "drop --disable-compute-advantages-and-returns, which keeps slime from recomputing them"
     if args.use_rollout_logprobs:
         name, remedy = "rollout_log_probs", "let the rollout engine return log-probs, or drop --use-rollout-logprobs"

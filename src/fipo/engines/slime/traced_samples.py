@@ -1,7 +1,7 @@
-"""Traces from slime: what the loss used, of chosen completions, and what slime's rollout data tell of them.
+"""Traces from slime: what the loss used, of chosen completions, and what slime's rollout data say of them.
 
 A micro-batch does not say which samples it holds. A hook on the rollout's data does, and knows them again by the
-tensors of their tokens, which are the same objects. miles gives its hook no data: there samples are told apart by their
+tensors of their tokens, which are the same objects. miles gives its hook no data: there samples are identified by their
 prompts, and have no rewards.
 """
 
@@ -27,15 +27,15 @@ class Traces:
     """This process' part in the traces of a run: which rollout and update is under way, and what is to be written."""
 
     def __init__(self) -> None:
-        self.rollout, self.update = -1, 0  # −1: no hook told
+        self.rollout, self.update = -1, 0  # −1: no hook was called
         self.micro_batches = self.samples = 0  # of the rollout on this process, so far
         self.known: dict[int, tuple[Any, ...]] = {}  # see `note`
         self.writer: TraceWriter | None = None
-        self.told: set[str] = set()
+        self.warned: set[str] = set()
         self.unreported: int | None = None  # the last traced rollout, until its report is logged
 
     def note(self, args: Namespace, data: dict[str, Any]) -> None:
-        """What a rollout's data, right before it is trained on, tell of the samples of this process: by the identity of
+        """What a rollout's data, right before it is trained on, say of the samples of this process: by the identity of
         the tokens' tensor, which is kept so that no other takes it, place and group in the rollout, reward, truncation.
         """
         rewards, truncated, size = data.get("raw_reward"), data.get("truncated"), args.n_samples_per_prompt
@@ -107,7 +107,7 @@ class Traces:
         """Logs the report about the last traced rollout's credit, once, where W&B tracks the run in this process."""
         rollout, self.unreported = self.unreported, None
         if rollout is not None and self.writer is not None and "wandb" in sys.modules:
-            with costs_no_run("No report was logged to W&B", self.told):
+            with costs_no_run("No report was logged to W&B", self.warned):
                 from fipo.report.tracking import log_credit, running_wandb
 
                 log_credit(self.writer.options.folder, rollout, running_wandb(), **{"rollout/step": rollout})

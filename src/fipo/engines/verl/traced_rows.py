@@ -58,7 +58,7 @@ class Traces:
     def __init__(self) -> None:
         self.rollout = -1
         self.rows = self.micro_batches = self.rows_before = 0  # of this rollout so far, and of the one before
-        self.samples: dict[Any, int] = {}  # of the rollout: what tells a sample → its number
+        self.samples: dict[Any, int] = {}  # of the rollout: what identifies a sample → its number
         self.writer: TraceWriter | None = None
 
     @torch.no_grad()
@@ -112,8 +112,8 @@ class Traces:
         steps = tensordict_utils.get(data, "global_steps")
         found = set(steps if isinstance(steps, list) else [] if steps is None else [steps])
         if len(found) != 1 or min(found) < self.rollout:
-            told = f"tell the steps {sorted(found)} after {self.rollout}" if found else "do not tell the step"
-            raise FIPOError(f"policy_loss.trace_dir is set, but verl's batches {told}; {REMEDY}.")
+            found_instead = f"hold the steps {sorted(found)} after {self.rollout}" if found else "do not hold the step"
+            raise FIPOError(f"policy_loss.trace_dir is set, but verl's batches {found_instead}; {REMEDY}.")
         rollout = int(min(found))
         if rollout != self.rollout:
             self.rollout, self.rows_before = rollout, self.rows

@@ -22,12 +22,12 @@ class CreditReports:
     """A logger as `Tracking` calls its own: after W&B's, when all workers have written the step's traces."""
 
     def __init__(self, options: TraceOptions) -> None:
-        self.folder, self.started, self.told = options.folder, time.time(), set[str]()
+        self.folder, self.started, self.warned = options.folder, time.time(), set[str]()
 
     def log(self, data: dict[str, Any], step: int) -> None:
         found = self.folder.glob(trace_files_of(step))
         if any(path.stat().st_mtime > self.started for path in found):  # older ones are an earlier attempt's
-            with costs_no_run("No report was logged to W&B", self.told):
+            with costs_no_run("No report was logged to W&B", self.warned):
                 log_credit(self.folder, step, running_wandb(), step=step, **{"rollout/step": step})
 
 

@@ -148,6 +148,7 @@ def _init(options: argparse.Namespace) -> int:
 
 
 def _test_reward(options: argparse.Namespace) -> int:
+    _quiet_libraries()
     with _extra("train"):
         from fipo.run.recipe import split_command
 

@@ -58,13 +58,6 @@ def test_presets_of_the_paper():
             FIPOParams.preset(wrong)
 
 
-def test_params_are_keyword_only_and_frozen():
-    with pytest.raises(TypeError):
-        FIPOParams(32.0)
-    with pytest.raises(AttributeError):
-        FIPOParams().decay_rate = 1.0
-
-
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [

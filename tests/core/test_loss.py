@@ -33,7 +33,7 @@ def batches(draw, min_tokens=0):
     mask = torch.rand(rows, length, generator=generator) < draw(st.sampled_from([0.0, 0.6, 1.0]))
     params = FIPOParams(
         decay_rate=draw(st.sampled_from([0.01, 0.5, 4.0, 32.0, 1000.0, math.inf])),
-        clip_ratio_low=draw(st.sampled_from([0.0, 0.2])),
+        clip_ratio_low=draw(st.sampled_from([0.0, 0.2, 0.6])),  # the last below what the safety rule allows
         clip_ratio_high=draw(st.sampled_from([0.0, 0.2])),
         clip_high_only=draw(st.booleans()),
         safety_thresh=draw(st.sampled_from([1.0, 3.0, math.inf])),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support import naive
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fipo import FIPOParams, fipo_loss, future_kl, token_credit, token_mean
+from fipo import FIPOParams, fipo_loss, future_kl, influence_weights, token_credit, token_mean
 from fipo.core import logged, scan
 from fipo.core.credit import CREDIT_FIELDS, engine_inputs
 
@@ -33,7 +33,7 @@ def batches(draw, min_tokens=0):
     mask = torch.rand(rows, length, generator=generator) < draw(st.sampled_from([0.0, 0.6, 1.0]))
     params = FIPOParams(
         decay_rate=draw(st.sampled_from([0.01, 0.5, 4.0, 32.0, 1000.0, math.inf])),
-        clip_ratio_low=draw(st.sampled_from([0.0, 0.2, 0.6])),  # the last below what the safety rule allows
+        clip_ratio_low=draw(st.sampled_from([0.0, 0.2])),
         clip_ratio_high=draw(st.sampled_from([0.0, 0.2])),
         clip_high_only=draw(st.booleans()),
         safety_thresh=draw(st.sampled_from([1.0, 3.0, math.inf])),
@@ -247,6 +247,13 @@ with torch.autocast("cpu", dtype=torch.bfloat16):
 torch.testing.assert_close(reduced.double(), exact, rtol=1e-5, atol=1e-7)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_safety_rule_keeps_risky_tokens_within_four_fifths_and_one():
+    log_ratio, params = torch.tensor([[math.log(4.0), 0.0]]), FIPOParams(clip_ratio_low=0.5, safety_thresh=3.0)
+    for advantage, future, risky, other in ((-1.0, 5.0, 1.0, 1.2), (1.0, 5.0, 1.2, 1.2), (-1.0, -5.0, 0.8, 0.5)):
+        found = influence_weights(torch.full((1, 2), future), log_ratio, torch.tensor([advantage]), params)
+        assert found[0].tolist() == pytest.approx([risky, other])
 
 
 @given(batches())

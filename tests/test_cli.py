@@ -1,8 +1,6 @@
 """The command line: usage, versions, and scoring completions without a model."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -43,13 +41,6 @@ def test_usage(capsys):
     assert main(["--help"]) == 0
     assert "fipo train recipe.yaml" in capsys.readouterr().out
     assert main([]) == 2
-
-
-def test_without_the_extra_it_says_what_to_install(recipe):
-    code = "import sys; sys.modules['trl'] = None; from fipo.cli import main; sys.exit(main(['train', sys.argv[1]]))"
-    done = subprocess.run([sys.executable, "-c", code, recipe], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "pip install 'fipo[train]' (in a clone: '.[train]')" in done.stderr
 
 
 def test_help_shows_fipos_own_settings_first(capsys, monkeypatch):

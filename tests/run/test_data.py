@@ -32,12 +32,6 @@ def test_columns_chats_and_extra_columns(tmp_path):
     assert prompts[0] == {"answer": "x", "level": 3, "prompt": chat}
 
 
-def test_procedural_task():
-    first, again = (load_prompts("{rg:chain_sum: {size: 5, min_terms: 2, max_terms: 2}}", seed=3) for _ in range(2))
-    assert len(first) == 5 and isinstance(first[0]["prompt"], str)
-    assert first["answer"] == again["answer"]
-
-
 def test_held_out_prompts_are_not_trained_on_and_seed_0_is_a_seed(tmp_path):
     run = RunArguments(dataset={"rg:chain_sum": {"max_terms": 2, "max_digits": 1, "size": 300}})
 

@@ -55,11 +55,6 @@ def test_budget(options, rollouts, expected, tmp_path):
     assert len(traces) == expected
 
 
-def test_off(tmp_path):
-    run(tmp_path, fipo_trace_every=0)
-    assert not (tmp_path / "run" / "traces").exists()
-
-
 def test_trackers_show_the_report(tmp_path, monkeypatch):
     """Every second rollout's credit and that of the last, which ends early, reach W&B and Trackio, one report each."""
     trackers = {"WANDB_MODE": "offline", "WANDB_DIR": tmp_path, "TRACKIO_DIR": tmp_path / "trackio"}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from distributed.engines import HERE, UPDATES, UPDATES_PER_ROLLOUT, VLLM, assert_same_curve
+from run.test_trainer_doctor import install
 
 from fipo.traces import read_traces
 
@@ -73,8 +74,9 @@ def test_server(workshop, server, engine, options):
 def server(workshop):
     """The address of `trl vllm-serve` on loopback, which knows gloo by a plugin that the folder's metadata names."""
     folder = workshop.folder
-    _describe(folder, "gloo_weights", "0", "[vllm.general_plugins]\ngloo = distributed.vllm_on_cpu:register\n")
-    _describe(folder, "vllm", "0.30.0+cpu")  # TRL asks for a distribution of that name
+    install(folder, "vllm", "0.30.0+cpu")  # TRL asks for a distribution of that name
+    plugin = "[vllm.general_plugins]\ngloo = distributed.vllm_on_cpu:register\n"
+    (install(folder, "gloo_weights", "0") / "entry_points.txt").write_text(plugin)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -92,13 +94,6 @@ def server(workshop):
     finally:
         process.terminate()
         process.wait(timeout=60)
-
-
-def _describe(folder, name, version, entry_points=""):
-    about = folder / f"{name}-{version}.dist-info"
-    about.mkdir(exist_ok=True)
-    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    (about / "entry_points.txt").write_text(entry_points)
 
 
 def _await_health(url, process, log):

@@ -19,10 +19,12 @@ def checks(capsys, engine="trainer"):
 
 
 def install(folder, name, version, *needs):
+    """What tells Python that such a distribution is installed in the folder; returns its own folder."""
     about = folder / f"{name}-{version}.dist-info"
     about.mkdir(parents=True)
     lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {n}" for n in needs)]
     (about / "METADATA").write_text("\n".join(lines) + "\n")
+    return about
 
 
 def test_this_machine_can_train(capsys):

@@ -1,6 +1,5 @@
 """`fipo doctor slime` on nodes made of small packages on PYTHONPATH; every import happens in a real process."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -8,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from run.test_trainer_doctor import checks
 
 from fipo.cli import main
 from fipo.run import doctor
@@ -26,13 +26,8 @@ def node(tmp_path, monkeypatch):
 
 
 def problems(capsys):
-    """{check: what was found} of what is missing; the exit code agrees."""
-    code = main(["doctor", "slime", "--json"])
-    checks = json.loads(capsys.readouterr().out)
-    missing = {check["name"]: check["found"] for check in checks if not check["ok"]}
-    assert code == (1 if missing else 0)
-    assert all(check["remedy"] for check in checks if not check["ok"])
-    return missing
+    """{check: what was found} of what is missing."""
+    return {name: check["found"] for name, check in checks(capsys, "slime").items() if not check["ok"]}
 
 
 def test_a_complete_node(node, capsys):
@@ -78,9 +73,7 @@ def test_a_broken_import_is_one_line(node, capsys, monkeypatch, text, found):
 def test_a_file_is_not_the_package(node, capsys):
     (node / "slime").rename(node / "elsewhere")
     (node / "slime.py").touch()
-    assert problems(capsys) == {
-        "slime": "AttributeError: module 'slime' has no attribute '__path__'. Did you mean: '__name__'?"
-    }
+    assert "module 'slime' has no attribute '__path__'" in problems(capsys)["slime"]
 
 
 def test_a_slime_without_the_hooks(node, capsys):

@@ -51,14 +51,6 @@ def traces(folder):
     return {split: read_traces(folder / "traces" / split) for split in SPLITS}
 
 
-def padded_credit(runs, **more):
-    """The credit of the samples as one padded batch, and its mask."""
-    columns = [runs["whole", "log_probs"]]
-    columns += [[sample[name] for sample in runs["samples"]] for name in ("log_probs", "advantages", "loss_masks")]
-    *columns, mask = (pad_sequence(column, batch_first=True) for column in columns)
-    return token_credit(*columns, mask.bool(), PARAMS, **more), mask.bool()
-
-
 def mean_over_rollouts(runs, totals):
     """As slime means: of each sample's total over its rollout's tokens."""
     rows = zip(totals, runs["samples"], strict=True)
@@ -140,8 +132,12 @@ def test_rules_and_controls_weigh_whole_responses(runs):
 
 def test_what_slimes_corrections_take_out_gives_no_credit(runs):
     """A custom TIS function rejects every third token: neither future_kl nor the drop sees them."""
-    _, mask = padded_credit(runs)
-    credit, _ = padded_credit(runs, rejected=(torch.arange(mask.shape[1]) % 3 == 0).expand(mask.shape))
+    columns = [runs["whole", "log_probs"]]
+    columns += [[sample[name] for sample in runs["samples"]] for name in ("log_probs", "advantages", "loss_masks")]
+    *columns, mask = (pad_sequence(column, batch_first=True) for column in columns)
+    mask = mask.bool()
+    rejected = (torch.arange(mask.shape[1]) % 3 == 0).expand(mask.shape)
+    credit = token_credit(*columns, mask, PARAMS, rejected=rejected)
     for name in ("fipo/participation", "fipo/weight_mean", "fipo/dual_clipped"):
         expected = mean_over_rollouts(runs, torch.where(mask, TOKEN_MEANS[name](credit), 0).sum(-1))
         assert runs["whole", "tis_custom", "fipo"]["metrics"][name] == pytest.approx(expected, rel=1e-5)

@@ -21,10 +21,13 @@ ON_CPU = (  # what FSDP2 needs there
 )
 
 
-def actor_config(*overrides):
+def composed(*overrides):
     with initialize_config_dir(CONFIGS, version_base=None):
-        config = compose("ppo_trainer", [f"{ACTOR}.ppo_micro_batch_size_per_gpu=2", *overrides])
-    return omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+        return compose("ppo_trainer", [f"{ACTOR}.ppo_micro_batch_size_per_gpu=2", *overrides])
+
+
+def actor_config(*overrides):
+    return omega_conf_to_dataclass(composed(*overrides).actor_rollout_ref.actor)
 
 
 def run_on_cpu(arguments, modules="cpu_platform", **how):

@@ -3,12 +3,12 @@
 import importlib
 import sys
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import verl
-from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
-from overrides import ACTOR, CONFIGS, FIPO, LOSS, actor_config
+from overrides import ACTOR, FIPO, LOSS, actor_config, composed
 from support.knobs import OTHERS
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 
@@ -67,12 +67,7 @@ def test_the_target_without_the_loss_mode_is_refused():
 def driver(monkeypatch):
     """Puts a command line before the guard; that it finds the real one in verl's driver, test_main_ppo.py says."""
 
-    def command(*overrides):
-        with initialize_config_dir(CONFIGS, version_base=None):
-            config = compose("ppo_trainer", [f"{ACTOR}.ppo_micro_batch_size_per_gpu=2", *overrides])
-        monkeypatch.setattr(guard, "driver_config", lambda: config)
-
-    return command
+    return lambda *overrides: monkeypatch.setattr(guard, "driver_config", partial(composed, *overrides))
 
 
 BATCH = ("data.train_batch_size=64", f"{ACTOR}.ppo_mini_batch_size=64", "actor_rollout_ref.rollout.n=8")

@@ -1,6 +1,7 @@
 """The policy loss `fipo`, called as verl's ppo_loss calls it."""
 
 from contextlib import nullcontext
+from itertools import combinations
 
 import pytest
 import torch
@@ -220,15 +221,10 @@ def test_a_fused_head_that_loses_gradients_is_refused():
         call("fipo", counted(batch["response_mask"], use_fused_kernels=True), batch)
 
 
-def test_controls():
-    """`none` is neutral but for the drop, the others have FIPO's mean in other places."""
+def test_each_control_changes_the_gradient_in_its_own_way():
+    """What they keep of FIPO's weights, tests/core/test_rules.py says."""
     mask = (batch := rollout())["response_mask"]
-    plain, none, uniform, shuffled = (
-        call("fipo", counted(mask, FIPOPolicyLossConfig(control=control)), batch) for control in (None, *CONTROLS)
-    )
-    neutral = FIPOPolicyLossConfig(clip_ratio_low=0.0, clip_ratio_high=0.0)
-    torch.testing.assert_close(none[1], call("fipo", counted(mask, neutral), batch)[1])
-    for found in (uniform, shuffled):
-        assert (found[1] - plain[1]).abs().max() > 1e-4 and (found[1] - none[1]).abs().max() > 1e-4
-        torch.testing.assert_close(mean(found[2]["fipo/weight_mean"]), mean(plain[2]["fipo/weight_mean"]))
-    assert not torch.equal(uniform[1], shuffled[1])
+    settings = [FIPOPolicyLossConfig(control=control) for control in (None, *CONTROLS)]
+    gradients = [call("fipo", counted(mask, policy_loss), batch)[1] for policy_loss in settings]
+    for one, other in combinations(gradients, 2):
+        assert (one - other).abs().max() > 1e-4

@@ -66,14 +66,6 @@ def test_chunks_are_the_whole(width, decay_rate, distance):
         torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_a_rank_without_tokens():
-    nothing = torch.zeros(0)
-    chunks, _ = cut([0, 0], nothing, width=4, distance="position")
-    credit = context_parallel_token_credit(nothing, nothing, nothing, nothing.bool(), FIPOParams(), chunks)
-    assert credit.factor.shape == (0,)
-    assert not credit.dropped.any()
-
-
 def test_what_is_dual_clipped_does_not_depend_on_the_weight():
     """Ratios one float apart around a bound, before a token whose credit decides how the products round."""
     log_bound = torch.tensor(1.9).log()

@@ -119,7 +119,6 @@ def test_stock_train_py_with_a_config_file(tmp_path):
             "--rollout-batch-size 32 --n-samples-per-prompt 16 --num-steps-per-rollout 1 --loss-type fipo_loss",
             "512 samples gives 1 update",
         ),
-        (f"{PULL_REQUEST_1801} --use-tis --use-rollout-logprobs", "--use-tis and --use-rollout-logprobs"),
         (f"{PULL_REQUEST_1801} --custom-loss-function-path mine.loss", "mine.loss, but .*no other loss"),
         (f"{PULL_REQUEST_1801} --custom-config-path other.yaml", "--loss-type is policy_loss"),
         (f"{SIZES} --fipo-decay-rate 32", "--loss-type is policy_loss .*pass --loss-type fipo_loss"),

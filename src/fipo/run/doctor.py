@@ -34,7 +34,8 @@ TIMEOUT = 120  # seconds: an engine's import takes half a minute on a cold disk
 IMPORT = """
 import importlib, os, sys
 module = importlib.import_module(sys.argv[1])
-print(f"\\n{getattr(module, '__version__', 'unknown version')} in {module.__path__[0]}", flush=True)
+package = sys.modules[sys.argv[1].partition(".")[0]]
+print(f"\\n{getattr(package, '__version__', 'unknown version')} in {module.__path__[0]}", flush=True)
 os._exit(0)  # before exit handlers of what was imported print more
 """
 

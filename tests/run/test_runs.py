@@ -272,7 +272,7 @@ def test_a_base_model_is_trained_on_plain_text(folder):
 
 
 def test_what_a_run_does_not_continue(tmp_path):
-    for name in ("checkpoint-3", "checkpoint-12", "checkpoint-best", "traces", "elsewhere/checkpoint-3"):
+    for name in ("checkpoint-3", "checkpoint-12", "checkpoint-best-40", "traces", "elsewhere/checkpoint-3"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "checkpoint-notes.txt").write_text("mine")
 

@@ -52,6 +52,7 @@ def test_equal_to_direct_means_for_any_split():
 def test_updates_are_kept_apart_and_noise_is_measured_at_the_first():
     new, old, advantages, mask = batch()
     metrics = CreditMetrics(4)
+    add(metrics, *(tensor[:, :0] for tensor in (new, old)), advantages, mask[:, :0], update=1)  # adds nothing
     add(metrics, new, new + 0.001, advantages, mask, update=0)
     add(metrics, new, old, advantages, mask, update=3)
     reduced = metrics.reduce(Accelerator(cpu=True))

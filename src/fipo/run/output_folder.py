@@ -76,7 +76,8 @@ def checkpoint_before(checkpoint: str) -> str:
 
 def _checkpoints(folder: Path) -> dict[int, Path]:
     """By their updates, the last one first."""
-    found = {path.name.rpartition("-")[2]: path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir()}
+    prefix = f"{PREFIX_CHECKPOINT_DIR}-"
+    found = {path.name.removeprefix(prefix): path for path in folder.glob(f"{prefix}*") if path.is_dir()}
     return {int(step): found[step] for step in sorted(filter(str.isdecimal, found), key=int, reverse=True)}
 
 

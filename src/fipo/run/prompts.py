@@ -109,6 +109,8 @@ def _formatted(prompts: Dataset, run: RunArguments, *, has_template: bool) -> Da
             "The prompts are chat messages, or to become some, but the model's tokenizer has no chat template; name a "
             "Jinja file with chat_template, or a text dataset with prompt_format: text."
         )
+    if stay_text:
+        return prompts
     return prompts.map(lambda row: {"prompt": _form(row["prompt"], run, has_template)}, keep_in_memory=True)
 
 

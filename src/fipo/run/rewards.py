@@ -156,7 +156,10 @@ def as_completion(text: str, prompt: Any) -> Any:
 
 def _of_ones_own(name: str, options: dict[str, Any]) -> Callable[..., list[float]]:
     function = function_of(name, "A reward")
-    parameters = inspect.signature(function, follow_wrapped=False).parameters.values()
+    try:
+        parameters = list(inspect.signature(function, follow_wrapped=False).parameters.values())
+    except (TypeError, ValueError):  # of C
+        parameters = []
     optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     needed = {p.name for p in parameters if p.default is p.empty and p.kind not in optional}
 

@@ -3,6 +3,7 @@
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fipo.core import logged
 from fipo.core.precision import widest_float
@@ -29,7 +30,8 @@ class CreditMetrics:
         values |= {"fipo/length_weighted_advantage": credit.advantages, "weight_squared": tokens.weight.square()}
         sums = [torch.where(mask, values[name].to(wide), 0).sum() for name in self.names]
         sequences = mask.any(-1)
-        least, greatest = (torch.where(mask, tokens.weight, end) for end in (torch.inf, -torch.inf))
+        padded = (pad(torch.where(mask, tokens.weight, end), (0, 1), value=end) for end in (torch.inf, -torch.inf))
+        least, greatest = padded  # with a column even where no completion has a token
         extremes = [torch.where(sequences, x.to(wide), 0).sum() for x in (least.amin(-1), greatest.amax(-1))]
         counts = [mask.sum(), sequences.sum(), (tokens.dropped & sequences).sum()]
         self._found[credit.update] += torch.stack([*sums, *(count.to(wide) for count in counts), *extremes]).cpu()

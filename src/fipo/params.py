@@ -20,7 +20,7 @@ class Knob:
     """What is known of one hyper-parameter. Its type is that of its default."""
 
     default: Any
-    help: str
+    help: str = ""
     low: float = -math.inf  # the range of a number
     high: float = math.inf
     low_open: bool = False  # whether that end itself is excluded

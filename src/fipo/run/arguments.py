@@ -58,7 +58,7 @@ class RunArguments:
             if is_text and not isinstance(value, str | type(entry.default)):
                 raise InvalidParameterError(f"{entry.name} is {value!r}, but must be a text; change it.")
         for name, least in (("eval_size", 0), ("eval_k", 1), ("eval_every", 0), ("sample_every", 0)):
-            Knob(default=0, help="", low=least).checked(name, getattr(self, name))
+            Knob(default=0, low=least).checked(name, getattr(self, name))
         self.stop_character = {r"\n": "\n", r"\t": "\t"}.get(self.stop_character, self.stop_character)  # from a shell
         if len(self.stop_character) > 1:  # which may come in any number of tokens
             raise InvalidParameterError(

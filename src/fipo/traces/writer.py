@@ -28,7 +28,7 @@ TRACE_SETTINGS = {  # what TraceOptions.of reads, and what it means
     "trace_every": "Trace every so many rollouts. Default 8.",
     "trace_samples": "Trace about so many completions of such a rollout, in whole groups. Default 64.",
 }
-FROM_ONE = Knob(default=1, help="", low=1)
+FROM_ONE = Knob(default=1, low=1)
 KINDS = {"trained": torch.bool, "flags": torch.uint8}  # columns that are no float32
 GROUPS = 2**31  # as many numbers of groups as a trace can hold
 

@@ -126,7 +126,7 @@ class FIPOConfig(GRPOConfig):
             )
         for name in ("fipo_dynamic_sampling_rounds", "fipo_trace_every", "fipo_trace_samples", "fipo_head_memory"):
             if (value := getattr(self, name)) is not None:
-                Knob(default=0.0, help="", low=0).checked(name, value)
+                Knob(default=0.0, low=0).checked(name, value)
 
     def _refuse_a_no_op(self) -> None:
         micro_batches = self.steps_per_generation * self.num_iterations

@@ -1,7 +1,6 @@
 """What FIPOTrainer takes for granted about TRL: the one place to look when TRL moves. A failure says what changed."""
 
 import inspect
-from pathlib import Path
 
 import pytest
 import trl
@@ -9,7 +8,6 @@ from trl import GRPOTrainer
 from trl.trainer import utils
 from trl.trainer.utils import RepeatSampler
 
-import fipo
 from fipo.trainer.fresh_groups import MERGED
 
 READ_AT = "1.16"
@@ -44,7 +42,6 @@ PHRASES = {  # method → what its source must hold
     "_compute_loss": ['advantages = inputs["advantages"]', 'inputs.get("old_per_token_logps")'],  # after scoring
     "_generate_and_score_completions": [f'"{name}"' for name in {*MERGED, "num_items_in_batch"} - OF_FIPO],
 }
-SOURCES = Path(fipo.__file__).parent
 LOST = f"TRL {trl.__version__} changed {{}}, which fipo read at {READ_AT}; adapt fipo.trainer."
 
 

@@ -85,6 +85,18 @@ def _parser() -> Parser:
     analyze = add("analyze", _analyze, "Summarise the token weights of a run, and warn of what looks wrong.")
     analyze.add_argument("traces", type=Path, help="a run, its traces folder, or a trace file")
     analyze.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    precision = add(
+        "precision", _precision, "Measure how much of a model's token weights would be rounding, by precision."
+    )
+    precision.add_argument("model", help="a hub name, a folder or a .gguf file")
+    precision.add_argument("--dataset", help="prompts, as of a recipe; openings of texts unless given")
+    precision.add_argument("--prompt_column", default="prompt", help="of the dataset [%(default)s]")
+    precision.add_argument("--traces", type=Path, help="take the responses of a run, or of an imported dump")
+    precision.add_argument("--learning_rate", type=float, default=1e-6, help="[%(default)s]")
+    precision.add_argument("--updates", type=int, default=8, help="between two rollouts [%(default)s]")
+    precision.add_argument("--dtypes", nargs="+", default=["bfloat16", "float16", "float32"], help="[all three]")
+    precision.add_argument("--responses", type=int, default=16, help="to measure [%(default)s]")
+    precision.add_argument("--tokens", type=int, default=128, help="of a response, at most [%(default)s]")
     importer = add("import", _import, "Convert a dump of another stack to traces.")
     importer.add_argument("dump", type=Path, help="the dump's file or folder")
     importer.add_argument("--from", dest="kind", required=True, help="slime or prime-rl")
@@ -175,6 +187,14 @@ def _analyze(options: argparse.Namespace) -> int:
     for sentence in [*result["warnings"], *traces.problems]:
         print(f"! {printable(sentence)}")
     return 0
+
+
+def _precision(options: argparse.Namespace) -> int:
+    _quiet_libraries()
+    with _extra("train"):
+        from fipo.rounding.command import precision
+    about = ("dataset", "prompt_column", "traces", "learning_rate", "updates", "dtypes", "responses", "tokens")
+    return precision(options.model, **{name: getattr(options, name) for name in about})
 
 
 def _import(options: argparse.Namespace) -> int:

@@ -35,7 +35,9 @@ FIRST_UPDATE_MEANS: dict[str, Values] = {  # over trained tokens of a rollout's 
 CREDIT_REPORT = "fipo/credit"  # the page about a traced rollout, where a tracker shows pages
 DROPPED_SEQUENCES = "fipo/dropped_sequences"  # the share of sequences whose `TokenCredit.dropped` is true
 
-NOISE_LIMIT = 0.01  # a mean "fipo/noise_weight_shift" above this deserves a warning
+ROUNDING = "fipo/rounding"  # the mean error of a weight that comes from the precision of the forward
+
+NOISE_LIMIT = 0.01  # a mean "fipo/noise_weight_shift" or "fipo/rounding" above this deserves a warning
 
 
 def noise_warning(shift: float, causes: str = "usual causes are dropout and kernels that are not deterministic") -> str:

@@ -23,6 +23,7 @@ from fipo.trainer.fresh_groups import FreshGroups
 from fipo.trainer.generation import read_prompts_once
 from fipo.trainer.head import add_head, check_head
 from fipo.trainer.metrics import CreditMetrics
+from fipo.trainer.rounding import RoundingProbe
 from fipo.trainer.scores import Scores
 from fipo.trainer.traced_rollouts import TracedRollouts
 
@@ -70,9 +71,10 @@ class FIPOTrainer(GRPOTrainer):
         self.credit_metrics = {mode: CreditMetrics(args.updates_per_rollout) for mode in ("train", "eval")}
         self._warned_of_noise = False
         traces = TracedRollouts(self)
-        self.observers: list[Observer] = [lambda credit: self.credit_metrics[self.mode].add(credit), traces]
-        self.add_callback(traces)
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        rounding = RoundingProbe(self, traces, sharded=sharded)
+        self.observers: list[Observer] = [lambda credit: self.credit_metrics[self.mode].add(credit), traces, rounding]
+        self.add_callback(traces)
         memory = None if args.fipo_head_memory is None else int(args.fipo_head_memory * 2**30)
         for model in filter(None, (self.model, self.ref_model)):
             unwrapped = self.accelerator.unwrap_model(model)

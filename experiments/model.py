@@ -1,5 +1,7 @@
 """A transformer of one million parameters, its sampler, and the log-probs of what was sampled."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +94,28 @@ def response_logps(model: LlamaForCausalLM, prompts: Tensor, responses: Tensor, 
 def target_logps(logits: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
     """log softmax(logits)[ids] in `dtype`; returned as float32."""
     return logits.to(dtype).log_softmax(-1).gather(-1, ids[..., None])[..., 0].float()
+
+
+@contextmanager
+def rounded(model: LlamaForCausalLM, forward: str | None) -> Iterator[None]:
+    """Within it `model` computes in a forward of ROUNDED_FORWARDS; its gradients pass the rounding.
+
+    "bfloat16" is autocast, as TRL's. "4 bits" rounds what each matrix gives to the significant bits of float8_e4m3fn, so
+    that rounding exceeds what updates change, as bfloat16's does in a large model.
+    """
+
+    def round_to_4_bits(_: torch.nn.Module, __: Any, out: Tensor) -> Tensor:
+        mantissa, exponent = torch.frexp(out.detach())
+        return out + (torch.ldexp((mantissa * 16).round() / 16, exponent) - out.detach())
+
+    matrices = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and forward == "4 bits"]
+    hooks = [matrix.register_forward_hook(round_to_4_bits) for matrix in matrices]
+    try:
+        with torch.autocast("cpu", torch.bfloat16, enabled=forward == "bfloat16"):
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class _PreallocatedLayer(DynamicLayer):

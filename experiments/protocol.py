@@ -46,6 +46,7 @@ class Arm:
     params: FIPOParams = field(default_factory=FIPOParams)
     updates: int = 8  # per rollout
     bf16: bool = False  # logits rounded to bfloat16 before the log-probs, of both policies
+    forward: str | None = None  # of body and head, of both policies: in ROUNDED_FORWARDS; None: float32
     learning_rate: float | None = None  # None: the setting's
 
 
@@ -83,6 +84,22 @@ CONFIRMATION_SEEDS = range(5, 10)
 # What docs/credit_truth.md found to point at the true credit, on seeds that had no part in finding it
 SIGNED = [Arm("signed_future_kl", signed="future_kl"), Arm("signed_log_ratio", signed="log_ratio")]
 SIGNED_SEEDS = range(10, 18)
+# Does it matter for learning that forwards round? docs/precision.md
+ROUNDED_FORWARDS = ("bfloat16", "4 bits")
+ROUNDED_RATE = 1e-5  # at which log-ratios are of the size of bfloat16's rounding
+ROUNDED = {
+    forward: [
+        replace(
+            arm,
+            name="_".join([arm.name, f"rate_{ROUNDED_RATE:g}", *([forward.replace(" ", "_")] if forward else [])]),
+            learning_rate=ROUNDED_RATE,
+            forward=forward,
+        )
+        for arm in (GRPO, FIPO, SHUFFLED)
+    ]
+    for forward in (None, *ROUNDED_FORWARDS)
+}
+ROUNDED_SEEDS = range(20, 28)
 
 
 def baseline(arm: Arm) -> Arm:
@@ -149,6 +166,12 @@ def signed_runs() -> list[Run]:
     return [Run(SETTINGS[ABLATION_SETTING], arm, seed) for seed in SIGNED_SEEDS for arm in arms]
 
 
+def rounded_runs() -> list[Run]:
+    """Seed by seed."""
+    arms = [arm for arms in ROUNDED.values() for arm in arms]
+    return [Run(SETTINGS[ABLATION_SETTING], arm, seed) for seed in ROUNDED_SEEDS for arm in arms]
+
+
 SERIES = {
     "select": selection_runs,
     "main": main_runs,
@@ -156,4 +179,5 @@ SERIES = {
     "smollm2": smollm2_runs,
     "confirm": confirmation_runs,
     "signed": signed_runs,
+    "rounded": rounded_runs,
 }

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from transformers import LlamaForCausalLM
 
-from experiments.model import Samples, response_logps, sample
+from experiments.model import Samples, response_logps, rounded, sample
 from experiments.protocol import Arm, Run
 from experiments.results import columns
 from experiments.start import supervised_start
@@ -55,8 +55,11 @@ def train(run: Run, watch: Callable[[LlamaForCausalLM, int, Batch], None] | None
         advantages = group_advantages(rewards, setting.group)
         record.start_rollout(samples, rewards)
         order = torch.randperm(len(asked), generator=sampling)
+        if arm.forward is not None:
+            samples = scored_again(model, prompts, samples, order.chunk(arm.updates), arm.forward)
         for update, rows in enumerate(order.chunk(arm.updates)):
-            batch = batch_of(model, prompts, samples, advantages, rows, dtype)
+            with rounded(model, arm.forward):
+                batch = batch_of(model, prompts, samples, advantages, rows, dtype)
             if watch:
                 watch(model, update, batch)
             loss, out = policy_loss(run, batch, shuffling)
@@ -80,6 +83,19 @@ def batch_of(
     width = int(samples.mask[rows].sum(-1).max())
     ids, mask, old_logps = (column[rows, :width] for column in (samples.ids, samples.mask, samples.logps))
     return Batch(response_logps(model, prompts[rows], ids, dtype), old_logps, advantages[rows], mask)
+
+
+@torch.no_grad()
+def scored_again(
+    model: LlamaForCausalLM, prompts: Tensor, samples: Samples, updates: Sequence[Tensor], forward: str
+) -> Samples:
+    """With π_old as the trainer's forward computes it, in the batches of the updates, as engines do."""
+    logps = samples.logps.clone()
+    for rows in updates:
+        width = int(samples.mask[rows].sum(-1).max())
+        with rounded(model, forward):
+            logps[rows, :width] = response_logps(model, prompts[rows], samples.ids[rows, :width], torch.float32)
+    return replace(samples, logps=logps)
 
 
 def policy_loss(run: Run, batch: Batch, generator: torch.Generator) -> tuple[Tensor, FIPOOutput]:

@@ -100,8 +100,8 @@ def target_logps(logits: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
 def rounded(model: LlamaForCausalLM, forward: str | None) -> Iterator[None]:
     """Within it `model` computes in a forward of ROUNDED_FORWARDS; its gradients pass the rounding.
 
-    "bfloat16" is autocast, as TRL's. "4 bits" rounds what each matrix gives to the significant bits of float8_e4m3fn, so
-    that rounding exceeds what updates change, as bfloat16's does in a large model.
+    "bfloat16" is autocast, as TRL's. "4 bits" rounds what each matrix gives to the significant bits of float8_e4m3fn:
+    rounding exceeds what updates change then, as bfloat16's does in a large model.
     """
 
     def round_to_4_bits(_: torch.nn.Module, __: Any, out: Tensor) -> Tensor:

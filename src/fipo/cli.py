@@ -178,11 +178,13 @@ def _analyze(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(result | {"problems": traces.problems}, indent=1, allow_nan=False))
         return 0
-    weight = result["weight"]
+    weight, rounding = result["weight"], ""
+    if result["rounding"]:
+        rounding = f"; rounding moves it by about {result['rounding']['weight']:.2%}"
     print(
         f"{result['tokens']:,} trained tokens of {result['completions']:,} completions: weight {weight['mean']:.4f} on "
         f"average, standard deviation {weight['std']:.4f}; {weight['at_low']:.1%} at the lower bound, "
-        f"{weight['at_high']:.1%} at the upper one. `fipo report` shows the tables, --json all numbers."
+        f"{weight['at_high']:.1%} at the upper one{rounding}. `fipo report` shows the tables, --json all numbers."
     )
     for sentence in [*result["warnings"], *traces.problems]:
         print(f"! {printable(sentence)}")

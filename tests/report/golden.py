@@ -14,6 +14,7 @@ import torch
 from synthetic_traces import trace
 
 from fipo import FIPOParams, fipo_loss, future_kl
+from fipo.core.rounding import future_kl_errors
 from fipo.params import KNOBS
 from fipo.report.pack import pack_json, pack_traces
 from fipo.traces import Trace, TraceSet
@@ -53,6 +54,7 @@ def credit(knobs):
     found = {"knobs": {name: "inf" if value == float("inf") else value for name, value in asdict(params).items()}}
     found |= {"logRatio": log_ratio[0].tolist(), "trained": trained[0].int().tolist()}
     found |= {"advantages": advantages[0].tolist(), "futureKl": future_kl(log_ratio, trained, params)[0].tolist()}
+    found |= {"futureKlErrors": future_kl_errors(trained, 0.25, params)[0].tolist()}
     return found | {"weight": out.weight[0].tolist()}
 
 

@@ -1,13 +1,13 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { contributions, futureKl, participates, recompute } from "../../src/fipo/report/web/model/fipo.js";
+import { contributions, futureKl, futureKlErrors, participates, recompute } from "../../src/fipo/report/web/model/fipo.js";
 import { golden, withInfinity } from "./golden.js";
 
-function assertClose(found, expected, name) {
+function assertClose(found, expected, name, tolerance = 1e-12) {
   assert.equal(found.length, expected.length);
   expected.forEach((value, t) => {
-    assert.ok(Math.abs(found[t] - value) <= 1e-12 * Math.max(1, Math.abs(value)), `${name} ${t}: ${found[t]}, not ${value}`);
+    assert.ok(Math.abs(found[t] - value) <= tolerance * Math.max(1, Math.abs(value)), `${name} ${t}: ${found[t]}, not ${value}`);
   });
 }
 
@@ -19,6 +19,10 @@ for (const { knobs, logRatio, trained, advantages, ...expected } of golden.credi
     const found = recompute(logRatio, trained, (t) => advantages[t], named);
     assertClose(found.futureKl, expected.futureKl, "future_kl");
     assertClose(found.weight, expected.weight, "weight");
+  });
+
+  test(`rounding moves future_kl as fipo expects it under ${about}`, () => {
+    assertClose(futureKlErrors(trained, named, 0.25), expected.futureKlErrors, "error of future_kl", 1e-6); // fipo's are float32
   });
 
   test(`contributions add up to future_kl under ${about}`, () => {

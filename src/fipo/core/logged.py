@@ -35,7 +35,7 @@ FIRST_UPDATE_MEANS: dict[str, Values] = {  # over trained tokens of a rollout's 
 CREDIT_REPORT = "fipo/credit"  # the page about a traced rollout, where a tracker shows pages
 DROPPED_SEQUENCES = "fipo/dropped_sequences"  # the share of sequences whose `TokenCredit.dropped` is true
 
-ROUNDING = "fipo/rounding"  # the mean error of a weight that comes from the precision of the forward
+ROUNDING = "fipo/rounding"  # the mean |error| of a weight that comes from the precision of the forward
 
 NOISE_LIMIT = 0.01  # a mean "fipo/noise_weight_shift" or "fipo/rounding" above this deserves a warning
 
@@ -45,6 +45,14 @@ def noise_warning(shift: float, causes: str = "usual causes are dropout and kern
     return (
         f"Noise floor: at the first update after a rollout log-ratios must be 0, but they move the weights by "
         f"{shift:.1%} on average; {causes}."
+    )
+
+
+def rounding_warning(error: float, remedy: str) -> str:
+    """The warning about a mean "fipo/rounding" of `error`; `remedy` names the engine's setting."""
+    return (
+        f"Rounding: the precision in which log-probs are computed moves the weights by about {error:.1%} on average; "
+        f"{remedy}. `fipo precision` measures a model of yours, docs/precision.md says more."
     )
 
 

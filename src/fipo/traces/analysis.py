@@ -13,7 +13,8 @@ import torch
 
 from fipo.core import future_kl, influence_weights
 from fipo.core.credit import LOG_RATIO_LIMIT
-from fipo.core.logged import NOISE_LIMIT, noise_warning
+from fipo.core.logged import NOISE_LIMIT, noise_warning, rounding_warning
+from fipo.core.rounding import future_kl_errors, weight_shift
 from fipo.errors import DataError
 from fipo.params import FIPOParams
 from fipo.traces.columns import FLAGS
@@ -49,9 +50,10 @@ def analyze(traces: TraceSet) -> dict[str, Any]:
     Returns:
         `tokens`, `completions`; `weight` (mean, std, min, max, deciles, share at each bound); `flags` (share of each);
         `what_if` (share clipped and the weight's standard deviation for decay rates × clip ratios); `noise_floor` (at
-        update 0, where log-ratios must be 0); `parts`, `kinds`, `rollouts` (the weight by part of the response, by kind
-        of token, and that by rollout); `amplified`, `attenuated` (the tokens whose weight is most surely above, below
-        1); `warnings` (sentences).
+        update 0, where log-ratios must be 0); `rounding` (expected from the forward's precision after update 0:
+        the error of a log-ratio, that of a weight, the share of weights that it may put on the other side of 1);
+        `parts`, `kinds`, `rollouts` (the weight by part of the response, by kind of token, and that by rollout);
+        `amplified`, `attenuated` (the tokens whose weight is most surely above, below 1); `warnings` (sentences).
 
     Raises:
         DataError: No trace has log-ratios.
@@ -83,6 +85,7 @@ def analyze(traces: TraceSet) -> dict[str, Any]:
         "flags": {name: float((packed.flags[trained] & bit > 0).mean()) for name, bit in FLAGS.items()},
         "what_if": _what_if(packed, params),
         "noise_floor": {name: float(x[first].mean()) for name, x in noise.items()} if first.any() else None,
+        "rounding": _rounding(packed, params, trained & ~first, traces.log_ratio_error),
     }
     result |= _tables(packed, weight)
     broken = f"{packed.broken} tokens have a log-ratio or weight that is not finite; look for NaN in the log-probs."
@@ -120,6 +123,17 @@ class _Packed:
         log_ratio, advantages = torch.from_numpy(self.log_ratio), torch.from_numpy(self.advantages)
         weight = influence_weights(credit, log_ratio, advantages, params)
         return weight.clamp(max=LARGEST).numpy(), credit.exp().clamp(max=LARGEST).numpy()
+
+
+def _rounding(packed: _Packed, params: FIPOParams, moved: np.ndarray, error: float | None) -> dict[str, float] | None:
+    if error is None or not moved.any():
+        return None
+    future, trained = packed.future_kl(params), torch.from_numpy(packed.trained)
+    columns = torch.from_numpy(packed.log_ratio), torch.from_numpy(packed.advantages)
+    errors = future_kl_errors(trained, error, params, packed.cu_seqlens)
+    shift = weight_shift(future, errors, *columns, params)
+    unsure = (future.abs() < errors).numpy()[moved]
+    return {"log_ratio": error, "weight": float(shift.numpy()[moved].mean()), "unsure": float(unsure.mean())}
 
 
 def _what_if(packed: _Packed, params: FIPOParams) -> list[dict[str, Any]]:
@@ -195,4 +209,6 @@ def _warnings(result: dict[str, Any]) -> list[str]:
     if noise and noise["weight_shift"] > NOISE_LIMIT:
         causes = "look for log-probs of the rollout engine as π_old, rounded logits, dropout, or a temperature mismatch"
         found.append(noise_warning(noise["weight_shift"], causes))
+    if (rounding := result["rounding"]) and rounding["weight"] > NOISE_LIMIT:
+        found.append(rounding_warning(rounding["weight"], "compute them in float16 or float32"))
     return found

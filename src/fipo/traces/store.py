@@ -1,6 +1,7 @@
 """Traces on disk: Parquet files that are whole or absent, with their hyper-parameters in the metadata."""
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,7 @@ from fipo.traces.schema import PER_TOKEN, SCHEMA, SCHEMA_VERSION, Trace
 
 VERSION_KEY, PARAMS_KEY = b"fipo.schema_version", b"fipo.params"
 CONTROL_KEY, UPDATES_KEY = b"fipo.control", b"fipo.updates_per_rollout"
+ROUNDING_KEY = b"fipo.log_ratio_error"
 REQUIRED = ("token_ids", "token_bytes", "trained")
 ROW_GROUP_TOKENS = 2**17  # about 5 MB on disk: the least that can be read of a file
 FLOATS = [f"{name}.list.element" for name, kind in PER_TOKEN.items() if kind == pa.float32()]  # paths inside Parquet
@@ -33,13 +35,15 @@ class TraceSet(Sequence[Trace]):
 
     `control` is the fipo_control or fipo_rule whose weights the loss used in place of FIPO's: `weight` holds these.
     With `updates_per_rollout`, a trace belongs to step rollout · updates_per_rollout + update + 1 of the run's metrics;
-    with 0, as in verl, whose metrics have one step a rollout, to step rollout.
+    with 0, as in verl, whose metrics have one step a rollout, to step rollout. `log_ratio_error` is the expected
+    |error| of a log-ratio in nats, from the precision of the forward; None where that is unknown.
     """
 
     traces: list[Trace] = field(default_factory=list)
     params: FIPOParams | None = None
     control: str | None = None
     updates_per_rollout: int | None = None
+    log_ratio_error: float | None = None
     problems: list[str] = field(default_factory=list)
 
     def __getitem__(self, index: Any) -> Any:
@@ -56,6 +60,7 @@ def write_traces(
     *,
     control: str | None = None,
     updates_per_rollout: int | None = None,
+    log_ratio_error: float | None = None,
 ) -> Path:
     """Writes one Parquet file, whole or not at all, in row groups of about ROW_GROUP_TOKENS tokens; returns its path.
 
@@ -65,9 +70,10 @@ def write_traces(
         params: The hyper-parameters of the weights, for what-if analysis.
         control: The `fipo_control`, the `fipo_rule` or both that gave the loss its weights, if FIPO did not.
         updates_per_rollout: Of the run, 0 if its metrics have one step a rollout: for the report's curves.
+        log_ratio_error: The expected |error| of a log-ratio in nats, as in `fipo.core.rounding`, for the report's band.
     """
-    known = {VERSION_KEY: SCHEMA_VERSION, CONTROL_KEY: control, UPDATES_KEY: updates_per_rollout}
-    known |= {PARAMS_KEY: None if params is None else json.dumps(asdict(params))}
+    known: dict[bytes, Any] = {VERSION_KEY: SCHEMA_VERSION, CONTROL_KEY: control, UPDATES_KEY: updates_per_rollout}
+    known |= {ROUNDING_KEY: log_ratio_error, PARAMS_KEY: None if params is None else json.dumps(asdict(params))}
     schema = SCHEMA.with_metadata({key: str(value) for key, value in known.items() if value is not None})
     with whole_file(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd", **ENCODING) as writer:
         for rows in _row_groups(traces):
@@ -183,6 +189,10 @@ def _read_file(file: Path, first: int, found: TraceSet) -> None:
         )
     updates = updates_per_rollout(file)
     found.updates_per_rollout = found.updates_per_rollout if updates is None else updates
+    if ROUNDING_KEY in metadata:
+        found.log_ratio_error = float(metadata[ROUNDING_KEY])
+        if not 0 <= found.log_ratio_error < math.inf:
+            raise DataError(f"its log_ratio_error is {found.log_ratio_error}, but must be from 0 on; write it again.")
     if params and found.params and params != found.params:
         found.problems.append(f"The traces were made with several settings; what is recomputed takes {params}.")
     found.params = params or found.params

@@ -104,6 +104,7 @@ class TraceWriter:
     ranks: int = 1  # how many do
     updates_per_rollout: int | None = None  # as `write_traces` takes it
     weighting: Weighting | None = None  # what took the place of FIPO's weights
+    log_ratio_error: float | None = None  # as `write_traces` takes it
     takes_folder: bool = True  # the folder is this run's alone, and begins where the run does
     _bytes_of: Callable[[int], bytes] | None = None
     _warned: set[str] = field(default_factory=set)
@@ -121,6 +122,7 @@ class TraceWriter:
             if self.takes_folder and self._lock is None:
                 self._begin(rollout)
             of_run: Any = {"updates_per_rollout": self.updates_per_rollout}
+            of_run |= {"log_ratio_error": self.log_ratio_error}
             of_run |= {"control": None if self.weighting is None else self.weighting.name}
             if rows := list(completions):
                 write_traces(self._traces(rows), self.options.folder / name, self.params, **of_run)

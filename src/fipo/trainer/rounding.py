@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from fipo.core import token_credit
-from fipo.core.logged import NOISE_LIMIT, ROUNDING
+from fipo.core.logged import NOISE_LIMIT, ROUNDING, rounding_warning
+from fipo.core.rounding import log_ratio_error
 from fipo.trainer.credit import Credit
 
 logger = logging.get_logger(__name__)
@@ -21,7 +22,15 @@ logger = logging.get_logger(__name__)
 Scores = tuple[Tensor, Tensor]  # log-probs as the trainer computes them, and in float32 arithmetic
 
 PROBED = 4  # responses of a rank
-HALVES = (torch.bfloat16, torch.float16)
+HALVES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+def forward_error(trainer: Any) -> float:
+    """The expected |error| of a log-ratio in nats; 0 where weights and arithmetic are float32. Logits always are."""
+    dtypes = {HALVES[weight.dtype] for weight in trainer.model.parameters() if weight.dtype in HALVES}
+    if dtypes:
+        return max(log_ratio_error(dtype, "cast", "float32") for dtype in dtypes)
+    return log_ratio_error(trainer.accelerator.mixed_precision, "autocast", "float32")
 
 
 class RoundingProbe:
@@ -39,17 +48,13 @@ class RoundingProbe:
     def __call__(self, credit: Credit) -> None:
         if self.sharded or not credit.training or not self.traces.due(credit.rollout):
             return
-        if credit.micro_batch == 0 and self._computes_in_half():
+        if credit.micro_batch == 0 and forward_error(self.trainer):
             inputs = {name: x[:PROBED] for name, x in credit.inputs.items() if isinstance(x, Tensor) and x.dim()}
             self._probed = credit.rollout, inputs, self._scores(inputs)
         elif self._probed is not None and credit.update == self.trainer.args.updates_per_rollout - 1:
             (rollout, inputs, before), self._probed = self._probed, None
             if rollout == credit.rollout:
                 self._log(inputs, before, self._scores(inputs))
-
-    def _computes_in_half(self) -> bool:
-        half = self.trainer.accelerator.mixed_precision in ("bf16", "fp16")
-        return half or any(weight.dtype in HALVES for weight in self.trainer.model.parameters())
 
     @torch.no_grad()
     def _scores(self, inputs: dict[str, Any]) -> Scores:
@@ -76,10 +81,13 @@ class RoundingProbe:
         trainer._metrics["train"][ROUNDING].append(error)
         if error > NOISE_LIMIT and not self._warned:
             self._warned = True
-            logger.warning(
-                f"Rounding: the forward's precision moves weights by {error:.1%} on average at a rollout's end. "
-                "Compute in float16 (dtype: float32, fp16: true) or float32 (dtype: float32, bf16: false)."
-            )
+            logger.warning(rounding_warning(error, remedy(trainer.accelerator.mixed_precision)))
+
+
+def remedy(mixed_precision: str) -> str:
+    """What to set instead of this."""
+    exact = "set dtype to float32, bf16 and fp16 to false"
+    return exact if mixed_precision == "fp16" else f"set dtype to float32 and fp16 to true, or {exact}"
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from fipo.traces.tokens import byte_decoder
 from fipo.traces.writer import Completion, TraceOptions, TraceWriter
 from fipo.trainer.config import FIPOConfig
 from fipo.trainer.credit import Credit
+from fipo.trainer.rounding import forward_error
 
 logger = logging.get_logger(__name__)
 
@@ -40,6 +41,7 @@ class TracedRollouts(TrainerCallback):
             rank=trainer.accelerator.process_index,
             updates_per_rollout=self.config.updates_per_rollout,
             weighting=self.config.weighting,
+            log_ratio_error=forward_error(trainer),
             takes_folder=False,  # whoever starts the run looks after its folder
         )
 

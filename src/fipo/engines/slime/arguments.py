@@ -6,6 +6,8 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
+from fipo.core.logged import NOISE_LIMIT, rounding_warning
+from fipo.core.rounding import log_ratio_error, weight_error
 from fipo.core.rules import CONTROL_HELP, CONTROLS, RULE_HELP, Weighting
 from fipo.errors import InvalidParameterError
 from fipo.params import KNOBS, PRESETS, FIPOParams
@@ -14,11 +16,16 @@ from fipo.traces.writer import TRACE_SETTINGS, TraceOptions
 logger = logging.getLogger(__name__)
 
 LOSS_PATH = "fipo.engines.slime.fipo_loss_function"
-OF_THE_HOOKS = ("update_index", "next_hook_path", "next_postprocess_path")  # what they keep in the namespace, as fipo_…
+OF_THE_HOOKS = (
+    "update_index",
+    "next_hook_path",
+    "next_postprocess_path",
+    "log_ratio_error",
+)  # what they keep in the namespace, as fipo_…
 OTHER_LOSSES = ("gspo", "cispo")  # advantage estimators that in slime stand for a policy loss of their own
 SETTINGS = ("preset", *KNOBS, "rule", "control", *TRACE_SETTINGS)
 NO_EFFECT = ("chunk_size",)  # of pull request 1801, whose command lines still name it
-_told: set[str] = set()  # estimators that were warned about in this process
+_told: set[str] = set()  # what this process was warned of
 
 
 def flag_of(name: str) -> str:
@@ -118,6 +125,11 @@ def check_arguments(args: argparse.Namespace) -> FIPOParams:
             f"--qkv-format is {qkv_format}, but FIPO's loss knows packed sequences alone; set it to thd."
         )
     _refuse_a_no_op(args)
+    if getattr(args, "fp16", None) is False and "bf16" not in _told:  # slime's default
+        _told.add("bf16")
+        error = weight_error(log_ratio_error("bf16", "cast", "rounded"), params)
+        if error > NOISE_LIMIT:
+            logger.warning(rounding_warning(error, "pass --fp16, an eighth of that"))
     return params
 
 

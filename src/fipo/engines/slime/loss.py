@@ -19,6 +19,7 @@ from fipo.core import logged
 from fipo.core.context_parallel import context_parallel_token_credit
 from fipo.core.credit import TokenCredit, engine_inputs, token_credit
 from fipo.core.layout import spread
+from fipo.core.rounding import log_ratio_error, weight_errors
 from fipo.engines.slime.arguments import check_arguments, params_of, weighting_of
 from fipo.engines.slime.contract import home_of, on_miles, slime_function
 from fipo.engines.slime.hooks import WARNINGS, may_be_first_update
@@ -58,6 +59,8 @@ def fipo_loss_function(
     scores = scored[1] if isinstance(scored, tuple) else scored  # miles gives them alone
     log_probs, entropy = ([values.detach() for values in scores[name]] for name in ("log_probs", "entropy"))
     credit = credit_of(args, batch, log_probs, entropy)
+    if not hasattr(args, "fipo_log_ratio_error"):  # looked at once: an accelerator would be waited for
+        args.fipo_log_ratio_error = _log_ratio_error(args, logits)
     known = {"logps": log_probs, "old_logps": old, "advantages": batch["advantages"], "entropy": entropy}
     if batch.get("rollout_log_probs") and not args.use_rollout_logprobs:
         known["rollout_logps"] = batch["rollout_log_probs"]
@@ -73,7 +76,11 @@ def fipo_loss_function(
             Namespace(**vars(args) | {"eps_clip_c": dual_clip}), weighed, logits, sum_of_sample_mean
         )
     WARNINGS.see(credit, trained, args)
-    return loss, metrics | _credit_metrics(args, credit, trained, lengths, sum_of_sample_mean)
+    of_rounding = weight_errors(
+        credit, columns["advantages"], trained, args.fipo_log_ratio_error, params, _boundaries(lengths, trained)
+    )
+    found = {logged.ROUNDING: sum_of_sample_mean(of_rounding)}
+    return loss, metrics | found | _credit_metrics(args, credit, trained, lengths, sum_of_sample_mean)
 
 
 @torch.no_grad()
@@ -105,6 +112,13 @@ def credit_of(
     responses = whole_responses(batch, range(len(lengths)), columns, lengths)
     own = [response.pop("weight") for response in responses]
     return weighting.put(credit, _here(batch, weighting.of_responses(own, responses, batch["unconcat_tokens"])))
+
+
+def _log_ratio_error(args: Namespace, logits: Tensor) -> float:
+    """Expected of the forward: by its dtype, and by whether the logits are numbers of it."""
+    dtype, row = (torch.float16 if getattr(args, "fp16", False) else torch.bfloat16), logits.detach()[0, :1]
+    rounded = torch.equal(row, row.to(dtype).to(row.dtype))
+    return log_ratio_error(str(dtype).removeprefix("torch."), "cast", "rounded" if rounded else "float32")
 
 
 def _boundaries(lengths: list[int], like: Tensor) -> Tensor:

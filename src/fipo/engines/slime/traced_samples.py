@@ -94,6 +94,7 @@ class Traces:
             if self.writer is None:
                 how: Any = {"options": options, "tokenizer": args.hf_checkpoint, "params": params_of(args)}
                 how |= {"rank": mpu.get_data_parallel_rank(), "ranks": mpu.get_data_parallel_world_size()}
+                how |= {"log_ratio_error": args.fipo_log_ratio_error}
                 self.writer = TraceWriter(**how, weighting=weighting_of(args))
             dropped = credit.dropped.tolist()
             rows = (self._completion(batch, row, groups[row], whole[row], dropped[row]) for row in chosen)

@@ -67,7 +67,7 @@ class FIPOPolicyLossConfig(PolicyLossConfig):
         if config is not None:
             guard.check_updates(config)
             guard.warn_of_foreign_old_policy(config)
-            self.params(config.actor_rollout_ref.actor.clip_ratio_c)
+            guard.warn_of_rounding(config, self.params(config.actor_rollout_ref.actor.clip_ratio_c))
 
     def params(self, clip_ratio_c: float) -> FIPOParams:
         """The hyper-parameters with verl's `actor.clip_ratio_c` as the dual clip."""

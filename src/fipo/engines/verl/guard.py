@@ -13,9 +13,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from fipo.core.credit import TokenCredit
+from fipo.core.logged import NOISE_LIMIT, rounding_warning
+from fipo.core.rounding import log_ratio_error, weight_error
 from fipo.engines.verl.contract import release
 from fipo.engines.verl.metrics import rows_of_an_update
 from fipo.errors import InvalidParameterError
+from fipo.params import FIPOParams
 
 REMEDY = (
     "make data.train_batch_size at least twice actor_rollout_ref.actor.ppo_mini_batch_size (the paper: 512 and 64), or "
@@ -59,6 +62,25 @@ def warn_of_foreign_old_policy(config: DictConfig) -> None:
             "between engines counts as drift in every weight; set it to False, so that the trainer recomputes π_old.",
             stacklevel=2,
         )
+
+
+def forward_error(actor: Any) -> float:
+    """The expected |error| of a log-ratio in nats: FSDP and Megatron round weights and sums, verl's heads the logits.
+    `actor` is verl's ActorConfig, or what Hydra composed for it."""
+    of_fsdp = (actor.get("fsdp_config") or {}).get("mixed_precision") or {}
+    megatron = actor.get("megatron") or {"dtype": of_fsdp.get("param_dtype", "bf16")}
+    return log_ratio_error(megatron["dtype"], "cast", "rounded")
+
+
+def warn_of_rounding(config: DictConfig, params: FIPOParams) -> None:
+    """Where the forward is bfloat16, verl's default, whose rounding is larger than what updates change."""
+    found, actor = forward_error(config.actor_rollout_ref.actor), "actor_rollout_ref.actor"
+    error = weight_error(found, params)
+    if found == log_ratio_error("bfloat16", "cast", "rounded") and error > NOISE_LIMIT:
+        fsdp = f"+{actor}.fsdp_config.mixed_precision.param_dtype=float16"
+        name = f"{actor}.megatron.dtype=float16" if "megatron" in config.actor_rollout_ref.actor else fsdp
+        remedy = f"add {name} and actor_rollout_ref.rollout.dtype=float16, an eighth of that"
+        warnings.warn(rounding_warning(error, remedy), stacklevel=2)
 
 
 def refuse_lost_gradients(config: Any) -> None:

@@ -7,9 +7,10 @@ from torch import Tensor
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, compute_policy_loss_vanilla, register_policy_loss
 
 from fipo.core.credit import engine_inputs, token_credit
+from fipo.core.rounding import weight_errors
 from fipo.engines.verl.config import FIPOPolicyLossConfig
 from fipo.engines.verl.contract import NAME, check_owner
-from fipo.engines.verl.guard import OneUpdateWatch, refuse_lost_gradients
+from fipo.engines.verl.guard import OneUpdateWatch, forward_error, refuse_lost_gradients
 from fipo.engines.verl.metrics import metrics_of
 from fipo.engines.verl.traced_rows import Traces
 from fipo.errors import InvalidParameterError
@@ -60,7 +61,8 @@ def fipo_policy_loss(
     mask, logps = response_mask.bool(), log_prob.detach()
     rejected = None if rollout_is_weights is None else rollout_is_weights == 0
     known = {"logps": logps, "old_logps": old_log_prob, "advantages": advantages, "loss_mask": mask}
-    credit = token_credit(**known, params=settings.params(config.clip_ratio_c), rejected=rejected)
+    params = settings.params(config.clip_ratio_c)
+    credit = token_credit(**known, params=params, rejected=rejected)
     if settings.weighting is not None:
         fixed = (old[here] for old, here in zip(old_log_prob, mask, strict=True))
         credit = settings.weighting.of_rows(credit, known, fixed)
@@ -78,4 +80,5 @@ def fipo_policy_loss(
     )
     if not mask.any():  # where verl counts the tokens of this micro-batch alone, the mean would be 0/0
         loss = torch.where(mask, log_prob, 0).sum()
-    return loss, metrics | metrics_of(credit, mask, config)
+    rounding = weight_errors(credit, advantages, mask, forward_error(config), params)
+    return loss, metrics | metrics_of(credit, rounding, mask, config)

@@ -19,24 +19,24 @@ except ImportError:  # verl 0.7.0
     Metric = None
 
 
-def metrics_of(credit: TokenCredit, mask: Tensor, config: Any) -> dict[str, Any]:
+def metrics_of(credit: TokenCredit, rounding: Tensor, mask: Tensor, config: Any) -> dict[str, Any]:
     """One micro-batch's metrics by name: token means, and of rows the share that is dropped.
 
     Args:
         credit: Of the micro-batch, (B, T).
+        rounding: (B, T) what rounding does to weights, from `fipo.core.rounding.weight_errors`.
         mask: (B, T) bool, the trained tokens.
         config: verl's ActorConfig, whose global_batch_info counts the update's tokens and rows over all ranks. Workers
             of verl 0.7 that count per micro-batch leave it empty; they get this micro-batch's own numbers, as of verl's
             own losses.
     """
-    means = logged.TOKEN_MEANS.values()
-    of_tokens = torch.stack([torch.where(mask, of(credit), 0).sum(-1, dtype=torch.float32) for of in means])
+    values = {name: of(credit) for name, of in logged.TOKEN_MEANS.items()} | {logged.ROUNDING: rounding}
+    of_tokens = torch.stack([torch.where(mask, value, 0).sum(-1, dtype=torch.float32) for value in values.values()])
     rows, tokens = (config.global_batch_info.get(name) for name in ("global_batch_size", "batch_num_tokens"))
     known = Metric is not None and rows and tokens
     of_tokens *= rows / tokens if known else len(mask) / mask.sum().clamp(min=1)
     of_rows = torch.stack([*of_tokens, credit.dropped.float()]).tolist()
-    names = (*logged.TOKEN_MEANS, logged.DROPPED_SEQUENCES)
-    found = dict(zip(names, of_rows, strict=True))
+    found = dict(zip((*values, logged.DROPPED_SEQUENCES), of_rows, strict=True))
     if any(found["fipo/non_finite"]):
         logged.warn_of_non_finite()
     if not known:

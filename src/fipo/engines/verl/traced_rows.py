@@ -18,6 +18,7 @@ from verl.utils import tensordict_utils
 from verl.workers.utils import losses
 
 from fipo.core.credit import TokenCredit
+from fipo.engines.verl.guard import forward_error
 from fipo.engines.verl.metrics import rows_of_an_update
 from fipo.errors import FIPOError
 from fipo.traces.columns import trace_columns
@@ -96,7 +97,7 @@ class Traces:
             tokenizer = next((found for name in names if (found := getattr(model, name, None))), None)
             how: Any = {"params": settings.params(config.clip_ratio_c), "weighting": settings.weighting}
             how |= {"options": options, "tokenizer": tokenizer, "rank": rank, "ranks": ranks, "updates_per_rollout": 0}
-            self.writer = TraceWriter(**how)
+            self.writer = TraceWriter(**how, log_ratio_error=forward_error(config))
         self.writer.write(self.rollout, step, completions)
 
     def _micro_batch_of(self, log_prob: Tensor) -> tuple[Any, Tensor | None]:

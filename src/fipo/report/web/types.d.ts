@@ -159,6 +159,7 @@ export interface Analysis {
   flags: Record<string, number>; // share of tokens
   what_if: { decay_rate: number | string; clip_ratio: number; std: number; at_low: number; at_high: number }[];
   noise_floor: { log_ratio: number; weight_shift: number } | null;
+  rounding: { log_ratio: number; weight: number; unsure: number } | null; // expected from the forward's precision
   parts: (Weights & { part: number })[]; // of the response
   kinds: (Weights & { kind: string })[];
   rollouts: (Weights & { kind: string; run: string; rollout: number })[];

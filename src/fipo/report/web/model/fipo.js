@@ -46,6 +46,15 @@ export function futureKl(logRatios, trained, knobs) {
 }
 
 /**
+ * By how much future_kl is off on average where log-ratios are off by `error`, as fipo.core.rounding expects it.
+ * @type {(trained: Numbers, knobs: Knobs, error: number) => Float64Array}
+ */
+export function futureKlErrors(trained, knobs, error) {
+  const ofSquares = { ...knobs, decay_rate: knobs.decay_rate / 2, dual_clip_c: Infinity };
+  return futureKl(Float64Array.from(trained, Number), trained, ofSquares).map((sum) => error * Math.sqrt(sum));
+}
+
+/**
  * exp(future_kl) between the bounds: the weight before the safety rule.
  * @type {(credit: number, knobs: Knobs) => number}
  */

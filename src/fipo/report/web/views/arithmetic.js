@@ -5,7 +5,7 @@ import { formatCount, formatHex, formatNumber } from "../format.js";
 import { isRecorded } from "../model/channels.js";
 import { creditOf, flagsOf, isControlled, knobsOf } from "../model/credit.js";
 import {
-  clippedWeight, contributions, gammaOf, isRisky, LOG_RATIO_LIMIT, participates, weightHigh, weightLow,
+  clippedWeight, contributions, futureKlErrors, gammaOf, isRisky, LOG_RATIO_LIMIT, participates, weightHigh, weightLow,
 } from "../model/fipo.js";
 import { advantageAt, isMeasured, piecesOf, tokenBytes } from "../model/traces.js";
 import { report } from "../state.js";
@@ -107,8 +107,19 @@ function weightLines(trace, t, moved) {
     [`clip to [${formatNumber(weightLow(knobs))}, ${formatNumber(weightHigh(knobs))}]`, formatNumber(clippedWeight(futureKl[t], knobs))],
     ["safety rule", safetyLine(trace, t, knobs, clippedWeight(futureKl[t], knobs), fipo[t])],
     ...used,
+    ...roundingLine(trace, t, knobs, futureKl[t]),
     ["advantage × weight", `${formatNumber(advantage)} × ${formatNumber(weight[t])} = ${formatNumber(advantage * weight[t])}`],
   ];
+}
+
+/** What the weight may be apart from rounding. @type {(trace: MeasuredTrace, t: number, knobs: Knobs, futureKl: number) => Line[]} */
+function roundingLine(trace, t, knobs, futureKl) {
+  const { analysis } = trace.made;
+  const error = "rounding" in analysis && trace.facts.update !== 0 ? analysis.rounding?.log_ratio ?? 0 : 0;
+  if (!error) return [];
+  const off = futureKlErrors(trace.trained, knobs, error)[t];
+  const [low, high] = [-off, off].map((shift) => formatNumber(clippedWeight(futureKl + shift, knobs)));
+  return [["rounding", `future_kl is off by about ${formatNumber(off, 2)}, so the weight is one of ${low} to ${high}`]];
 }
 
 /** @type {(trace: MeasuredTrace, t: number, knobs: Knobs, clipped: number, weight: number) => string} */

@@ -34,11 +34,11 @@ const warningsOf = ({ label, analysis }, _, sets) =>
 
 /** A row a run. @type {(analyses: { label: string, analysis: Analysis }[]) => HTMLElement} */
 function weightTable(analyses) {
-  const names = ["mean", "std", "min", "median", "max", "below low bound", "above high bound", "safety_capped", "outside", "noise floor"];
-  return makeTable(["run", "tokens", ...names], analyses.map(({ label, analysis: { tokens, weight, flags, noise_floor } }) => [
+  const names = ["mean", "std", "min", "median", "max", "below low bound", "above high bound", "safety_capped", "outside", "noise floor", "rounding"];
+  return makeTable(["run", "tokens", ...names], analyses.map(({ label, analysis: { tokens, weight, flags, noise_floor, rounding } }) => [
     decodeString(label), formatCount(tokens),
     ...[weight.mean, weight.std, weight.min, weight.deciles[5], weight.max].map((value) => formatNumber(value, 4)),
-    ...[weight.at_low, weight.at_high, flags.safety_capped, flags.outside, noise_floor?.weight_shift ?? NaN].map(formatPercent),
+    ...[weight.at_low, weight.at_high, flags.safety_capped, flags.outside, noise_floor?.weight_shift ?? NaN, rounding?.weight ?? NaN].map(formatPercent),
   ]));
 }
 

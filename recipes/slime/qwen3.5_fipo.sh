@@ -20,6 +20,7 @@ SEED=${SEED:-0}                          # of data, rollouts and training; arms 
 RUN_NAME=${RUN_NAME:-Qwen3.5-${MODEL_SIZE}-${ARM}-s${SEED}}  # names the run in W&B and its checkpoints
 SAVE_DIR=${SAVE_DIR:-${HF_CHECKPOINT:-}-${RUN_NAME}}     # checkpoints; a run goes on from the last one it finds here
 TORCH_DIST=${TORCH_DIST:-${HF_CHECKPOINT:-}_torch_dist}  # the model in Megatron's format; made when it is not there
+PRECISION=${PRECISION:-float16}          # or bfloat16, whose rounding is larger than what updates change: docs/precision.md
 NUM_ROLLOUT=${NUM_ROLLOUT:-500}          # rollouts of 32 prompts: about one epoch
 RM_TYPE=${RM_TYPE:-math}                 # slime's reward; math reads \boxed{}, deepscaler wants </think> first
 WANDB_PROJECT=${WANDB_PROJECT-fipo}      # empty: no W&B; its key is WANDB_API_KEY where Ray was started
@@ -130,6 +131,13 @@ SEED_ARGS=(
    --rollout-seed "${SEED}"
 )
 
+PRECISION_ARGS=()  # slime's default is bfloat16
+case "${PRECISION}" in
+   float16) PRECISION_ARGS=(--fp16 --sglang-dtype float16) ;;
+   bfloat16) ;;
+   *) stop "PRECISION is ${PRECISION}, but must be float16 or bfloat16." ;;
+esac
+
 SGLANG_ARGS=(
    --rollout-num-gpus-per-engine "${GPUS_PER_ENGINE}"
    --sglang-mem-fraction-static "${SGLANG_MEMORY}"
@@ -198,6 +206,7 @@ submit() {  # slime's flags, which win over the ones above
       "${SEED_ARGS[@]}" \
       "${WANDB_ARGS[@]}" \
       "${SGLANG_ARGS[@]}" \
+      "${PRECISION_ARGS[@]}" \
       "${MISC_ARGS[@]}" \
       "${LOSS_ARGS[@]}" \
       "$@"

@@ -13,6 +13,7 @@ SEED=${SEED:-0}                          # of data, rollouts and mini-batches; a
 DRY_RUN=${DRY_RUN:-0}                    # 1: print the command and run nothing
 RUN_NAME=${RUN_NAME:-${MODEL}-${ARM}-s${SEED}}  # names the run in W&B and its checkpoints
 SAVE_DIR=${SAVE_DIR:-${HF_CHECKPOINT:-}-${RUN_NAME}}  # checkpoints; a run goes on from the last one it finds here
+PRECISION=${PRECISION:-float16}          # or bfloat16, whose rounding is larger than what updates change: docs/precision.md
 LOGGER=${LOGGER:-[console,wandb]}        # verl's loggers. W&B's key is WANDB_API_KEY where Ray was started
 
 # The machines. Start Ray on them, and install fipo on each.
@@ -101,6 +102,11 @@ ROLLOUT_ARGS=(
    "${ROLLOUT}.val_kwargs.n=1"   # the data repeats every problem 32 times
 )
 
+PRECISION_ARGS=(
+   "+${ACTOR}.fsdp_config.mixed_precision.param_dtype=${PRECISION}"
+   "${ROLLOUT}.dtype=${PRECISION}"
+)
+
 SEED_ARGS=(
    data.seed="${SEED}"
    "${ROLLOUT}.seed=${SEED}"
@@ -140,6 +146,7 @@ submit() {  # verl's overrides, which win over the ones above
       "${ALGORITHM_ARGS[@]}" \
       "${ACTOR_ARGS[@]}" \
       "${ROLLOUT_ARGS[@]}" \
+      "${PRECISION_ARGS[@]}" \
       "${SEED_ARGS[@]}" \
       "${TRAINER_ARGS[@]}" \
       "${MODEL_ARGS[@]}" \

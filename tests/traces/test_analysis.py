@@ -44,6 +44,19 @@ def test_the_noise_floor_is_of_update_zero():
     assert analyze(traces([[0.01] * 100]))["noise_floor"] is None
 
 
+def test_rounding_is_told_where_the_forward_is_known():
+    still, moved = [0.0] * 100, [0.001, -0.001] * 50
+    rows = traces([still, moved, [0.1] * 100], updates=[0, 1, 1])
+    assert analyze(rows)["rounding"] is None
+    rows.log_ratio_error = 0.044
+    found = analyze(rows)
+    assert 0.05 < found["rounding"]["weight"] < 0.15 and 0.4 < found["rounding"]["unsure"] < 0.6  # all of `moved`
+    assert any(warning.startswith("Rounding: the precision in which") for warning in found["warnings"])
+    rows.log_ratio_error = 0.0
+    assert analyze(rows)["rounding"] == {"log_ratio": 0.0, "weight": 0.0, "unsure": 0.0}
+    assert analyze(traces([still], updates=[0]))["rounding"] is None
+
+
 def test_every_trained_token_is_in_each_table_once():
     rows = traces([np.linspace(-0.1, 0.1, 12)] * 2)
     rows[0].token_bytes = [b" Wait", b"42", b" *", b"),", b"\n", b"so"] * 2

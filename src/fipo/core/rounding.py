@@ -43,19 +43,13 @@ def future_kl_errors(trained: Tensor, error: float, params: FIPOParams, cu_seqle
 
 @torch.no_grad()
 def weight_errors(
-    credit: TokenCredit,
-    advantages: Tensor,
-    trained: Tensor,
-    error: float,
-    params: FIPOParams,
-    cu_seqlens: Tensor | None = None,
+    credit: TokenCredit, advantages: Tensor, trained: Tensor, moved: Tensor, params: FIPOParams
 ) -> Tensor:
-    """The expected |error| of FIPO's weight at every token, like `trained`; `advantages` as for `influence_weights`.
+    """The expected |error| of FIPO's weight at every token, like `trained`, where future_kl is off by `moved`.
 
-    It is 0 where every log-ratio is: before a rollout's first update π_θ rounds as π_old did. A sequence that is split
-    over ranks counts only with its part here.
+    It is 0 where every log-ratio is: before a rollout's first update π_θ rounds as π_old did. `advantages` are as for
+    `influence_weights`, `moved` is of `future_kl_errors`.
     """
-    moved = future_kl_errors(trained, error, params, cu_seqlens)
     shift = weight_shift(credit.future_kl, moved, credit.log_ratio, advantages, params)
     return torch.where(trained & (credit.log_ratio != 0).any(), shift, 0)
 

@@ -42,6 +42,16 @@ def test_other_losses_of_slime_are_told(caplog, monkeypatch):
     assert "slime's own gspo loss gets the weighed advantages" in record.message
 
 
+def test_bfloat16_is_told(caplog, monkeypatch):
+    monkeypatch.setattr(arguments, "_told", set())
+    check_arguments(namespace(fp16=True))
+    assert not caplog.records
+    for _ in range(2):
+        check_arguments(namespace(fp16=False))
+    (record,) = caplog.records
+    assert "moves the weights by about 14" in record.message and "pass --fp16" in record.message
+
+
 def test_yaml_numbers():
     given = {"fipo_decay_rate": "1e2", "fipo_safety_thresh": 3, "fipo_clip_high_only": True}
     assert params_of(Namespace(**given)) == FIPOParams(decay_rate=100.0, safety_thresh=3.0, clip_high_only=True)

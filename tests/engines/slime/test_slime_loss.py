@@ -18,7 +18,7 @@ from support.one_truth import DROPPED, PARAMS
 from torch.nn.utils.rnn import pad_sequence
 
 from fipo import token_credit
-from fipo.core.logged import DROPPED_SEQUENCES, FIRST_UPDATE_MEANS, TOKEN_MEANS
+from fipo.core.logged import DROPPED_SEQUENCES, FIRST_UPDATE_MEANS, ROUNDING, TOKEN_MEANS
 from fipo.traces import read_traces
 
 pytestmark = pytest.mark.beside
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.beside
 SPLITS = [split for splits in cases.SPLITS.values() for split in splits]
 LAYOUTS = [split for split in SPLITS if split in ("whole", "cp2", "cp2_allgather", "cp4")]
 OTHER_WEIGHTS = ("uniform", "none", "no_bounds", "rule", "shuffled_rule")  # than FIPO's
-NAMES = [*TOKEN_MEANS, DROPPED_SEQUENCES, *FIRST_UPDATE_MEANS]
+NAMES = [*TOKEN_MEANS, DROPPED_SEQUENCES, *FIRST_UPDATE_MEANS, ROUNDING]
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +112,7 @@ def test_metrics_are_means_as_slime_means(runs):
     metrics = runs["whole", "plain", "fipo"]["metrics"]
     assert metrics["fipo/weight_mean"] == pytest.approx(mean, abs=1e-6)
     assert metrics[DROPPED_SEQUENCES] == pytest.approx(1 / 5)
+    assert metrics[ROUNDING] > 0.01  # slime's default is bfloat16
     share = runs["whole", "per_token", "fipo"]["metrics"][DROPPED_SEQUENCES]
     assert share == pytest.approx(tokens[DROPPED] / sum(tokens))
 

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import warnings
 from contextlib import nullcontext
 from functools import partial
 
@@ -94,6 +95,17 @@ def test_the_driver_warns_where_the_rollout_engine_gives_the_old_policy(more, dr
     FIPOPolicyLossConfig()
     driver(*BATCH, more, "++algorithm.rollout_correction.bypass_mode=True")
     with pytest.warns(match="bypass_mode"):
+        FIPOPolicyLossConfig()
+
+
+def test_the_driver_warns_of_bfloat16(driver):
+    batch = ("data.train_batch_size=128", *BATCH[1:])
+    driver(*batch)
+    with pytest.warns(match=r"by about 14\..%.*add \+actor.*fsdp_config.mixed_precision.param_dtype=float16"):
+        FIPOPolicyLossConfig()
+    driver(*batch, f"+{ACTOR}.fsdp_config.mixed_precision.param_dtype=float16")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         FIPOPolicyLossConfig()
 
 

@@ -11,7 +11,8 @@ from verl.utils.experimental.torch_functional import FusedLinearForPPO
 from verl.workers.config import FSDPActorConfig
 
 from fipo import FIPOParams, InvalidParameterError, token_credit
-from fipo.core.logged import TOKEN_MEANS
+from fipo.core.logged import ROUNDING, TOKEN_MEANS
+from fipo.core.rounding import future_kl_errors, weight_errors
 from fipo.engines.verl import FIPOPolicyLossConfig, contract
 from fipo.engines.verl import loss as plugin
 from fipo.engines.verl.guard import WATCHED_UPDATES, OneUpdateWatch
@@ -22,7 +23,7 @@ MODES = ["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-to
 if contract.release() >= (0, 9):
     MODES.append("token-sum")
 METRICS = {"actor/pg_clipfrac", "actor/pg_clipfrac_lower", "actor/ppo_kl", "fipo/dropped_sequences"}
-METRICS |= {*TOKEN_MEANS}
+METRICS |= {*TOKEN_MEANS, ROUNDING}
 PADDING, SHAPE = one_truth.ROWS, (one_truth.ROWS + 1, one_truth.TOKENS)  # the row of padding is the last
 COLUMNS = ("log_prob", "old_log_prob", "advantages", "response_mask")
 
@@ -108,6 +109,10 @@ def test_fipos_metrics_are_exact_over_micro_batches():
     credit = token_credit(*(batch[name] for name in COLUMNS), FIPOParams())
     expected = {name: of(credit)[mask].double().mean().item() for name, of in TOKEN_MEANS.items()}
     expected["fipo/dropped_sequences"] = 1 / 7
+    moved = future_kl_errors(mask, 0.044, FIPOParams())  # in bfloat16, verl's default
+    rounding = weight_errors(credit, batch["advantages"], mask, moved, FIPOParams())
+    expected[ROUNDING] = rounding[mask].double().mean().item()
+    assert expected[ROUNDING] > 0.01
     parts = [call("fipo", config, part_of(batch, rows))[2] for rows in ([0], [PADDING], [2, 3], [1, 4, 5])]
     for name, value in expected.items():
         found = [part[name] for part in parts]

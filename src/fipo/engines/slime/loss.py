@@ -19,7 +19,7 @@ from fipo.core import logged
 from fipo.core.context_parallel import context_parallel_token_credit
 from fipo.core.credit import TokenCredit, engine_inputs, token_credit
 from fipo.core.layout import spread
-from fipo.core.rounding import log_ratio_error, weight_errors
+from fipo.core.rounding import future_kl_errors, log_ratio_error, weight_errors
 from fipo.engines.slime.arguments import check_arguments, params_of, weighting_of
 from fipo.engines.slime.contract import home_of, on_miles, slime_function
 from fipo.engines.slime.hooks import WARNINGS, may_be_first_update
@@ -76,11 +76,9 @@ def fipo_loss_function(
             Namespace(**vars(args) | {"eps_clip_c": dual_clip}), weighed, logits, sum_of_sample_mean
         )
     WARNINGS.see(credit, trained, args)
-    of_rounding = weight_errors(
-        credit, columns["advantages"], trained, args.fipo_log_ratio_error, params, _boundaries(lengths, trained)
-    )
-    found = {logged.ROUNDING: sum_of_sample_mean(of_rounding)}
-    return loss, metrics | found | _credit_metrics(args, credit, trained, lengths, sum_of_sample_mean)
+    of_rounding = weight_errors(credit, columns["advantages"], trained, _future_kl_errors(args, batch), params)
+    of_credit = _credit_metrics(args, credit, trained, lengths, sum_of_sample_mean)
+    return loss, metrics | of_credit | {logged.ROUNDING: sum_of_sample_mean(of_rounding)}
 
 
 @torch.no_grad()
@@ -119,6 +117,14 @@ def _log_ratio_error(args: Namespace, logits: Tensor) -> float:
     dtype, row = (torch.float16 if getattr(args, "fp16", False) else torch.bfloat16), logits.detach()[0, :1]
     rounded = torch.equal(row, row.to(dtype).to(row.dtype))
     return log_ratio_error(str(dtype).removeprefix("torch."), "cast", "rounded" if rounded else "float32")
+
+
+def _future_kl_errors(args: Namespace, batch: Batch) -> Tensor:
+    """(N,) of this rank, from the whole responses' masks."""
+    masks = torch.cat(batch["loss_masks"]).bool()
+    cu_seqlens = _boundaries(batch["response_lengths"], masks)
+    errors = future_kl_errors(masks, args.fipo_log_ratio_error, params_of(args), cu_seqlens)
+    return _here(batch, list(errors.split([int(length) for length in batch["response_lengths"]])))
 
 
 def _boundaries(lengths: list[int], like: Tensor) -> Tensor:

@@ -187,6 +187,27 @@ def test_half_precision_inputs_are_multiplied_exactly(dtype, autocast, frozen):
         assert error < max(1e-6, torch.finfo(dtype if halves else gradient.dtype).eps), name
 
 
+def test_float16_neither_overflows_nor_underflows():
+    """Logits beyond 65504, and gradients below 6e-8 times the 2^16 of a gradient scaler."""
+    inputs = make(torch.float16, ())
+    with torch.no_grad():
+        inputs["hidden"] *= 2.0**10
+        inputs["lm_head_weight"] *= 2.0**10
+    inputs["bias"], inputs["temperature"] = None, 2.0**19
+    exact = {name: x.detach().double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+             for name, x in inputs.items()}  # fmt: skip
+    exact |= {name: exact[name].requires_grad_() for name in LEAVES if exact[name] is not None}
+    assert (exact["hidden"].flatten(0, -2) @ exact["lm_head_weight"].T).abs().max() > 65504
+    found, expected = head_logps(**inputs), plain(**exact)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, check_dtype=False)
+    (1e-5 * 2.0**16 * found[0].sum()).backward()
+    (1e-5 * expected[0].sum()).backward()
+    assert exact["hidden"].grad.abs().median() < 6e-8
+    for name in ("hidden", "lm_head_weight"):
+        gradient, wanted = inputs[name].grad.double() / 2.0**16, exact[name].grad
+        assert (gradient - wanted).norm() / wanted.norm() < 2e-3, name
+
+
 class Largest(TorchDispatchMode):
     """The most elements that any operation's result had, the weight's own shape aside."""
 

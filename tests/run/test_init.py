@@ -54,7 +54,7 @@ def test_on_a_gpu(folder, monkeypatch):
     recipe = written("rg:chain_sum")
     assert recipe["per_device_train_batch_size"] * recipe["steps_per_generation"] == 64 * recipe["num_generations"]
     assert recipe["steps_per_generation"] // recipe["gradient_accumulation_steps"] == 8
-    assert recipe["bf16"] is True and "use_cpu" not in recipe
+    assert recipe["fp16"] is True and "use_cpu" not in recipe
 
 
 def test_mistakes(folder, capsys):

@@ -77,7 +77,7 @@ class RunArguments:
 class ModelArguments(ModelConfig):
     """TRL's ModelConfig; `model_name_or_path` may also be a .gguf file or package:NAME."""
 
-    dtype: str = _key("auto", "auto: bfloat16 under adapters if fast, else float32.", "auto", *DTYPES)
+    dtype: str = _key("auto", "auto: float16 under adapters on a GPU, else float32.", "auto", *DTYPES)
 
     def __post_init__(self) -> None:
         super().__post_init__()

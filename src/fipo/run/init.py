@@ -24,8 +24,9 @@ THOUGHTFUL = "# system_prompt: Think step by step, and end with the answer."
 
 SAMPLES = 8  # of a prompt
 VLLM = "use_vllm: true\t# rollouts by vLLM in the same process\nvllm_mode: colocate" if find_spec("vllm") else ""
+FLOAT16 = "fp16: true\t# bfloat16's rounding is larger than what small updates change: docs/precision.md"
 ON_GPU: dict[str, Any] = {"most_held_out": 64, "most_prompts": 64, "most_in_a_batch": 16, "length": 1024}
-ON_GPU |= {"max_steps": 400, "rate": "1.0e-5", "machine": f"bf16: true\n{VLLM}"}
+ON_GPU |= {"max_steps": 400, "rate": "1.0e-5", "machine": f"{FLOAT16}\n{VLLM}"}
 ON_CPU: dict[str, Any] = {"most_held_out": 16, "most_prompts": 8, "most_in_a_batch": 8, "length": 128}
 ON_CPU |= {"max_steps": 80, "rate": "1.0e-4", "machine": "use_cpu: true\t# no GPU was found when this was written"}
 

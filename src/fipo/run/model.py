@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from fipo.core.precision import processor_has_bfloat16
 from fipo.errors import DataError, InvalidParameterError
 from fipo.messages import one_line
 
@@ -34,14 +33,13 @@ def load_model(
     Args:
         name: A hub name, a folder, a `.gguf` file, or `package:NAME` for the GGUF file in a Python package. GGUF
             weights are unpacked once into a cache of safetensors, since packed ones train several times slower.
-        dtype: "float32", "bfloat16" …, or "auto": bfloat16 for frozen weights under adapters where the device is fast
-            at it, else float32. Weights that are trained must not be bfloat16: it rounds small updates away.
+        dtype: "float32", "bfloat16" …, or "auto": float16 for frozen weights under adapters on a GPU, else float32.
+            Weights that are trained must be float32: others round small updates away.
         adapters: Whether adapters are trained and the weights themselves are frozen.
         kwargs: For `AutoModelForCausalLM.from_pretrained`.
     """
     if dtype == "auto":
-        fast = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else processor_has_bfloat16()
-        dtype = "bfloat16" if adapters and fast else "float32"
+        dtype = "float16" if adapters and torch.cuda.is_available() else "float32"
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         path = _unpacked(_gguf_file(name)) if name.endswith(".gguf") or name.startswith(PACKAGE) else name

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, rotate_checkpoints
 from trl.trainer.utils import RepeatSampler
 
@@ -110,7 +110,8 @@ class WholeCheckpoints:
         rank = f"_{trainer.accelerator.process_index}" if trainer.accelerator.num_processes > 1 else ""
         sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled  # their optimizers lie in folders
         needed = [self._rollout_file(checkpoint).name, f"rng_state{rank}.pth"]
-        for name in needed + ([] if sharded else [OPTIMIZER_NAME, SCHEDULER_NAME]):
+        needed += [] if sharded else [OPTIMIZER_NAME, SCHEDULER_NAME]
+        for name in needed + ([] if trainer.accelerator.scaler is None else [SCALER_NAME]):
             if not (checkpoint / name).exists():
                 raise DataError(
                     f"{checkpoint / name} is missing, but resuming needs it; resume with as many processes as saved "

@@ -29,8 +29,9 @@ class FIPOConfig(GRPOConfig):
     """Every argument of TRL's GRPOConfig, and FIPO's.
 
     What is left at None takes its value from `fipo_preset`, or else from FIPOParams; TRL's `delta` is the dual clip.
-    Defaults that differ from GRPO's: `epsilon_high` is 0.28 (DAPO), dropout is off, CPUs do not autocast, and a rollout
-    feeds 8 updates where none of `steps_per_generation`, `generation_batch_size` and `num_iterations` is set.
+    Defaults that differ from GRPO's: `epsilon_high` is 0.28 (DAPO), dropout is off, and a rollout feeds 8 updates where
+    none of `steps_per_generation`, `generation_batch_size` and `num_iterations` is set. CPUs compute in float32, GPUs
+    autocast to float16: bfloat16's rounding is larger than what small updates change (docs/precision.md).
 
     Raises:
         InvalidParameterError: A setting is out of range, contradicts another, or cannot be combined with FIPO.
@@ -63,9 +64,8 @@ class FIPOConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         on_cpu = self.use_cpu or not torch.accelerator.is_available()
-        autocast: bool | None = self.bf16  # type: ignore[has-type]
-        if autocast is None and on_cpu:  # TRL would autocast to bfloat16, which few processors are fast at
-            self.bf16 = False
+        launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        self.bf16, self.fp16 = mixed_precision(self.bf16, self.fp16, launcher, on_cpu=on_cpu)  # type: ignore[has-type]
         steps: int | None = self.steps_per_generation  # type: ignore[has-type]
         if steps is None and self.generation_batch_size is None and self.num_iterations == 1:
             self.steps_per_generation = UPDATES_PER_ROLLOUT * self.gradient_accumulation_steps
@@ -144,6 +144,16 @@ class FIPOConfig(GRPOConfig):
                 f"gradient_accumulation_steps {self.gradient_accumulation_steps}), so π_θ = π_old, every weight is 1 "
                 "and FIPO would silently be GRPO; raise steps_per_generation or num_iterations to get at least 2."
             )
+
+
+def mixed_precision(bf16: bool | None, fp16: bool | None, launcher: str, *, on_cpu: bool) -> tuple[bool, bool]:
+    """What `bf16` and `fp16` shall be: as given, else as accelerate's launcher was told, else float16 on a GPU. Raises
+    an InvalidParameterError for float16 on a CPU, where accelerate would compute in float32 without a word."""
+    if not fp16 and bf16 is None:
+        bf16, fp16 = launcher == "bf16", launcher == "fp16" or (launcher == "no" and not on_cpu)
+    if fp16 and on_cpu:
+        raise InvalidParameterError("fp16 is true, but CPUs have no units for float16; set it to false, or use a GPU.")
+    return bool(bf16), bool(fp16)
 
 
 def refuse_another_engine(engine: str, state: Any, *, replaced: bool) -> None:

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from fipo.core import token_credit
 from fipo.core.logged import NOISE_LIMIT, ROUNDING, rounding_warning
 from fipo.core.rounding import log_ratio_error
+from fipo.errors import InvalidParameterError
 from fipo.trainer.credit import Credit
 
 logger = logging.get_logger(__name__)
@@ -82,6 +83,17 @@ class RoundingProbe:
         if error > NOISE_LIMIT and not self._warned:
             self._warned = True
             logger.warning(rounding_warning(error, remedy(trainer.accelerator.mixed_precision)))
+
+
+def refuse_half_weights(trainer: Any) -> None:
+    """Raises an InvalidParameterError where float16's gradient scaler cannot divide gradients: they are halves."""
+    weights = (weight for weight in trainer.model.parameters() if weight.requires_grad)
+    trained = {HALVES[weight.dtype] for weight in weights if weight.dtype in HALVES}
+    if trainer.accelerator.scaler is not None and trained:
+        raise InvalidParameterError(
+            f"The trained weights are {min(trained)}, but training in float16 scales gradients and needs float32 ones; "
+            "load the model in float32, or set bf16 to true."
+        )
 
 
 def remedy(mixed_precision: str) -> str:

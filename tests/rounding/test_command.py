@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from fipo.cli import main
 from fipo.rounding import command
 from fipo.rounding.drift import Updates, sample
 from fipo.rounding.errors import Estimate, WeightErrors
-from fipo.rounding.verdict import Row, verdict
+from fipo.rounding.verdict import Row, best_dtype, verdict
 from fipo.traces import Trace, write_traces
 
 FEW = ["--responses", "4", "--updates", "2", "--tokens", "8"]
@@ -34,10 +35,10 @@ def test_the_table_and_what_to_set(model, capsys, monkeypatch):
     code, said = run(capsys, model, "--learning_rate", "1e-3", *FEW)
     assert code == 0
     assert "4 responses of" in said and "2 updates at learning rate 0.001, each on 2 others (cpu)" in said
-    for way in ("bfloat16", "bfloat16, float32 logits", "bfloat16 autocast, float32 logits", "float16"):
-        assert re.search(rf"{way} +[\d.e-]+ ± ", said), way
-    assert re.search(r"float32 [\d.e-]+ ± [\d.e-]+ 0 ± 0 0 ± 0 1 ± ", said)  # by itself it is the truth
-    assert "fipo train --dtype float32" in said and "slime" in said and "prime-rl" in said
+    for way in ("bfloat16", "bfloat16, exact logits", "bfloat16 autocast", "float16"):
+        assert re.search(rf"{way} [\d.e-]+ [\d.e-]+ [\d.e-]+ [\d.e-]+±", said), way
+    assert re.search(r"float32 [\d.e-]+ 0 [\d.e-]+ 0±0 1.00±", said)  # by itself it is the truth
+    assert "fipo train: --dtype float32" in said and "slime" in said and "prime-rl" in said
 
 
 def test_prompts_from_a_file_and_responses_from_traces(model, tmp_path, capsys):
@@ -102,14 +103,22 @@ def test_a_response_ends_with_its_first_end():
         assert trained == [place < length for place in range(len(ids))]
 
 
-def of(weight, correlation, name="bfloat16"):
-    zero = Estimate(0.0, 0.0)
-    return Row(name, name, WeightErrors(zero, zero, zero, Estimate(weight, 0), zero, Estimate(correlation, 0)))
+def of(dtype, weight, correlation, moved=0.08):
+    found = dict.fromkeys((field.name for field in fields(WeightErrors)), Estimate(0.0, 0.0))
+    known = {"weight": weight, "correlation": correlation, "true_weight": moved}
+    return Row(dtype, dtype, WeightErrors(**found | {name: Estimate(value, 0.0) for name, value in known.items()}))
 
 
 def test_the_verdict():
-    assert verdict([of(0.001, 1.0)]).startswith("Weights are right to 1%")
-    said = verdict([of(0.12, 0.1), of(0.003, 0.99, "float16")])
-    assert "In bfloat16 a weight is off by 12.0% on average and 99% of what the weights say is rounding" in said
-    assert said.endswith("; in float16 it is off by 0.30%.")
-    assert "so measure float16 and float32 too" in verdict([of(0.12, 0.1)])
+    noise, good, exact = of("bfloat16", 0.12, 0.1), of("float16", 0.012, 0.98), of("float32", 0.0, 1.0)
+    assert verdict([noise, good, exact]) == (
+        "Rounding hides what updates do to weights: bfloat16 is off by 12 % (correlation 0.10), "
+        "float16 is off by 1.2 % (correlation 0.98)."
+    )
+    assert best_dtype([noise, good, exact]) == "float16"
+    bad = of("float16", 0.012, 0.3)
+    assert "float32 is off by 0 %" in verdict([noise, bad, exact]) and best_dtype([noise, bad, exact]) == "float32"
+    assert "the best that was measured, float16" in verdict([noise, bad])
+    assert verdict([good, exact]) == "Rounding leaves the weights what they are in every precision that was measured."
+    still = verdict([of("bfloat16", 0.12, 0.0, 0.003), of("float32", 0.0, 1.0, 0.004)])
+    assert "these updates move weights by 0.4 %, so FIPO is almost GRPO anyway" in still

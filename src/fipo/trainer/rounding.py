@@ -86,8 +86,8 @@ class RoundingProbe:
 
 
 def check_float16(trainer: Any) -> None:
-    """Raises an InvalidParameterError for float16 on a CPU, where accelerate would compute in float32 without a word, and
-    for trained weights that are halves, whose gradients no scaler can divide."""
+    """Raises an InvalidParameterError for float16 on a CPU, where accelerate would compute in float32 without a word,
+    and for trained weights that are halves, whose gradients no scaler can divide."""
     if not trainer.args.fp16:
         return
     if trainer.accelerator.scaler is None and trainer.accelerator.device.type == "cpu":

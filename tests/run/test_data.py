@@ -5,6 +5,7 @@ import json
 import pytest
 from datasets import Dataset
 
+from fipo.errors import DataError
 from fipo.run.arguments import RunArguments
 from fipo.run.data import load_prompts
 from fipo.run.prompts import prompts_of
@@ -22,7 +23,52 @@ def test_files(tmp_path, suffix):
         getattr(Dataset.from_list(ROWS), f"to_{suffix.replace('jsonl', 'json')}")(str(path))
     prompts = load_prompts(str(path))
     assert prompts["prompt"] == ["1+1", "2+2"]
-    assert [str(answer) for answer in prompts["answer"]] == ["2", "4"]
+    assert prompts["answer"] == ["2", "4"]
+
+
+@pytest.mark.parametrize(("suffix", "sep"), [("csv", ","), ("tsv", "\t")])
+def test_cells_stay_what_was_written(tmp_path, suffix, sep):
+    """A reader that types would make 7, NaN, 1.1, True and 72.0 of them."""
+    answers = ["007", "NA", "1.10", "TRUE", "72", ""]
+    path = tmp_path / f"data.{suffix}"
+    path.write_text(
+        "\n".join([f"prompt{sep}answer{sep}level", *(f"{n}{sep}{a}{sep}{n}" for n, a in enumerate(answers))])
+    )
+    prompts = load_prompts(str(path))
+    assert prompts["answer"] == answers and prompts["prompt"] == list("012345") and prompts["level"] == [*range(6)]
+
+
+def test_what_lies_in_a_column(tmp_path):
+    """As verl's and DAPO's files have it; and chat messages as JSON text."""
+    chat = [{"role": "user", "content": "1+1"}]
+    row = {"prompt": json.dumps(chat), "reward_model": {"style": "rule-lighteval/MATH_v2", "ground_truth": "34"}}
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps(row))
+    prompts = load_prompts(str(path), answer_column="reward_model.ground_truth")
+    assert prompts[0]["answer"] == "34" and prompts[0]["prompt"] == chat
+    with pytest.raises(DataError, match="has no 'truth' in every row"):
+        load_prompts(str(path), answer_column="reward_model.truth")
+
+
+def test_a_message_keeps_what_it_has(tmp_path):
+    call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    chat = [
+        {"role": "user", "content": "add"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "3", "tool_call_id": "1"},
+    ]
+    (tmp_path / "data.jsonl").write_text(
+        json.dumps({"prompt": chat, "answer": "3", "messages": chat, "completion": ""})
+    )
+    prompts = load_prompts(str(tmp_path / "data.jsonl"))
+    assert prompts.column_names == ["answer", "prompt"]  # TRL would take the others for another format
+    found = [{key: value for key, value in turn.items() if value is not None} for turn in prompts[0]["prompt"]]
+    assert found == [{key: value for key, value in turn.items() if value is not None} for turn in chat]
+
+
+def test_a_part_of_a_file(tmp_path):
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(ROWS[0]) + "\n" for _ in range(10)))
+    assert len(load_prompts(str(tmp_path / "data.jsonl"), split="train[:3]")) == 3
 
 
 def test_columns_chats_and_extra_columns(tmp_path):

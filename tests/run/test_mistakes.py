@@ -252,7 +252,6 @@ DATA = [
     ("a.jsonl", b"", "a.jsonl cannot be read as jsonl ("),
     ("a.jsonl.gz", lines_of(PLAIN), "cannot be read as jsonl (Not a gzipped file"),
     ("a.json", b'{"a": 1}', "has no column 'prompt', only ['a']"),
-    ("a.csv", b"prompt,answer\n1,2\n3,4\n", "has the prompt 1, but prompts are text … make numbers"),
     ("a.csv", b"prompt,answer\na,b\na,b,c,d\n", "cannot be read as csv"),
     ("a.txt", b"line\n" * 10, "has no column 'prompt', only ['text']"),
     ("a.xlsx", b"PK", "is of an unknown kind; name a file that ends in .jsonl"),
@@ -266,8 +265,20 @@ DATA = [
     ),
     *(
         ("a.jsonl", lines_of([{"prompt": prompt, "answer": "1"}] * 10), "but prompts are text or a list of chat")
-        for prompt in (None, 3, [], [{"role": "user", "content": None}], [{"content": "x"}])
+        for prompt in (None, 3, [])
     ),
+    *(
+        ("a.jsonl", lines_of([{"prompt": [{"role": "user"} | turn], "answer": "1"}] * 10), problem)
+        for problem, turn in {
+            "the content of a message is null; give text": {"content": None},
+            "the content of a message must be text": {"content": [{"type": "text", "text": "x"}]},
+            "a chat message needs a role": {"role": None, "content": "x"},
+            "its last message is the assistant's, so there is nothing to answer": {"role": "assistant", "content": "x"},
+        }.items()
+    ),
+    ("a.jsonl", lines_of([{"prompt": "x", "answer": {"truth": "1"}}] * 10), "an object, but an … as answer.truth"),
+    ("a.jsonl", lines_of([{"prompt": "x", "answer": True}] * 10), "True, but an answer is a text, a number, or a list"),
+    ("a.jsonl", lines_of([{"prompt": "x", "answer": "1", "tools": []}] * 10), "has the column tools, which is"),
 ]
 
 

@@ -1,6 +1,8 @@
 """Prompts from the hub, from a local file, or from a procedural task of reasoning-gym."""
 
 import json
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,14 @@ from datasets import Dataset, load_dataset
 
 from fipo.errors import DataError
 from fipo.messages import did_you_mean, nearest_file, one_line
+from fipo.run.answers import answers_of
 from fipo.run.recipe import name_and_options
 from fipo.run.rewards import TAKEN
 
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".txt": "text", ".parquet": "parquet"}
 PROCEDURAL = "rg:"
+OF_THE_PROMPT = frozenset(["image", "images", "tools"])  # which TRL does not render for a row
+OTHER_FORMATS = frozenset(["completion", "chosen", "rejected", "messages"])  # whose rows TRL would take for others
 
 
 def load_prompts(
@@ -29,60 +34,105 @@ def load_prompts(
     The arguments are those of `read_source`; `answer_column` is empty where no reward needs one. Raises a DataError
     where there is no such thing, or prompts have another form.
     """
-    dataset = read_source(source, config, split, seed)
+    dataset = read_source(source, config, split, seed, texts=[prompt_column, answer_column])
     found = set(dataset.column_names)
     for key, column in (("prompt_column", prompt_column), ("answer_column", answer_column)):
-        if column not in found and (column or key == "prompt_column"):
+        if column not in found and column.split(".")[0] in found:
+            dataset = _with_nested(dataset, column, f"{key} is {column!r}, but {source}")
+        elif column not in found and (column or key == "prompt_column"):
             remedy = ", or set that to an empty text if no reward needs answers" if key == "answer_column" else ""
             raise DataError(
                 f"{source} has no column {column!r}, only {dataset.column_names}; name it with {key}{remedy}."
             )
     if prompt_column == answer_column:
         raise DataError(f"prompt_column and answer_column are both {prompt_column}, but must differ; change one.")
-    if refused := (TAKEN | {"image", "images"}) & found - {prompt_column, answer_column}:
+    if refused := (TAKEN | OF_THE_PROMPT) & found - {prompt_column, answer_column}:
         raise DataError(f"{source} has the column {min(refused)}, which is something else to TRL; remove or rename it.")
     named = {prompt_column: "prompt", **({answer_column: "answer"} if answer_column else {})}
-    replaced = {"prompt", *named.values()} & found - named.keys()
+    replaced = ({"prompt", *named.values()} & found - named.keys()) | (OTHER_FORMATS & found - named.keys())
     dataset = dataset.remove_columns(list(replaced)).rename_columns(named)
+    _check_answers(dataset, f"{source}: the column {answer_column}")
+    return _with_prompts(dataset, source)
+
+
+def _with_nested(dataset: Dataset, column: str, problem: str) -> Dataset:
+    """With a column of that name for what lies at the dotted path."""
+    values = list(dataset[column.split(".")[0]])
+    for name in column.split(".")[1:]:
+        if not all(isinstance(value, dict) and name in value for value in values):
+            raise DataError(f"{problem} has no {name!r} in every row there; name another column.")
+        values = [value[name] for value in values]
+    return dataset.add_column(column, values)
+
+
+def _check_answers(dataset: Dataset, where: str) -> None:
+    if "answer" not in dataset.column_names:
+        return
+    for value in dataset["answer"]:
+        try:
+            answers_of(value)
+        except ValueError as error:
+            inner = f", as {where.rpartition(' ')[2]}.{next(iter(value))}" if isinstance(value, dict) and value else ""
+            raise DataError(f"{where} holds {error}; name the column or what lies in it{inner}.") from error
+
+
+def _with_prompts(dataset: Dataset, source: Any) -> Dataset:
+    """With prompts that are all text or all chat messages, of which JSON text is read."""
     prompts = list(dataset["prompt"])
+    if all(isinstance(prompt, str) and prompt.lstrip().startswith("[{") for prompt in prompts):  # slime's, verl's
+        with suppress(ValueError):
+            prompts = [json.loads(prompt) for prompt in prompts]
     for prompt in prompts:
-        if not isinstance(prompt, str) and not _is_chat(prompt):
-            hint = " (readers of CSV make numbers of what looks like one)" if isinstance(prompt, int | float) else ""
-            raise DataError(
-                f"{source} has the prompt {str(prompt)[:80]}, but prompts are text or a list of chat messages with "
-                f"role and content, both text; convert it{hint}."
-            )
+        if problem := None if isinstance(prompt, str) else _wrong_in_chat(prompt):
+            raise DataError(f"{source} has the prompt {str(prompt)[:80]}, but {problem}.")
     if len({type(prompt) for prompt in prompts}) > 1:
         raise DataError(f"{source} has prompts that are text and prompts that are chat messages; choose one of both.")
-    return dataset
+    if isinstance(prompts[0], str):
+        return dataset
+    whole = [[{key: value for key, value in turn.items() if value is not None} for turn in chat] for chat in prompts]
+    return dataset.remove_columns("prompt").add_column("prompt", whole)
 
 
-def _is_chat(prompt: Any) -> bool:
+def _wrong_in_chat(prompt: Any) -> str | None:
+    """What is wrong with it as chat messages, and the remedy."""
     if not isinstance(prompt, list) or not prompt or not all(isinstance(turn, dict) for turn in prompt):
-        return False
-    return all(isinstance(turn.get(key), str) for turn in prompt for key in ("role", "content"))
+        return "prompts are text or a list of chat messages with role and content; convert it"
+    for turn in prompt:
+        if not isinstance(turn.get("role"), str):
+            return "a chat message needs a role, which is text; add it"
+        content = turn.get("content")
+        if content is None and not turn.get("tool_calls"):
+            return "the content of a message is null; give text"
+        if content is not None and not isinstance(content, str):
+            return "the content of a message must be text; convert it"
+    if prompt[-1]["role"] == "assistant":
+        return "its last message is the assistant's, so there is nothing to answer; remove that message"
+    return None
 
 
-def read_source(source: Any, config: str | None = None, split: str = "train", seed: int = 0) -> Dataset:
+def read_source(
+    source: Any, config: str | None = None, split: str = "train", seed: int = 0, texts: Sequence[str] = ()
+) -> Dataset:
     """The rows as they are.
 
     Args:
         source: `rg:task` or `{rg:task: {option: value}}` (1,000 questions unless `size` is given), a file with one of
             the endings of READERS, or a dataset's name on the Hugging Face hub.
-        config, split: Of a hub dataset.
+        config, split: Of a hub dataset; of a file's split only a part counts, as in train[:1000].
         seed: Of a procedural task, unless its options name one.
+        texts: Columns of CSV and TSV whose cells stay what was written: 007, 1.10, NA.
 
     Raises a DataError where there is no such source, split or row.
     """
     name, options = name_and_options(source, "dataset")
     task = name.removeprefix(PROCEDURAL)
-    dataset = _stored(name, config, split) if task == name else _procedural(task, options, seed)
+    dataset = _stored(name, config, split, texts) if task == name else _procedural(task, options, seed)
     if not len(dataset):
         raise DataError(f"{name} has no rows, but training needs prompts; check the file or the split {split!r}.")
     return dataset
 
 
-def _stored(source: str, config: str | None, split: str) -> Dataset:
+def _stored(source: str, config: str | None, split: str, texts: Sequence[str]) -> Dataset:
     path = Path(source)
     ending = Path(path.name.lower().removesuffix(".gz")).suffix
     must_be_local = source.startswith((".", "/", "~")) or source.count("/") > 1
@@ -93,8 +143,11 @@ def _stored(source: str, config: str | None, split: str) -> Dataset:
     try:
         if ending not in READERS:
             return load_dataset(source, config, split=split)
-        options = {"sep": "\t"} if ending == ".tsv" else {}
-        dataset = load_dataset(READERS[ending], data_files=str(path), split="train", **options)
+        options: dict[str, Any] = {"sep": "\t"} if ending == ".tsv" else {}
+        if READERS[ending] == "csv":
+            options["converters"] = dict.fromkeys(texts, str)
+        part = f"train{split[split.index('[') :]}" if "[" in split else "train"  # a file has no splits, but has parts
+        dataset = load_dataset(READERS[ending], data_files=str(path), split=part, **options)
         dataset.data.table.validate(full=True)  # the reader of JSON lets other encodings than UTF-8 pass
         return dataset
     except Exception as error:  # readers raise many kinds, and say the cause in another

@@ -12,13 +12,13 @@ import torch
 
 from fipo.errors import DataError, InvalidParameterError
 from fipo.messages import did_you_mean
+from fipo.run.answers import answers_of, is_number
 from fipo.run.data import PROCEDURAL, read_source
 
 PROMPTS = ("prompt", "question", "problem", "query", "instruction", "input")
 ANSWERS = ("answer", "solution", "final_answer", "ground_truth", "target", "label", "output")
 ALIGNED = 34  # the column of comments; in the template a tab stands before them
 LOOKED_AT = 200  # rows, for what answers look like
-NUMBER = re.compile(r"\s*[-+]?[\d,]*\.?\d+\s*")
 BRIEF = "system_prompt: Answer with nothing but the answer.\t# delete it where prompts stay text"
 THOUGHTFUL = "# system_prompt: Think step by step, and end with the answer."
 
@@ -39,14 +39,16 @@ def write_recipe(path: Path, model: str, dataset: str, **about: str | None) -> s
     """
     if path.exists():
         raise InvalidParameterError(f"{path} exists already; name another file, or delete it.")
-    rows = read_source(dataset, about.get("config"), about.get("split") or "train")
+    as_written = [about.get("answer_column") or "", *ANSWERS]
+    rows = read_source(dataset, about.get("config"), about.get("split") or "train", texts=as_written)
     columns = rows.column_names
     prompt = about.get("prompt_column") or next((name for name in PROMPTS if name in columns), None)
     if prompt not in columns:
         remedy = did_you_mean(str(prompt), columns, "name it with --prompt-column.")
         raise DataError(f"{dataset} has no column of prompts among {columns}; {remedy}")
     answer = about.get("answer_column") or next((name for name in ANSWERS if name in columns), "")
-    reward = _reward(dataset, [str(value) for value in rows[:LOOKED_AT][answer]] if answer in columns else [])
+    answers = [text for value in rows[:LOOKED_AT][answer] for text in _texts(value)] if answer in columns else []
+    reward = _reward(dataset, answers)
     texts = {"model": model, "output": f"runs/{path.stem}", "dataset": dataset, "prompt": prompt, "answer": answer}
     template = files("fipo.run").joinpath("recipe.yaml.in").read_text(encoding="utf-8")
     recipe = template.format(
@@ -67,11 +69,18 @@ def write_recipe(path: Path, model: str, dataset: str, **about: str | None) -> s
     return f"{said} Next: fipo train {path} --dry_run true"
 
 
+def _texts(value: Any) -> list[str]:
+    try:
+        return answers_of(value)
+    except ValueError as error:
+        raise DataError(f"The answer {str(value)[:80]!r} is {error}; name what is with --answer-column.") from error
+
+
 def _reward(dataset: str, answers: list[str]) -> str:
     """What fits the answers: a task's own scorer, numbers, mathematics, or short texts."""
     if dataset.startswith(PROCEDURAL):
         return "reasoning_gym"
-    if answers and all(NUMBER.fullmatch(text) or "####" in text for text in answers):  # GSM8K's mark of the number
+    if answers and all(is_number(text) or "####" in text for text in answers):  # GSM8K's mark of the number
         return "last_number"
     if any("\\" in text or "$" in text for text in answers):
         return "math"

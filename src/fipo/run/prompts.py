@@ -126,7 +126,7 @@ def _form(prompt: Any, run: RunArguments, has_template: bool) -> Any:
         if run.prompt_format == "text" or (run.prompt_format == "auto" and not has_template):
             return prompt
         prompt = [{"role": "user", "content": prompt}]
-    messages = [{key: message[key] for key in ("role", "content")} for message in prompt]
+    messages = [{key: value for key, value in message.items() if value is not None} for message in prompt]
     if run.system_prompt is not None and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": run.system_prompt})
     return messages

@@ -14,18 +14,19 @@ from typing import Any
 from fipo.errors import FIPOError, InvalidParameterError
 from fipo.functions import function_of
 from fipo.messages import did_you_mean, one_line
+from fipo.run.answers import answers_of, last_number
 from fipo.run.recipe import name_and_options
 
 logger = logging.getLogger(__name__)
 
 Score = Callable[..., float]  # (completion: str, *, row: dict, length: int) -> float; length in tokens
 PROMPTS_IN_A_ROW = 4  # failed in one call; then the cause lies outside the data, and each more might cost a timeout
+LATEX = ("$", "\\boxed", "\\(", "\\[")  # begin mathematics in a text
 TAKEN = frozenset(  # by TRL, so no column of the data may be called so
     ["self", "prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"]
 )
 # Tasks of reasoning-gym 0.1.25 whose scorers call nothing that could run what a model writes; a test reads them.
 SAFE_TASKS = frozenset(files("fipo.run").joinpath("safe_tasks.txt").read_text(encoding="utf-8").split())
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 class Reward:
@@ -47,6 +48,7 @@ class Reward:
             )
         is_own = name.startswith("python:")
         self.__name__ = name.rpartition(":")[2] if is_own else name
+        self._is_math = name == "math"
         self._batch = _of_ones_own(name, options) if is_own else _built_in(name, options, max_completion_length)
         self.failed: list[bool] = []
         self.failures = 0
@@ -65,7 +67,9 @@ class Reward:
         The prompts are the forms that the row's may get; the first that the reward can score with counts. Refuses a
         reward that returned no score; or that raised, if `strict`: else what it calls may be back when it counts.
         """
-        text = str(row.get("answer", ""))
+        text = next(iter(answers_of(row.get("answer"))), "")
+        if self._is_math and not any(mark in text for mark in LATEX):
+            text = f"\\boxed{{{text}}}"
         columns = {name: [value] for name, value in row.items() if name != "prompt"}
         for prompt in prompts:
             tried = {"completions": [as_completion(text, prompt)], "completion_ids": [text.split()]}
@@ -198,44 +202,53 @@ def _built_in(name: str, options: dict[str, Any], max_completion_length: int) ->
     return scored
 
 
-def _answer(row: dict[str, Any]) -> str:
+def _answers(row: dict[str, Any]) -> list[str]:
+    """The texts that are right, at least one."""
     if "answer" not in row:
         raise InvalidParameterError(
             "A reward compares with an answer, but the data have no such column; name it with answer_column, or choose "
             "another reward."
         )
-    return str(row["answer"])
+    if not (found := answers_of(row["answer"])):
+        raise ValueError("the row has no answer")
+    return found
 
 
 def _math() -> Score:
     """1 if the completion's final expression equals the answer mathematically (the package math-verify)."""
     from math_verify import parse, verify
 
-    def score(completion: str, *, row: dict[str, Any], length: int) -> float:
-        answer = _answer(row)
-        gold = parse(answer) or parse(f"${answer}$")
+    def read(answer: str) -> Any:
+        # Bare LaTeX is no mathematics to `parse`, which then takes the first number in it.
+        gold = (
+            (parse(answer) if any(mark in answer for mark in LATEX) else None) or parse(f"${answer}$") or parse(answer)
+        )
         if not gold:
             raise ValueError(f"the answer {answer!r} is not mathematics")
-        return float(verify(gold, parse(completion)))
+        return gold
+
+    def score(completion: str, *, row: dict[str, Any], length: int) -> float:
+        golds, found = [read(answer) for answer in _answers(row)], parse(completion)
+        return float(any(verify(gold, found) for gold in golds))
 
     return score
 
 
 def _last_number() -> Score:
-    """1 if the last number in the completion equals the last one in the answer."""
+    """1 if the last number in the completion equals the last one in the answer, exactly."""
 
     def score(completion: str, *, row: dict[str, Any], length: int) -> float:
-        gold, found = (NUMBER.findall(text)[-1:] for text in (_answer(row), completion))
-        if not gold:
+        golds, found = [last_number(answer) for answer in _answers(row)], last_number(completion)
+        if None in golds:
             raise ValueError(f"the answer {row['answer']!r} holds no number")
-        return float(bool(found) and float(found[0].replace(",", "")) == float(gold[0].replace(",", "")))
+        return float(found in golds)
 
     return score
 
 
 def _exact() -> Score:
     """1 if the completion is the answer, but for white space at the ends."""
-    return lambda completion, *, row, length: float(completion.strip() == _answer(row).strip())
+    return lambda completion, *, row, length: float(completion.strip() in map(str.strip, _answers(row)))
 
 
 def _regex(pattern: str) -> Score:
@@ -246,9 +259,9 @@ def _regex(pattern: str) -> Score:
     compares = "answer" in compiled.groupindex
 
     def score(completion: str, *, row: dict[str, Any], length: int) -> float:
-        right = _answer(row).strip() if compares else ""
+        right = [answer.strip() for answer in _answers(row)] if compares else []
         found = compiled.search(completion)
-        return float(found is not None and (not compares or (found["answer"] or "").strip() == right))
+        return float(found is not None and (not compares or (found["answer"] or "").strip() in right))
 
     return score
 

@@ -46,7 +46,7 @@ def test_what_lies_in_a_column(tmp_path):
     path.write_text(json.dumps(row))
     prompts = load_prompts(str(path), answer_column="reward_model.ground_truth")
     assert prompts[0]["answer"] == "34" and prompts[0]["prompt"] == chat
-    with pytest.raises(DataError, match="has no 'truth' in every row"):
+    with pytest.raises(DataError, match="has no 'truth' there"):
         load_prompts(str(path), answer_column="reward_model.truth")
 
 
@@ -61,7 +61,7 @@ def test_a_message_keeps_what_it_has(tmp_path):
         json.dumps({"prompt": chat, "answer": "3", "messages": chat, "completion": ""})
     )
     prompts = load_prompts(str(tmp_path / "data.jsonl"))
-    assert prompts.column_names == ["answer", "prompt"]  # TRL would take the others for another format
+    assert set(prompts.column_names) == {"answer", "prompt"}  # TRL would take the others for another format
     found = [{key: value for key, value in turn.items() if value is not None} for turn in prompts[0]["prompt"]]
     assert found == [{key: value for key, value in turn.items() if value is not None} for turn in chat]
 

@@ -1,19 +1,23 @@
 """The prompts of a run: which are trained on, which are held out, and whether they fit."""
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
+from rich.progress import track
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from fipo.errors import DataError, InvalidParameterError
 from fipo.messages import one_line
 from fipo.run.arguments import RunArguments
-from fipo.run.data import load_prompts
+from fipo.run.data import load_prompts, prompts_in, with_prompts
 from fipo.trainer.config import FIPOConfig
 
 logger = logging.get_logger(__name__)
+
+AT_ONCE = 1000  # prompts that are tokenized between two steps of the progress bar
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,8 @@ def _formatted(prompts: Dataset, run: RunArguments, *, has_template: bool) -> Da
         )
     if stay_text:
         return prompts
-    return prompts.map(lambda row: {"prompt": _form(row["prompt"], run, has_template)}, keep_in_memory=True)
+    given = prompts_in(prompts)
+    return with_prompts(prompts, [_form(prompt, run, has_template) for prompt in given])
 
 
 def forms_of(prompt: Any, run: RunArguments) -> list[Any]:
@@ -133,13 +138,53 @@ def _form(prompt: Any, run: RunArguments, has_template: bool) -> Any:
 
 
 def _lengths(prompts: Dataset, tokenizer: Any, config: FIPOConfig) -> list[int]:
-    """In tokens, as TRL tokenizes them."""
-    given = list(prompts["prompt"])
+    """In tokens, as TRL tokenizes them; each different prompt is looked at once, since data may repeat them often."""
+    given = prompts_in(prompts)
+    names = [prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True) for prompt in given]
+    different = dict(zip(names, given, strict=True))
+    lengths: dict[str, int] = {}
+    found: set[tuple[int, ...]] = set()
+    for start in track(range(0, len(different), AT_ONCE), "Reading prompts", disable=len(different) <= AT_ONCE):
+        some = [*different][start : start + AT_ONCE]
+        tokenized = _tokenized([different[name] for name in some], tokenizer, config)
+        lengths |= {name: len(ids) for name, ids in zip(some, tokenized, strict=True)}
+        found |= {tuple(ids) for ids in tokenized}
+    if len(found) == 1 < len(different) and any(lengths.values()):
+        raise DataError(
+            f"The chat template makes the same {len(*found)} tokens of all {len(different)} prompts, so the model would "
+            "not see the question; repair it, or name another with chat_template."
+        )
+    return [lengths[name] for name in names]
+
+
+def _tokenized(prompts: list[Any], tokenizer: Any, config: FIPOConfig) -> list[list[int]]:
     options = {"add_generation_prompt": True, "return_dict": True, **(config.chat_template_kwargs or {})}
+    if isinstance(prompts[0], str):
+        found: list[list[int]] = tokenizer(prompts)["input_ids"]
+        begin = [tokenizer.bos_token_id] * 2
+        if (
+            begin[0] is not None
+            and (twice := next((n for n, ids in enumerate(found) if ids[:2] == begin), None)) is not None
+        ):
+            raise DataError(
+                f"The prompt {_shown(prompts[twice])} begins with {tokenizer.bos_token}, which the tokenizer adds once "
+                "more; remove it from the data."
+            )
+        return found
+    marks = [token for token in tokenizer.all_special_tokens if token.strip()]
+    for prompt in prompts:
+        text = prompt[-1].get("content") or ""
+        if mark := next((token for token in marks if token in text), None):
+            raise DataError(
+                f"The prompt {_shown(text)} holds {mark}, so a chat template was applied to it before; set "
+                "prompt_format to text."
+            )
     try:
-        is_text = isinstance(given[0], str)
-        tokenized = tokenizer(given) if is_text else tokenizer.apply_chat_template(given, **options)
-        return [len(ids) for ids in tokenized["input_ids"]]
+        return tokenizer.apply_chat_template(prompts, **options)["input_ids"]
     except Exception as error:  # templates are programs, and raise what programs raise
         remedy = "repair it, or name another with chat_template"
         raise DataError(f"The chat template cannot be applied to the prompts ({one_line(error)}); {remedy}.") from error
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 80 else f"{text[:80]}…")

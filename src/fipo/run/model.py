@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fipo.errors import DataError, InvalidParameterError
 from fipo.messages import one_line
 
 PACKAGE = "package:"
+ADAPTER_CONFIG = "adapter_config.json"
 CACHE = Path(os.environ.get("FIPO_CACHE", Path.home() / ".cache" / "fipo"))
 
 
@@ -30,6 +32,9 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model in evaluation mode and its tokenizer, which pads on the left.
 
+    A folder with a LoRA adapter, as a run leaves it, gives the base model with this adapter: to be trained further
+    where `adapters` are, else merged into the weights. Raises a DataError where something is missing.
+
     Args:
         name: A hub name, a folder, a `.gguf` file, or `package:NAME` for the GGUF file in a Python package. GGUF
             weights are unpacked once into a cache of safetensors, since packed ones train several times slower.
@@ -38,19 +43,41 @@ def load_model(
         adapters: Whether adapters are trained and the weights themselves are frozen.
         kwargs: For `AutoModelForCausalLM.from_pretrained`.
     """
-    if dtype == "auto":
-        dtype = "float16" if adapters and torch.cuda.is_available() else "float32"
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         path = _unpacked(_gguf_file(name)) if name.endswith(".gguf") or name.startswith(PACKAGE) else name
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **common, **kwargs)
+        adapter = PeftConfig.from_pretrained(path) if Path(path, ADAPTER_CONFIG).is_file() else None
+        source = path if adapter is None else adapter.base_model_name_or_path
+        kwargs["dtype"] = resolved(dtype, adapters=adapters)
+        model, about = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **common, **kwargs)
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", **common)
+        if adapter is not None:
+            model = PeftModel.from_pretrained(model, path, is_trainable=adapters)
     except Exception as error:  # of readers of configurations, weights and tokenizers, of many kinds
         raise DataError(
             f"The model {name!r} cannot be loaded ({type(error).__name__}: {one_line(error)}); give a hub name, a "
             f"folder with a model, a .gguf file, or {PACKAGE}NAME."
         ) from error
+    if missing := sorted(about["missing_keys"]):
+        raise DataError(
+            f"The model {name!r} lacks {len(missing)} weights, {missing[0]} among them, which would be random; give a "
+            "whole checkpoint."
+        )
+    if len(tokenizer) > (rows := len(model.get_input_embeddings().weight)):
+        raise DataError(
+            f"The tokenizer of {name!r} has {len(tokenizer)} tokens, but the model's embedding has {rows} rows; take "
+            "the tokenizer that the model was trained with, or resize the embedding and save the model."
+        )
+    if adapter is not None and not adapters:
+        model = model.merge_and_unload().requires_grad_(requires_grad=True)
     return model, tokenizer
+
+
+def resolved(dtype: str, *, adapters: bool) -> str:
+    """`dtype`, with "auto" as `load_model` takes it."""
+    if dtype != "auto":
+        return dtype
+    return "float16" if adapters and torch.cuda.is_available() else "float32"
 
 
 def end_at(character: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -65,6 +92,15 @@ def end_at(character: str, model: PreTrainedModel, tokenizer: PreTrainedTokenize
     ends = sorted({*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id, *holding} - {None})
     model.generation_config.eos_token_id = ends
     return ends
+
+
+def require_an_end(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises a DataError where no token ends a response."""
+    if model.generation_config.eos_token_id is None and tokenizer.eos_token_id is None:
+        raise DataError(
+            f"{model.name_or_path} has no end-of-sequence token, so no response would end; set stop_character, or "
+            "eos_token in the tokenizer's folder."
+        )
 
 
 def _gguf_file(name: str) -> Path:

@@ -151,8 +151,8 @@ def _lengths(prompts: Dataset, tokenizer: Any, config: FIPOConfig) -> list[int]:
         found |= {tuple(ids) for ids in tokenized}
     if len(found) == 1 < len(different) and any(lengths.values()):
         raise DataError(
-            f"The chat template makes the same {len(*found)} tokens of all {len(different)} prompts, so the model would "
-            "not see the question; repair it, or name another with chat_template."
+            f"The chat template makes the same {len(*found)} tokens of all {len(different)} prompts, so the model "
+            "would not see the question; repair it, or name another with chat_template."
         )
     return [lengths[name] for name in names]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from rich.console import Console
 from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback
@@ -22,7 +23,7 @@ from fipo.run.arguments import ModelArguments, RunArguments, parse
 from fipo.run.callbacks import AtTheEnd, MetricsFile, StopOnSignal
 from fipo.run.doctor import require_vllm
 from fipo.run.evaluate import Accuracy
-from fipo.run.model import end_at, load_model
+from fipo.run.model import end_at, load_model, require_an_end, resolved
 from fipo.run.output_folder import checkpoint_before, checkpoint_to_resume, make_room
 from fipo.run.prompts import Prompts, forms_of, prompts_of, ready_for
 from fipo.run.rewards import Reward, load_rewards
@@ -153,6 +154,7 @@ def build_trainer(
     run: RunArguments, config: FIPOConfig, model_args: ModelArguments, prompts: Prompts, rewards: list[Reward]
 ) -> tuple[FIPOTrainer, Prompts]:
     """Loads the model; the trainer trains on the prompts that are short enough, which are returned too."""
+    model_args.dtype = resolved(model_args.dtype, adapters=model_args.use_peft)  # quantization reads it too
     model, tokenizer = load_model(
         model_args.model_name_or_path,
         dtype=model_args.dtype,
@@ -166,6 +168,7 @@ def build_trainer(
         ends = end_at(run.stop_character, model, tokenizer)
         if config.use_vllm:  # it does not read the loaded model's
             config.generation_kwargs = {**(config.generation_kwargs or {}), "stop_token_ids": ends}
+    require_an_end(model, tokenizer)
     if run.chat_template:
         tokenizer.chat_template = Path(run.chat_template).read_text(encoding="utf-8")
     if config.beta and model_args.model_revision != "main":  # TRL loads the reference by the model's name
@@ -173,7 +176,8 @@ def build_trainer(
     config.disable_tqdm = True
     prompts = ready_for(model, tokenizer, prompts, run, config)
     data = {"train_dataset": prompts.train, "processing_class": tokenizer}
-    return FIPOTrainer(model, rewards, config, peft_config=get_peft_config(model_args), **data), prompts
+    peft_config = None if isinstance(model, PeftModel) else get_peft_config(model_args)  # it has an adapter already
+    return FIPOTrainer(model, rewards, config, peft_config=peft_config, **data), prompts
 
 
 def _run_training(trainer: FIPOTrainer, checkpoint: str | None, stop: StopOnSignal) -> None:

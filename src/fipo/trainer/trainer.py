@@ -16,6 +16,7 @@ from fipo.core import token_credit
 from fipo.core.credit import engine_inputs
 from fipo.core.layout import per_token
 from fipo.core.logged import NOISE_LIMIT, noise_warning, warn_of_non_finite
+from fipo.errors import InvalidParameterError
 from fipo.trainer.checkpoint import STAGING, EpochRepeatSampler, WholeCheckpoints
 from fipo.trainer.config import FIPOConfig, refuse_another_engine
 from fipo.trainer.credit import Credit, Observer
@@ -62,10 +63,19 @@ class FIPOTrainer(GRPOTrainer):
         args = FIPOConfig() if args is None else args
         if not isinstance(args, FIPOConfig):
             raise TypeError(f"args is a {type(args).__name__}, but FIPOTrainer needs a FIPOConfig; pass one.")
+        if not GRPOTrainer.__module__.startswith("trl."):
+            raise InvalidParameterError(
+                f"GRPOTrainer is {GRPOTrainer.__module__}'s, which does not call the loss that FIPO needs; import fipo "
+                "before unsloth, or train without it."
+            )
         self._weighed: dict[str, Any] | None = None  # the micro-batch whose loss is being computed
         super().__init__(model, reward_funcs, args=args, **kwargs)
         refuse_another_engine("DEEPSPEED", self.accelerator.state, replaced=not self.is_deepspeed_enabled)
         check_float16(self)
+        if not any(weight.requires_grad for weight in self.model.parameters()):
+            raise InvalidParameterError(
+                "The model has no trainable weight, so nothing would be learned; unfreeze some."
+            )
         self.params = args.fipo_params
         self.scores, self.checkpoints = Scores(self), WholeCheckpoints(self)
         self.fresh_groups = FreshGroups(self, self._scored_rollout) if args.fipo_dynamic_sampling_rounds else None

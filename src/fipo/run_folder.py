@@ -1,15 +1,18 @@
 """A run's folder: what lies where, files that are whole or absent, and one run at a time."""
 
 import fcntl
+import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
 from fipo.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"  # a JSON object a line, as the trainer logged it
 TRACES_FOLDER = "traces"  # Parquet, see fipo.traces
@@ -52,7 +55,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     if path.is_dir():
         raise DataError(f"{path} is a folder, but must be a file to write; name one in it.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # another process may write the same file
     try:
         yield partial
         os.replace(partial, path)
@@ -61,9 +64,35 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+class Lock:
+    """A run's hold on its folder, in which it notes how it stands."""
+
+    def __init__(self, folder: Path, file: TextIO) -> None:
+        self.folder, self.file = folder, file
+
+    def note(self, status: str) -> None:
+        with suppress(OSError):  # a full disk costs the note, not the run
+            self.file.truncate(0)  # it is open for appending
+            self.file.write(status)
+            self.file.flush()
+
+    def require(self) -> None:
+        """Raises a DataError where the folder was deleted under the run, or is another run's since."""
+        own = os.fstat(self.file.fileno())
+        try:
+            found = os.stat(self.folder / LOCK_FILE)
+        except FileNotFoundError:
+            raise DataError(f"{self.folder} was deleted while the run was under way; start it again.") from None
+        if (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino):
+            raise DataError(
+                f"{self.folder} was deleted while the run was under way, and another run has begun there; this one "
+                "ends, and leaves the folder to it."
+            )
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[Callable[[str], None]]:
-    """Makes the folder, holds its lock, and gives a function that notes in the lock's file how the run stands.
+def locked(folder: Path) -> Iterator[Lock]:
+    """Makes the folder and holds its lock.
 
     Raises a DataError where another process holds the lock, or the folder cannot be made.
     """
@@ -76,18 +105,12 @@ def locked(folder: Path) -> Iterator[Callable[[str], None]]:
         if not _acquire(file):
             remedy = "wait for it, or choose another output_dir"
             raise DataError(f"{folder} belongs to a run that is under way in another process; {remedy}.")
-
-        def note(status: str) -> None:
-            with suppress(OSError):  # a full disk costs the note, not the run
-                file.truncate(0)  # it is open for appending
-                file.write(status)
-                file.flush()
-
-        note(RUNNING)
+        lock = Lock(folder, file)
+        lock.note(RUNNING)
         try:
-            yield note
+            yield lock
         except BaseException:
-            note(FAILED)
+            lock.note(FAILED)
             raise
 
 
@@ -99,6 +122,9 @@ def _acquire(file: TextIO) -> bool:
             return True
         except BlockingIOError:
             time.sleep(0.02 * attempt)
+        except OSError as error:  # Lustre without -o flock, NFS without a lock daemon
+            logger.warning(f"{file.name} cannot be locked ({error}), so nothing keeps two runs out of one folder.")
+            return True
     return False
 
 

@@ -1,5 +1,6 @@
 """`fipo watch` as its own process: what it serves, to whom, and what a browser shows while a run changes."""
 
+import errno
 import fcntl
 import http.client
 import json
@@ -19,6 +20,7 @@ from page_driver import click_on_curve, slowest_frame
 from synthetic_traces import HOSTILE, PARAMS, trace
 
 from fipo.cli import main
+from fipo.errors import DataError
 from fipo.report.follow import FollowedRun
 from fipo.report.page import labels_of
 from fipo.run_folder import locked, trace_file
@@ -142,9 +144,9 @@ def test_how_a_run_stands(tmp_path):
     folder = tmp_path / "run"
     run = FollowedRun(folder, "run")
     assert looked_at(run) == "not started"
-    with locked(folder) as note:
+    with locked(folder) as lock:
         assert looked_at(run) == "running"
-        note("finished")
+        lock.note("finished")
     assert looked_at(run) == "finished"
     with pytest.raises(KeyError), locked(folder):
         raise KeyError
@@ -174,6 +176,27 @@ def test_a_killed_run_is_seen_and_its_folder_can_be_locked_again(tmp_path):
         os.waitpid(pid, 0)
         with locked(run.path):
             assert looked_at(run) == "running"
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, caplog):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locked(tmp_path / "run") as lock:
+        lock.require()
+    assert "cannot be locked" in caplog.text and "keeps two runs out of one folder" in caplog.text
+
+
+def test_a_run_knows_when_its_folder_is_anothers(tmp_path):
+    folder = tmp_path / "run"
+    with locked(folder) as lock:
+        lock.require()
+        shutil.rmtree(folder)
+        with pytest.raises(DataError, match="was deleted while the run was under way; start it again"):
+            lock.require()
+        with locked(folder), pytest.raises(DataError, match="another run has begun there"):
+            lock.require()
 
 
 def test_metrics_are_read_as_they_are_appended(tmp_path):
@@ -247,7 +270,7 @@ def test_a_run_from_before_its_start_to_its_deletion(tmp_path, open_page):
         page = open_page(address.geturl(), "")
         runs = page.locator("#live-runs")
         runs.get_by_text("has not started").wait_for()
-        with locked(run) as note:
+        with locked(run) as lock:
             log(run, 1, 2, 3)
             runs.get_by_text("is running").wait_for()
             page.locator("#charts .plot.drawn").first.wait_for()
@@ -271,7 +294,7 @@ def test_a_run_from_before_its_start_to_its_deletion(tmp_path, open_page):
             page.click("#tab-curves")
             click_on_curve(page, 0.95)
             wait_until(page, "fipo.state.tab === 'credit' && fipo.page.traces.every((facts) => facts.rollout === 2)")
-            note("finished")
+            lock.note("finished")
         runs.get_by_text("has finished").wait_for()
         page.reload()
         wait_until(page, "fipo.state.tab === 'credit' && fipo.page.traces[0]?.rollout === 2")

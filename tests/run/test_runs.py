@@ -135,6 +135,15 @@ def test_killed_between_checkpoints_and_resumed_equals_uninterrupted(folder):
     assert status_of(run) == "finished"
 
 
+def test_a_clock_that_was_set_back_costs_no_checkpoint(folder):
+    flags = ["--output_dir", "clock", "--save_total_limit", "1", "--eval_size", "0"]
+    train_here(folder, *flags, "--max_steps", "6")
+    tomorrow = time.time() + 86400
+    os.utime(folder / "clock" / "checkpoint-6", (tomorrow, tomorrow))
+    train_here(folder, *flags, "--resume", "true")
+    assert checkpoints(folder / "clock") == ["checkpoint-12"]
+
+
 def test_ctrl_c_checkpoints_and_leaves_a_folder_that_was_its_own(folder):
     run, flags = folder / "interrupted", ["--output_dir", "interrupted", "--save_steps", "1000"]
     process = start_slowly(folder, *flags, "--max_steps", "1000")

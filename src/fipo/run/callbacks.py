@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from fipo.run_folder import METRICS_FILE, whole_file
+from fipo.run_folder import METRICS_FILE, Lock, whole_file
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -72,6 +72,16 @@ class StopOnSignal(TrainerCallback):
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+
+
+class OwnFolder(TrainerCallback):
+    """Ends a run whose folder was deleted, before it writes into what may be another run's."""
+
+    def __init__(self, lock: Lock) -> None:
+        self.lock = lock
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.lock.require()
 
 
 class AtTheEnd(TrainerCallback):

@@ -20,14 +20,14 @@ from fipo.messages import one_line
 from fipo.report import render_report
 from fipo.run import console as view
 from fipo.run.arguments import ModelArguments, RunArguments, parse
-from fipo.run.callbacks import AtTheEnd, MetricsFile, StopOnSignal
+from fipo.run.callbacks import AtTheEnd, MetricsFile, OwnFolder, StopOnSignal
 from fipo.run.doctor import require_vllm
 from fipo.run.evaluate import Accuracy
 from fipo.run.model import end_at, load_model, require_an_end, resolved
 from fipo.run.output_folder import checkpoint_before, checkpoint_to_resume, make_room
 from fipo.run.prompts import Prompts, forms_of, prompts_of, ready_for
 from fipo.run.rewards import Reward, load_rewards
-from fipo.run_folder import FINISHED, LOCK_FILE, REPORT_FILE, STOPPED, locked
+from fipo.run_folder import FINISHED, REPORT_FILE, STOPPED, Lock, locked
 from fipo.trainer.config import FIPOConfig
 from fipo.trainer.trainer import FIPOTrainer
 
@@ -51,10 +51,10 @@ def train(recipe: dict[str, Any], flags: list[str]) -> int:
         run, config, model_args = parse(recipe, flags)
         _refuse_what_cannot_work(config, model_args)
         writes = not run.dry_run and config.process_index == 0
-        with locked(Path(config.output_dir)) if writes else nullcontext() as note:  # before it is looked at
-            code = _train(run, config, model_args, stop, console)
-            if note is not None:
-                note(STOPPED if code else FINISHED)
+        with locked(Path(config.output_dir)) if writes else nullcontext() as lock:  # before it is looked at
+            code = _train(run, config, model_args, stop, console, lock)
+            if lock is not None:
+                lock.note(STOPPED if code else FINISHED)
     except FIPOError:
         raise
     except Exception as error:
@@ -91,7 +91,12 @@ def _refuse_what_cannot_work(config: FIPOConfig, model_args: ModelArguments) -> 
 
 
 def _train(
-    run: RunArguments, config: FIPOConfig, model_args: ModelArguments, stop: StopOnSignal, console: Console
+    run: RunArguments,
+    config: FIPOConfig,
+    model_args: ModelArguments,
+    stop: StopOnSignal,
+    console: Console,
+    lock: Lock | None,
 ) -> int:
     started = time.monotonic()
     checkpoint = checkpoint_to_resume(run, config)
@@ -109,16 +114,17 @@ def _train(
     trainer.remove_callback(PrinterCallback)
     display = view.Display(console, trainer, model_args.model_name_or_path, run.sample_every)
     accuracy = Accuracy(trainer, prompts.held_out, rewards[0], run)
-    for callback in (stop, *((display, MetricsFile(config.output_dir)) if main else ()), accuracy):
+    of_main = (display, MetricsFile(config.output_dir)) if main else ()
+    for callback in (*((OwnFolder(lock),) if lock else ()), stop, *of_main, accuracy):
         trainer.add_callback(callback)
 
     def finish() -> None:
-        _save(trainer)
+        _save(trainer, lock)
         accuracy.measure()
 
     trainer.callback_handler.callbacks.insert(0, AtTheEnd(finish))
     try:
-        _run_training(trainer, checkpoint, stop)
+        _run_training(trainer, checkpoint, stop, lock)
     finally:
         display.close()
         trainer.end()
@@ -180,13 +186,14 @@ def build_trainer(
     return FIPOTrainer(model, rewards, config, peft_config=peft_config, **data), prompts
 
 
-def _run_training(trainer: FIPOTrainer, checkpoint: str | None, stop: StopOnSignal) -> None:
+def _run_training(trainer: FIPOTrainer, checkpoint: str | None, stop: StopOnSignal, lock: Lock | None) -> None:
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     except FIPOError:
         raise
     except Exception as error:
-        _require_folder(trainer)
+        if lock is not None:
+            lock.require()
         weights = (p.data.to_local() if isinstance(p.data, DTensor) else p.data for p in trainer.model.parameters())
         if not all(bool(weight.isfinite().all()) for weight in weights):
             remedy = "lower learning_rate, or go on from an earlier checkpoint with --resume_from_checkpoint"
@@ -198,14 +205,9 @@ def _run_training(trainer: FIPOTrainer, checkpoint: str | None, stop: StopOnSign
     trainer.scores.require_some()
 
 
-def _require_folder(trainer: FIPOTrainer) -> None:
-    folder = Path(trainer.args.output_dir)
-    if trainer.is_world_process_zero() and not (folder / LOCK_FILE).exists():
-        raise DataError(f"{folder} was deleted while the run was under way, so its model is lost; start it again.")
-
-
-def _save(trainer: FIPOTrainer) -> None:
-    _require_folder(trainer)
+def _save(trainer: FIPOTrainer, lock: Lock | None) -> None:
+    if lock is not None:
+        lock.require()
     if trainer.is_fsdp_enabled:  # else nothing is saved where the state is sharded
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     try:

@@ -91,10 +91,12 @@ class WholeCheckpoints:
             state.best_model_checkpoint = str(final)
             state.save_to_json(str(staged / "trainer_state.json"))
         shutil.rmtree(final, ignore_errors=True)
+        _sync(staged)
         os.replace(staged, final)
+        _sync(final.parent, files=False)
         shutil.rmtree(staged.parent, ignore_errors=True)
         keep = {"save_total_limit": args.save_total_limit, "best_model_checkpoint": state.best_model_checkpoint}
-        rotate_checkpoints(output_dir=str(final.parent), use_mtime=True, **keep)
+        rotate_checkpoints(output_dir=str(final.parent), **keep)  # by step: clocks may go back
 
     def _rollout_file(self, checkpoint: Path) -> Path:
         return checkpoint / f"rollout_{self.trainer.accelerator.process_index}.pt"
@@ -143,6 +145,18 @@ class WholeCheckpoints:
             return {}
         total = sum(loss * (step - before) for (before, _), (step, loss) in pairwise([(0, 0.0), *losses]))
         return {"train_loss": total / losses[-1][0]}
+
+
+def _sync(folder: Path, *, files: bool = True) -> None:
+    """Waits until a folder, and the files in it, are on the disk: a power cut must not leave names without content."""
+    for path in [*(filter(Path.is_file, folder.rglob("*")) if files else ()), folder]:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        except OSError:  # file systems that cannot sync what is open for reading
+            pass
+        finally:
+            os.close(file)
 
 
 class EpochRepeatSampler(RepeatSampler):

@@ -21,6 +21,9 @@ from experiments.protocol import (
     CONFIRMED,
     FIPO,
     GRPO,
+    ROUNDED,
+    ROUNDED_RATE,
+    ROUNDED_SEEDS,
     SEEDS,
     SELECTION,
     SERIES,
@@ -52,9 +55,14 @@ from experiments.statistics import (
 )
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "evidence.md"
+PRECISION = DOCUMENT.with_name("precision.md")
 COMPARED = [*SETTINGS.values(), SMOLLM2]
 PAIRS = [(FIPO, GRPO), (FIPO, SHUFFLED), (FIPO, UNIFORM), (SHUFFLED, GRPO), (UNIFORM, GRPO)]
 SIGNED_PAIRS = [*((arm, other) for arm in SIGNED for other in (GRPO, FIPO)), (FIPO, GRPO)]
+ROUNDED_PAIRS = [
+    *((fipo, other) for grpo, fipo, shuffled in ROUNDED.values() for other in (grpo, shuffled)),
+    *((arm, exact) for arms in [*ROUNDED.values()][1:] for arm, exact in zip(arms, ROUNDED[None], strict=True)),
+]
 WEIGHT_COLUMNS = {  # column → heading
     "log_ratio": "abs(log_ratio)",
     "future_kl_abs": "abs(future_kl)",
@@ -73,6 +81,7 @@ def main() -> int:
     results, excluded = read_results(runs)
     found = blocks(results, excluded, len(runs))
     DOCUMENT.write_text(fill(DOCUMENT.read_text(), found))
+    PRECISION.write_text(fill(PRECISION.read_text(), {"learning": rounding_tables(results)}))
     plots.draw(of_seeds(results, SEEDS), DOCUMENT.with_suffix(""))
     print(found["excluded"])
     return 0
@@ -167,6 +176,21 @@ def comparison_table(
     final, area = (f"{name}: difference, points" for name in SCORES)
     columns = ["sign-flip p", "detectable at 80 % power, points", *["of each seed"] * each_seed]
     return table(["setting", "pair", final, *columns, area], rows)
+
+
+def rounding_tables(results: Results) -> str:
+    """What each arm reached in each forward, and the differences."""
+    setting, found = SETTINGS[ABLATION_SETTING], of_seeds(results, ROUNDED_SEEDS)
+    rows = []
+    for forward, arms in ROUNDED.items():
+        for arm in arms:
+            each = [tuple(scores(found, setting, arm, score).values()) for score in SCORES.values()]
+            if each[0]:
+                estimates = [interval(interquartile_mean(values)) for values in each]
+                rows.append([forward or "float32", arm.name.split("_")[0], str(len(each[0])), *estimates])
+    reached = table(["forward", "arm", "seeds", *(f"{name}, %" for name in SCORES)], rows)
+    compared = comparison_table(found, [setting], ROUNDED_PAIRS, ROUNDED_SEEDS, each_seed=True)
+    return f"{reached}\n\n{compared}".replace(f"_rate_{ROUNDED_RATE:g}", "")
 
 
 def seed_table(results: Results) -> str:

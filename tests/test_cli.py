@@ -1,6 +1,8 @@
 """The command line: usage, versions, and scoring completions without a model."""
 
 import json
+import sys
+from io import BytesIO, TextIOWrapper
 
 import numpy as np
 import pytest
@@ -51,6 +53,15 @@ def test_help_shows_fipos_own_settings_first(capsys, monkeypatch):
     assert "fipo_decay_rate" in short and "rg:task" in short and "--help-all" in short
     assert main(["train", "--help-all"]) == 0
     assert "--per_device_train_batch_size" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_terminal_that_is_not_utf_8(encoding, monkeypatch):
+    written = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(written, encoding=encoding))
+    assert main(["train", "--help"]) == 0
+    sys.stdout.flush()
+    assert b"fipo_decay_rate" in written.getvalue()
 
 
 def test_analyze_prints_warnings_and_json(tmp_path, capsys):

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,6 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     standard error. 130: Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):  # terminals that are not UTF-8 show \u2026 for what they do not have
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     parser = _parser()
     if not arguments:
         print(parser.format_help(), file=sys.stderr)

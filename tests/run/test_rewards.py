@@ -135,6 +135,11 @@ def test_a_dead_verifier_is_not_asked_for_every_sample(own):
     assert len(importlib.import_module("own").calls) == 1 + 4
 
 
+def test_what_a_model_wrote_does_not_reach_the_terminal(own, caplog):
+    own("def f(completions, **_): raise RuntimeError(completions[0])\n")(["\x1b[2J"], [[1]])
+    assert "RuntimeError" in caplog.text and "\\x1b[2J" in caplog.text and "\x1b" not in caplog.text
+
+
 def test_one_bad_prompt_does_not_cost_the_others(own):
     """All samples of a prompt stand together, and fail together where its answer cannot be used."""
     reward = own("def f(completions, answer, **_): return [float(a) for a in answer]\n")

@@ -6,6 +6,7 @@ import logging
 import math
 import re
 import reprlib
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from importlib.resources import files
@@ -13,7 +14,7 @@ from typing import Any
 
 from fipo.errors import FIPOError, InvalidParameterError
 from fipo.functions import function_of
-from fipo.messages import did_you_mean, one_line
+from fipo.messages import did_you_mean, one_line, printable
 from fipo.run.answers import answers_of, last_number
 from fipo.run.recipe import name_and_options
 
@@ -103,7 +104,8 @@ class Reward:
                 failing.add(str(prompts[index]))
                 if not self.failures:
                     warning = f"Reward {self.__name__} {error}; its samples are counted and left out of the loss."
-                    logger.warning(warning, exc_info=error.__cause__)
+                    cause = traceback.format_exception(error.__cause__) if error.__cause__ else []
+                    logger.warning("\n".join(map(printable, [warning, *"".join(cause).splitlines()])))
             self.failures += 1
             self.failed[index] = True
         return scores

@@ -23,9 +23,20 @@ def function_of(name: str, setting: str) -> Callable[..., Any]:
             raise ImportError("it has another form")
         if os.getcwd() not in sys.path:  # where `python -m` and Ray's workers find a file of the user's too
             sys.path.append(os.getcwd())
-        function = getattr(importlib.import_module(module), attribute)
+        function = getattr(found := importlib.import_module(module), attribute, None)
+        if function is None:
+            known = [name for name, value in vars(found).items() if callable(value) and not name.startswith("_")]
+            raise ImportError(f"{found.__file__} has no {attribute}, but {', '.join(known) or 'no function'}")
         if not callable(function) or inspect.iscoroutinefunction(function):
             raise ImportError(f"{attribute} is no plain function, but a {type(function).__name__}")
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:
+            remedy = "install it, or mend the import"
+        else:
+            remedy = f"write it here ({os.getcwd()}), or start where it lies"
+        raise InvalidParameterError(
+            f"{setting} is {name!r}, but there is no module {error.name}, as {error.name}.py would be; {remedy}."
+        ) from error
     except (Exception, SystemExit) as error:
         raise InvalidParameterError(
             f"{setting} is {name!r}, which cannot be imported ({type(error).__name__}: {one_line(error)}); write "

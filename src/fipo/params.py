@@ -56,7 +56,7 @@ class Knob:
         if isinstance(value, bool) or isinstance(self.default, bool | str):
             return value if type(value) is type(self.default) else None
         if isinstance(self.default, int):
-            return int(value) if isinstance(value, Integral) and abs(value) < 2**63 else None  # as tensors hold them
+            return int(value) if isinstance(value, Integral) and abs(int(value)) < 2**63 else None  # as tensors do
         try:
             return float(value) if isinstance(value, Real) else None
         except OverflowError:

@@ -42,9 +42,12 @@ def test_a_recipe_runs_as_it_is(folder, dataset, capsys):
 
 def test_answers_that_no_reward_fits_and_a_column_of_answers_by_another_name(folder, capsys):
     (folder / "long.jsonl").write_text(json.dumps({"prompt": "Why?", "gold": "Because " * 20}) + "\n")
-    written("long.jsonl")
-    assert "None of its columns gold is called answer; name one with --answer-column." in capsys.readouterr().out
-    (folder / "mine.yaml").unlink()
+    for more in ([], ["--answer-column", "glod"]):
+        assert main(["init", "mine.yaml", "--model", "a/model", "--dataset", "long.jsonl", *more]) == 2
+        assert not (folder / "mine.yaml").exists()  # so that the next try is not refused
+    said = capsys.readouterr().err
+    assert "no column of answers among prompt, gold; name it with --answer-column, or ''" in said
+    assert "did you mean gold?" in said
     assert written("long.jsonl", "--answer-column", "gold")["rewards"] == ["python:my_reward:score"]
     assert "Write my_reward.py first, with `def score(completions, **columns)`" in capsys.readouterr().out
 
@@ -60,7 +63,7 @@ def test_on_a_gpu(folder, monkeypatch):
 def test_mistakes(folder, capsys):
     (folder / "odd.jsonl").write_text(json.dumps({"promt": "1", "reply": "1"}) + "\n")
     for arguments, words in {
-        "--dataset odd.jsonl": "has no column of prompts among ['promt', 'reply']",
+        "--dataset odd.jsonl": "has no column of prompts among promt, reply",
         "--dataset odd.jsonl --prompt-column prompt": "did you mean promt?",
         "--dataset nowhere.jsonl": "nowhere.jsonl does not exist",
     }.items():

@@ -177,7 +177,7 @@ def test_rewards_of_one_name_are_told_apart():
 BAD = [
     ([], "rewards is empty"),
     (["nope"], "The reward 'nope' is unknown; use one of math"),
-    (["python:nowhere:f"], "A reward is 'python:nowhere:f', which cannot be imported"),
+    (["python:nowhere:f"], "A reward is 'python:nowhere:f', but there is no module nowhere"),
     ([{"exact": {"pattern": 1}}], "'exact' does not take .* unexpected .*'pattern'.; its options: none"),
     (["{overlong: {bufer: 1}}"], "'overlong' does not take .*'bufer'.; its options: limit, buffer"),
     ([{"overlong": {"buffer": 1.5}}], "buffer is 1.5, but must be a whole number of tokens from 1 to"),

@@ -16,7 +16,8 @@ from fipo.run.answers import answers_of, is_number
 from fipo.run.data import PROCEDURAL, read_source
 
 PROMPTS = ("prompt", "question", "problem", "query", "instruction", "input")
-ANSWERS = ("answer", "solution", "final_answer", "ground_truth", "target", "label", "output")
+ANSWERS: tuple[str, ...] = ("answer", "solution", "final_answer", "ground_truth", "target", "label", "output")
+ANSWERS += ("reward_model.ground_truth",)  # verl's
 ALIGNED = 34  # the column of comments; in the template a tab stands before them
 LOOKED_AT = 200  # rows, for what answers look like
 BRIEF = "system_prompt: Answer with nothing but the answer.\t# delete it where prompts stay text"
@@ -41,14 +42,17 @@ def write_recipe(path: Path, model: str, dataset: str, **about: str | None) -> s
         raise InvalidParameterError(f"{path} exists already; name another file, or delete it.")
     as_written = [about.get("answer_column") or "", *ANSWERS]
     rows = read_source(dataset, about.get("config"), about.get("split") or "train", texts=as_written)
-    columns = rows.column_names
+    columns = [*rows.column_names, *rows.flatten().column_names]  # those within columns too, with dots
     prompt = about.get("prompt_column") or next((name for name in PROMPTS if name in columns), None)
-    if prompt not in columns:
-        remedy = did_you_mean(str(prompt), columns, "name it with --prompt-column.")
-        raise DataError(f"{dataset} has no column of prompts among {columns}; {remedy}")
-    answer = about.get("answer_column") or next((name for name in ANSWERS if name in columns), "")
-    answers = [text for value in rows[:LOOKED_AT][answer] for text in _texts(value)] if answer in columns else []
-    reward = _reward(dataset, answers)
+    answer = about.get("answer_column")
+    if answer is None:
+        answer = next((name for name in ANSWERS if name in columns and name != prompt), None)
+    for name, kind, otherwise in ((prompt, "prompt", ""), (answer, "answer", ", or '' if no reward needs one")):
+        if name not in columns and name != "":
+            remedy = did_you_mean(str(name), columns, f"name it with --{kind}-column{otherwise}.")
+            raise DataError(f"{dataset} has no column of {kind}s among {', '.join(rows.column_names)}; {remedy}")
+    values = rows.take(min(LOOKED_AT, len(rows))).flatten()[answer] if answer else []
+    reward = _reward(dataset, [text for value in values for text in _texts(value)])
     texts = {"model": model, "output": f"runs/{path.stem}", "dataset": dataset, "prompt": prompt, "answer": answer}
     template = files("fipo.run").joinpath("recipe.yaml.in").read_text(encoding="utf-8")
     recipe = template.format(
@@ -61,9 +65,6 @@ def write_recipe(path: Path, model: str, dataset: str, **about: str | None) -> s
     aligned = re.sub("^(.*)\t", lambda line: f"{line[1]:<{ALIGNED - 1}} ", recipe, flags=re.MULTILINE)
     path.write_text(aligned, encoding="utf-8")
     said = f"{path}: {len(rows)} prompts, reward {reward}."
-    others = [name for name in columns if name not in (prompt, answer)]
-    if not answer and others:
-        said += f" None of its columns {', '.join(others)} is called answer; name one with --answer-column."
     if reward.startswith("python:"):
         said += " Write my_reward.py first, with `def score(completions, **columns)`, which returns a list of numbers."
     return f"{said} Next: fipo train {path} --dry_run true"

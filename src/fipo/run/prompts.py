@@ -17,6 +17,9 @@ from fipo.trainer.config import FIPOConfig
 
 logger = logging.get_logger(__name__)
 
+NO_SYSTEM_MESSAGE = (
+    "system_prompt is set, but the prompts stay text, which has no system message; put it into the prompts."
+)
 AT_ONCE = 1000  # prompts that are tokenized between two steps of the progress bar
 
 
@@ -30,6 +33,8 @@ def prompts_of(run: RunArguments, config: FIPOConfig) -> Prompts:
     """Training and held-out prompts; without an eval_dataset the held-out ones are taken from the training data."""
     if not run.dataset:
         raise InvalidParameterError("dataset is empty, but a run needs prompts; name a file, a hub dataset or rg:task.")
+    if run.prompt_format == "text" and run.system_prompt is not None:
+        raise InvalidParameterError(NO_SYSTEM_MESSAGE)
     options: dict[str, Any] = {"config": run.dataset_config, "prompt_column": run.prompt_column}
     options["answer_column"] = run.answer_column
     seed = config.seed if config.data_seed is None else config.data_seed
@@ -105,9 +110,7 @@ def _formatted(prompts: Dataset, run: RunArguments, *, has_template: bool) -> Da
         raise InvalidParameterError("prompt_format is text, but the dataset holds chat messages; set it to auto.")
     stay_text = isinstance(_form(first, run, has_template), str)
     if stay_text and run.system_prompt is not None:
-        raise InvalidParameterError(
-            "system_prompt is set, but the prompts stay text, which has no system message; put it into the prompts."
-        )
+        raise InvalidParameterError(NO_SYSTEM_MESSAGE)
     if not stay_text and not has_template:
         raise InvalidParameterError(
             "The prompts are chat messages, or to become some, but the model's tokenizer has no chat template; name a "

@@ -77,7 +77,7 @@ def test_yaml_mistakes(given, sentence):
     [
         ({"use_tis": True, "use_rollout_logprobs": True}, "--use-tis and --use-rollout-logprobs are.*drop one"),
         ({"fipo_control": "mean"}, "fipo_control is 'mean', but must be one of none, uniform, shuffle"),
-        ({"fipo_rule": "python:nowhere:rule"}, "fipo_rule is 'python:nowhere:rule', which cannot be imported"),
+        ({"fipo_rule": "python:nowhere:rule"}, "fipo_rule is 'python:nowhere:rule', but there is no module nowhere"),
         ({"eps_clip_c": 3.0}, "--eps-clip-c is 3.0 and --fipo-dual-clip-c is 10.0"),
         ({"qkv_format": "bshd"}, "--qkv-format is bshd"),
         (

@@ -183,7 +183,7 @@ def _analyze(options: argparse.Namespace) -> int:
         print(json.dumps(result | {"problems": traces.problems}, indent=1, allow_nan=False))
         return 0
     weight, rounding = result["weight"], ""
-    if result["rounding"]:
+    if result["rounding"] and result["rounding"]["log_ratio"]:
         rounding = f"; rounding moves it by about {result['rounding']['weight']:.2%}"
     print(
         f"{result['tokens']:,} trained tokens of {result['completions']:,} completions: weight {weight['mean']:.4f} on "

@@ -51,7 +51,7 @@ export function futureKl(logRatios, trained, knobs) {
  */
 export function futureKlErrors(trained, knobs, error) {
   const ofSquares = { ...knobs, decay_rate: knobs.decay_rate / 2, dual_clip_c: Infinity };
-  return futureKl(Float64Array.from(trained, Number), trained, ofSquares).map((sum) => error * Math.sqrt(sum));
+  return futureKl(Float64Array.from(trained, (bit) => Number(bit !== 0)), trained, ofSquares).map((sum) => error * Math.sqrt(sum));
 }
 
 /**

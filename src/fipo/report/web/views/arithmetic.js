@@ -119,7 +119,7 @@ function roundingLine(trace, t, knobs, futureKl) {
   if (!error) return [];
   const off = futureKlErrors(trace.trained, knobs, error)[t];
   const [low, high] = [-off, off].map((shift) => formatNumber(clippedWeight(futureKl + shift, knobs)));
-  return [["rounding", `future_kl is off by about ${formatNumber(off, 2)}, so the weight is one of ${low} to ${high}`]];
+  return [["rounding", `future_kl ± ${formatNumber(off, 2)}, so the weight lies between ${low} and ${high}`]];
 }
 
 /** @type {(trace: MeasuredTrace, t: number, knobs: Knobs, clipped: number, weight: number) => string} */

@@ -79,7 +79,7 @@ def spread(model: Any) -> None:
     """
     random = torch.Generator().manual_seed(0)
     for weight in model.parameters():
-        step = torch.ldexp(torch.ones(()), torch.frexp(weight).exponent - 8)
+        step = torch.ldexp(torch.ones_like(weight), torch.frexp(weight).exponent - 8)
         weight += step * (torch.rand(weight.shape, generator=random) - 0.5)
 
 

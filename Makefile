@@ -87,7 +87,7 @@ bench: .venv/installed
 
 # Skips what is done; hours on two cores if nothing is. Ends by filling docs/evidence.md.
 evidence: .venv/installed
-	$(BIN)/python -m experiments.run select main ablations smollm2 confirm signed
+	$(BIN)/python -m experiments.run select main ablations smollm2 confirm signed rounded
 	test -f experiments/results/alignment.json || $(BIN)/python -m experiments.alignment
 	$(BIN)/python -m experiments.report
 

@@ -1,7 +1,7 @@
 """Runs what the protocol lists and what is not there yet: processes of one thread each, two at a time.
 
     python -m experiments.run select      # the learning rate, on the GRPO arm alone
-    python -m experiments.run main ablations smollm2 confirm signed
+    python -m experiments.run main ablations smollm2 confirm signed rounded
 
 A result is whole or absent, so a run that was stopped or killed starts over, and nothing else is lost.
 """

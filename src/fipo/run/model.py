@@ -63,7 +63,8 @@ def load_model(
             f"The model {name!r} lacks {len(missing)} weights, {missing[0]} among them, which would be random; give a "
             "whole checkpoint."
         )
-    if len(tokenizer) > (rows := len(model.get_input_embeddings().weight)):
+    rows = model.get_input_embeddings().num_embeddings  # the weight itself may lie on other ranks, under ZeRO-3
+    if len(tokenizer) > rows:
         raise DataError(
             f"The tokenizer of {name!r} has {len(tokenizer)} tokens, but the model's embedding has {rows} rows; take "
             "the tokenizer that the model was trained with, or resize the embedding and save the model."

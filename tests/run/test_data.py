@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from fipo.errors import DataError
 from fipo.run.arguments import RunArguments
-from fipo.run.data import load_prompts
+from fipo.run.data import load_prompts, prompts_in, with_prompts
 from fipo.run.prompts import prompts_of
 from fipo.trainer.config import FIPOConfig
 
@@ -64,6 +64,12 @@ def test_a_message_keeps_what_it_has(tmp_path):
     assert set(prompts.column_names) == {"answer", "prompt"}  # TRL would take the others for another format
     found = [{key: value for key, value in turn.items() if value is not None} for turn in prompts[0]["prompt"]]
     assert found == [{key: value for key, value in turn.items() if value is not None} for turn in chat]
+
+
+def test_tool_calls_do_not_take_the_arguments_of_others():
+    calls = [[{"function": {"name": name, "arguments": {name: 1}}}] for name in ("add", "subtract")]
+    chats = [[{"role": "assistant", "tool_calls": call}, {"role": "tool", "content": "3"}] for call in calls]
+    assert prompts_in(with_prompts(Dataset.from_list(ROWS), chats)) == chats
 
 
 def test_a_part_of_a_file(tmp_path):

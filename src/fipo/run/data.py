@@ -6,9 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-from datasets import Dataset, Value, load_dataset
+from datasets import Dataset, Features, Json, List, Value, concatenate_datasets, load_dataset
 
 from fipo.errors import DataError
 from fipo.messages import did_you_mean, nearest_file, one_line
@@ -53,46 +51,43 @@ def load_prompts(
     named = {prompt_column: "prompt", **({answer_column: "answer"} if answer_column else {})}
     replaced = ({"prompt", *named.values()} & found - named.keys()) | (OTHER_FORMATS & found - named.keys())
     dataset = dataset.remove_columns(list(replaced)).rename_columns(named)
-    _check_answers(dataset, f"{source}: the column {answer_column}")
+    _check_answers(dataset, source, answer_column)
     return _with_prompts(dataset, source)
 
 
 def _with_nested(dataset: Dataset, column: str, problem: str) -> Dataset:
     """With a column of that name for what lies at the dotted path."""
-    table = dataset.with_format("arrow")[:]
-    first, *path = column.split(".")
-    values = table[first]
-    for name in path:
-        if not pa.types.is_struct(values.type) or values.type.get_field_index(name) < 0:
-            raise DataError(f"{problem} has no {name!r} there; name another column.")
-        values = pc.struct_field(values, name)
-    return Dataset(table.append_column(column, values))
+    flat = dataset.flatten()
+    if column not in flat.column_names:
+        raise DataError(f"{problem} has no {column.partition('.')[2]!r} there; name another column.")
+    return concatenate_datasets([dataset, flat.select_columns(column)], axis=1)
 
 
-def _check_answers(dataset: Dataset, where: str) -> None:
+def _check_answers(dataset: Dataset, source: Any, column: str) -> None:
     if "answer" not in dataset.column_names or dataset.features["answer"] in (Value("string"), Value("int64")):
         return
     for value in dataset["answer"]:
         try:
             answers_of(value)
         except ValueError as error:
-            inner = f", as {where.rpartition(' ')[2]}.{next(iter(value))}" if isinstance(value, dict) and value else ""
-            raise DataError(f"{where} holds {error}; name the column or what lies in it{inner}.") from error
+            inner = f", as {column}.{next(iter(value))}" if isinstance(value, dict) and value else ""
+            raise DataError(
+                f"{source}: the column {column} holds {error}; name the column or what lies in it{inner}."
+            ) from error
 
 
 def _with_prompts(dataset: Dataset, source: Any) -> Dataset:
     """With prompts that are all text or all chat messages, of which JSON text is read."""
-    prompts = prompts_in(dataset)
+    prompts, read = prompts_in(dataset), None
     if all(isinstance(prompt, str) and prompt.lstrip().startswith("[{") for prompt in prompts):  # slime's, verl's
         with suppress(ValueError):
-            prompts = [json.loads(prompt) for prompt in prompts]
-            dataset = with_prompts(dataset, prompts)
+            prompts = read = [json.loads(prompt) for prompt in prompts]
     for prompt in prompts:
         if problem := None if isinstance(prompt, str) else _wrong_in_chat(prompt):
             raise DataError(f"{source} has the prompt {str(prompt)[:80]}, but {problem}.")
     if len({type(prompt) for prompt in prompts}) > 1:
         raise DataError(f"{source} has prompts that are text and prompts that are chat messages; choose one of both.")
-    return dataset
+    return dataset if read is None else with_prompts(dataset, read)
 
 
 def prompts_in(dataset: Dataset) -> list[Any]:
@@ -104,9 +99,15 @@ def prompts_in(dataset: Dataset) -> list[Any]:
 
 
 def with_prompts(dataset: Dataset, prompts: list[Any]) -> Dataset:
-    """The dataset with these prompts. Its own methods hash every value by pickling it, which takes minutes."""
-    table = dataset.with_format("arrow")[:].drop_columns("prompt")
-    return Dataset(table.append_column("prompt", pa.array(prompts)))
+    """The dataset with these chats. `add_column` would pickle every value for a hash, which takes minutes.
+
+    Columns of Arrow give all messages the same keys, inside tool calls too; where they hold more than text, JSON keeps
+    each as it is.
+    """
+    plain = all(isinstance(value, str) for chat in prompts for turn in chat for value in turn.values())
+    features = None if plain else Features({"prompt": List(Json())})
+    column = Dataset.from_dict({"prompt": prompts}, features=features)
+    return concatenate_datasets([dataset.remove_columns("prompt"), column], axis=1)
 
 
 def _wrong_in_chat(prompt: Any) -> str | None:

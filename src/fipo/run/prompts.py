@@ -47,8 +47,8 @@ def prompts_of(run: RunArguments, config: FIPOConfig) -> Prompts:
         parts = train.train_test_split(test_size=min(run.eval_size, -(-len(train) // 5)), seed=0)
         train, held_out = parts["train"], parts["test"]
     if held_out is not None:
-        held = {str(prompt) for prompt in held_out["prompt"]}
-        train = _keep(train, [str(prompt) not in held for prompt in train["prompt"]], "training", "are held out too")
+        held = {str(prompt) for prompt in prompts_in(held_out)}
+        train = _keep(train, [str(prompt) not in held for prompt in prompts_in(train)], "training", "are held out too")
     _require_a_rollout(train, config, f"{run.dataset} leaves", "give more prompts, or lower eval_size,")
     return Prompts(train, held_out)
 
@@ -146,15 +146,16 @@ def _lengths(prompts: Dataset, tokenizer: Any, config: FIPOConfig) -> list[int]:
     names = [prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True) for prompt in given]
     different = dict(zip(names, given, strict=True))
     lengths: dict[str, int] = {}
-    found: set[tuple[int, ...]] = set()
+    first, alike = None, True
     for start in track(range(0, len(different), AT_ONCE), "Reading prompts", disable=len(different) <= AT_ONCE):
         some = [*different][start : start + AT_ONCE]
         tokenized = _tokenized([different[name] for name in some], tokenizer, config)
         lengths |= {name: len(ids) for name, ids in zip(some, tokenized, strict=True)}
-        found |= {tuple(ids) for ids in tokenized}
-    if len(found) == 1 < len(different) and any(lengths.values()):
+        first = tokenized[0] if first is None else first
+        alike = alike and all(ids == first for ids in tokenized)
+    if alike and first and len(different) > 1:
         raise DataError(
-            f"The chat template makes the same {len(*found)} tokens of all {len(different)} prompts, so the model "
+            f"The chat template makes the same {len(first)} tokens of all {len(different)} prompts, so the model "
             "would not see the question; repair it, or name another with chat_template."
         )
     return [lengths[name] for name in names]

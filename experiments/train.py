@@ -56,7 +56,7 @@ def train(run: Run, watch: Callable[[LlamaForCausalLM, int, Batch], None] | None
         record.start_rollout(samples, rewards)
         order = torch.randperm(len(asked), generator=sampling)
         if arm.forward is not None:
-            samples = scored_again(model, prompts, samples, order.chunk(arm.updates), arm.forward)
+            samples = scored_again(model, prompts, samples, advantages, order.chunk(arm.updates), arm.forward)
         for update, rows in enumerate(order.chunk(arm.updates)):
             with rounded(model, arm.forward):
                 batch = batch_of(model, prompts, samples, advantages, rows, dtype)
@@ -87,14 +87,19 @@ def batch_of(
 
 @torch.no_grad()
 def scored_again(
-    model: LlamaForCausalLM, prompts: Tensor, samples: Samples, updates: Sequence[Tensor], forward: str
+    model: LlamaForCausalLM,
+    prompts: Tensor,
+    samples: Samples,
+    advantages: Tensor,
+    updates: Sequence[Tensor],
+    forward: str,
 ) -> Samples:
     """With π_old as the trainer's forward computes it, in the batches of the updates, as engines do."""
     logps = samples.logps.clone()
     for rows in updates:
-        width = int(samples.mask[rows].sum(-1).max())
         with rounded(model, forward):
-            logps[rows, :width] = response_logps(model, prompts[rows], samples.ids[rows, :width], torch.float32)
+            found = batch_of(model, prompts, samples, advantages, rows, torch.float32).logps
+        logps[rows, : found.shape[1]] = found
     return replace(samples, logps=logps)
 
 

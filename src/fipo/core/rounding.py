@@ -28,9 +28,10 @@ NORMAL = torch.special.ndtri((torch.arange(8.0) + 0.5) / 8).tolist()  # the midd
 LENGTH = 1024  # tokens of a response that nothing is known of
 
 
-def log_ratio_error(dtype: str, way: str, logits: str) -> float:
+def log_ratio_error(dtype: str | torch.dtype, way: str, logits: str) -> float:
     """Of LOG_RATIO_ERRORS, 0 where the forward is float32. An engine may call the dtype bf16 or fp16."""
-    return LOG_RATIO_ERRORS.get((NAMES.get(dtype, dtype), way, logits), 0.0)
+    name = str(dtype).removeprefix("torch.")
+    return LOG_RATIO_ERRORS.get((NAMES.get(name, name), way, logits), 0.0)
 
 
 @torch.no_grad()
@@ -42,7 +43,7 @@ def future_kl_errors(trained: Tensor, error: float, params: FIPOParams, cu_seqle
 
 
 @torch.no_grad()
-def weight_errors(
+def expected_weight_errors(
     credit: TokenCredit, advantages: Tensor, trained: Tensor, moved: Tensor, params: FIPOParams
 ) -> Tensor:
     """The expected |error| of FIPO's weight at every token, like `trained`, where future_kl is off by `moved`.
@@ -54,7 +55,7 @@ def weight_errors(
     return torch.where(trained & (credit.log_ratio != 0).any(), shift, 0)
 
 
-def weight_error(error: float, params: FIPOParams) -> float:
+def expected_weight_error(error: float, params: FIPOParams) -> float:
     """The expected |error| of a weight while the policy has hardly moved, over a response of LENGTH tokens."""
     still = torch.zeros(1, LENGTH)
     moved = future_kl_errors(still == 0, error, params)
@@ -68,4 +69,7 @@ def weight_shift(future: Tensor, moved: Tensor, log_ratio: Tensor, advantages: T
         return influence_weights(future + off, log_ratio, advantages, params)
 
     here, spread = weight(0.0), math.sqrt(math.pi / 2) * moved
-    return torch.stack([(weight(z * spread) - here).abs() for z in NORMAL]).mean(0)
+    total = torch.zeros_like(here)
+    for z in NORMAL:
+        total += (weight(z * spread) - here).abs()
+    return total / len(NORMAL)

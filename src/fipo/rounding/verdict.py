@@ -12,22 +12,23 @@ SIGNAL = 0.9  # weights that correlate with the true ones by as much say what th
 STILL = 0.01  # true weights that differ from 1 by less make FIPO GRPO in any precision
 
 # What sets the precision of the forward; from slime 624b824a, verl 0.9.1 and prime-rl 0081765e.
+MEGATRON = "actor_rollout_ref.actor.megatron.dtype=float16 actor_rollout_ref.rollout.dtype=float16"
+BFLOAT16_ALONE = "nothing (it computes in bfloat16)"
 SETTINGS = {
     "float16": {
         "fipo train": "--dtype float32 --fp16 true",
         "slime": "--fp16",
         "verl, FSDP": "+actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=float16 "
         "actor_rollout_ref.rollout.dtype=float16",
-        "verl, Megatron": "actor_rollout_ref.actor.megatron.dtype=float16 actor_rollout_ref.rollout.dtype=float16",
-        "prime-rl": "nothing (it computes in bfloat16)",
+        "verl, Megatron": MEGATRON,
+        "prime-rl": BFLOAT16_ALONE,
     },
     "float32": {
         "fipo train": "--dtype float32 --bf16 false --fp16 false",
         "slime": "--fp16 (it has no float32)",
         "verl, FSDP": "+actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=float32",
-        "verl, Megatron": "actor_rollout_ref.actor.megatron.dtype=float16 actor_rollout_ref.rollout.dtype=float16 "
-        "(it has no float32)",
-        "prime-rl": "nothing (it computes in bfloat16)",
+        "verl, Megatron": f"{MEGATRON} (it has no float32)",
+        "prime-rl": BFLOAT16_ALONE,
     },
 }
 

@@ -22,7 +22,6 @@ logger = logging.getLogger(__name__)
 
 Score = Callable[..., float]  # (completion: str, *, row: dict, length: int) -> float; length in tokens
 PROMPTS_IN_A_ROW = 4  # failed in one call; then the cause lies outside the data, and each more might cost a timeout
-LATEX = ("$", "\\boxed", "\\(", "\\[")  # begin mathematics in a text
 TAKEN = frozenset(  # by TRL, so no column of the data may be called so
     ["self", "prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"]
 )
@@ -69,7 +68,7 @@ class Reward:
         reward that returned no score; or that raised, if `strict`: else what it calls may be back when it counts.
         """
         text = next(iter(answers_of(row.get("answer"))), "")
-        if self._is_math and not any(mark in text for mark in LATEX):
+        if self._is_math and not _marks_latex(text):
             text = f"\\boxed{{{text}}}"
         columns = {name: [value] for name, value in row.items() if name != "prompt"}
         for prompt in prompts:
@@ -216,15 +215,19 @@ def _answers(row: dict[str, Any]) -> list[str]:
     return found
 
 
+def _marks_latex(text: str) -> bool:
+    """Whether the text says where its mathematics begins."""
+    return any(mark in text for mark in ("$", "\\boxed", "\\(", "\\["))
+
+
 def _math() -> Score:
     """1 if the completion's final expression equals the answer mathematically (the package math-verify)."""
     from math_verify import parse, verify
 
     def read(answer: str) -> Any:
         # Bare LaTeX is no mathematics to `parse`, which then takes the first number in it.
-        gold = (
-            (parse(answer) if any(mark in answer for mark in LATEX) else None) or parse(f"${answer}$") or parse(answer)
-        )
+        ways = [f"${answer}$", answer]
+        gold = next(filter(None, map(parse, reversed(ways) if _marks_latex(answer) else ways)), None)
         if not gold:
             raise ValueError(f"the answer {answer!r} is not mathematics")
         return gold

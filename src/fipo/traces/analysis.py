@@ -65,7 +65,8 @@ def analyze(traces: TraceSet) -> dict[str, Any]:
     packed = _Packed(known, controlled=traces.control is not None)
     if not packed.trained.any():
         raise DataError("No trace holds a trained token with a finite log-ratio, so there is no credit to analyse.")
-    weight, raw = packed.weights(packed.future_kl(params), params)
+    credit = packed.future_kl(params)
+    weight, raw = packed.weights(credit, params)
     if traces.control is not None:
         weight = packed.recorded_weight
     trained = packed.trained
@@ -85,7 +86,7 @@ def analyze(traces: TraceSet) -> dict[str, Any]:
         "flags": {name: float((packed.flags[trained] & bit > 0).mean()) for name, bit in FLAGS.items()},
         "what_if": _what_if(packed, params),
         "noise_floor": {name: float(x[first].mean()) for name, x in noise.items()} if first.any() else None,
-        "rounding": _rounding(packed, params, trained & ~first, traces.log_ratio_error),
+        "rounding": _rounding(packed, credit, params, trained & ~first, traces.log_ratio_error),
     }
     result |= _tables(packed, weight)
     broken = f"{packed.broken} tokens have a log-ratio or weight that is not finite; look for NaN in the log-probs."
@@ -125,14 +126,15 @@ class _Packed:
         return weight.clamp(max=LARGEST).numpy(), credit.exp().clamp(max=LARGEST).numpy()
 
 
-def _rounding(packed: _Packed, params: FIPOParams, moved: np.ndarray, error: float | None) -> dict[str, float] | None:
+def _rounding(
+    packed: _Packed, credit: torch.Tensor, params: FIPOParams, moved: np.ndarray, error: float | None
+) -> dict[str, float] | None:
     if error is None or not moved.any():
         return None
-    future, trained = packed.future_kl(params), torch.from_numpy(packed.trained)
     columns = torch.from_numpy(packed.log_ratio), torch.from_numpy(packed.advantages)
-    errors = future_kl_errors(trained, error, params, packed.cu_seqlens)
-    shift = weight_shift(future, errors, *columns, params)
-    unsure = (future.abs() < errors).numpy()[moved]
+    errors = future_kl_errors(torch.from_numpy(packed.trained), error, params, packed.cu_seqlens)
+    shift = weight_shift(credit, errors, *columns, params)
+    unsure = (credit.abs() < errors).numpy()[moved]
     return {"log_ratio": error, "weight": float(shift.numpy()[moved].mean()), "unsure": float(unsure.mean())}
 
 

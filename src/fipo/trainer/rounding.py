@@ -3,7 +3,7 @@
 docs/precision.md says why that is most of what bfloat16 weights say, while the noise floor is 0.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -23,15 +23,19 @@ logger = logging.get_logger(__name__)
 Scores = tuple[Tensor, Tensor]  # log-probs as the trainer computes them, and in float32 arithmetic
 
 PROBED = 4  # responses of a rank
-HALVES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
+HALVES = (torch.bfloat16, torch.float16)
 
 
 def forward_error(trainer: Any) -> float:
     """The expected |error| of a log-ratio in nats; 0 where weights and arithmetic are float32. Logits always are."""
-    dtypes = {HALVES[weight.dtype] for weight in trainer.model.parameters() if weight.dtype in HALVES}
-    if dtypes:
-        return max(log_ratio_error(dtype, "cast", "float32") for dtype in dtypes)
+    if halves := halves_among(trainer.model.parameters()):
+        return max(log_ratio_error(dtype, "cast", "float32") for dtype in halves)
     return log_ratio_error(trainer.accelerator.mixed_precision, "autocast", "float32")
+
+
+def halves_among(weights: Iterable[Tensor]) -> set[torch.dtype]:
+    """The half precisions that occur."""
+    return {weight.dtype for weight in weights if weight.dtype in HALVES}
 
 
 class RoundingProbe:
@@ -92,11 +96,10 @@ def check_float16(trainer: Any) -> None:
         return
     if trainer.accelerator.scaler is None and trainer.accelerator.device.type == "cpu":
         raise InvalidParameterError("fp16 is true, but CPUs have no units for float16; set it to false, or use a GPU.")
-    weights = (weight for weight in trainer.model.parameters() if weight.requires_grad)
-    trained = {HALVES[weight.dtype] for weight in weights if weight.dtype in HALVES}
-    if trained:
+    if trained := halves_among(weight for weight in trainer.model.parameters() if weight.requires_grad):
+        name = min(map(str, trained)).removeprefix("torch.")
         raise InvalidParameterError(
-            f"The trained weights are {min(trained)}, but training in float16 scales gradients and needs float32 ones; "
+            f"The trained weights are {name}, but training in float16 scales gradients and needs float32 ones; "
             "load the model in float32, or set bf16 to true."
         )
 

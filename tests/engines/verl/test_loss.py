@@ -12,7 +12,7 @@ from verl.workers.config import FSDPActorConfig
 
 from fipo import FIPOParams, InvalidParameterError, token_credit
 from fipo.core.logged import ROUNDING, TOKEN_MEANS
-from fipo.core.rounding import future_kl_errors, weight_errors
+from fipo.core.rounding import expected_weight_errors, future_kl_errors
 from fipo.engines.verl import FIPOPolicyLossConfig, contract
 from fipo.engines.verl import loss as plugin
 from fipo.engines.verl.guard import WATCHED_UPDATES, OneUpdateWatch
@@ -110,7 +110,7 @@ def test_fipos_metrics_are_exact_over_micro_batches():
     expected = {name: of(credit)[mask].double().mean().item() for name, of in TOKEN_MEANS.items()}
     expected["fipo/dropped_sequences"] = 1 / 7
     moved = future_kl_errors(mask, 0.044, FIPOParams())  # in bfloat16, verl's default
-    rounding = weight_errors(credit, batch["advantages"], mask, moved, FIPOParams())
+    rounding = expected_weight_errors(credit, batch["advantages"], mask, moved, FIPOParams())
     expected[ROUNDING] = rounding[mask].double().mean().item()
     assert expected[ROUNDING] > 0.01
     parts = [call("fipo", config, part_of(batch, rows))[2] for rows in ([0], [PADDING], [2, 3], [1, 4, 5])]

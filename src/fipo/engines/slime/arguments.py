@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from fipo.core.logged import NOISE_LIMIT, rounding_warning
-from fipo.core.rounding import log_ratio_error, weight_error
+from fipo.core.rounding import expected_weight_error, log_ratio_error
 from fipo.core.rules import CONTROL_HELP, CONTROLS, RULE_HELP, Weighting
 from fipo.errors import InvalidParameterError
 from fipo.params import KNOBS, PRESETS, FIPOParams
@@ -16,12 +16,8 @@ from fipo.traces.writer import TRACE_SETTINGS, TraceOptions
 logger = logging.getLogger(__name__)
 
 LOSS_PATH = "fipo.engines.slime.fipo_loss_function"
-OF_THE_HOOKS = (
-    "update_index",
-    "next_hook_path",
-    "next_postprocess_path",
-    "log_ratio_error",
-)  # what they keep in the namespace, as fipo_…
+# What the hooks and the loss keep in the namespace, as fipo_….
+KEPT = ("update_index", "next_hook_path", "next_postprocess_path", "log_ratio_error")
 OTHER_LOSSES = ("gspo", "cispo")  # advantage estimators that in slime stand for a policy loss of their own
 SETTINGS = ("preset", *KNOBS, "rule", "control", *TRACE_SETTINGS)
 NO_EFFECT = ("chunk_size",)  # of pull request 1801, whose command lines still name it
@@ -64,7 +60,7 @@ def params_of(args: argparse.Namespace) -> FIPOParams:
             "without a word; start with `python -m fipo.engines.slime train.py …`, or put fipo_decay_rate and the "
             "others into the YAML file of --custom-config-path."
         )
-    unknown = sorted(given.keys() - {*SETTINGS, *NO_EFFECT, *OF_THE_HOOKS})
+    unknown = sorted(given.keys() - {*SETTINGS, *NO_EFFECT, *KEPT})
     if unknown:
         raise InvalidParameterError(
             f"fipo_{unknown[0]} is set, but must be one of {', '.join(f'fipo_{name}' for name in SETTINGS)}; "
@@ -127,7 +123,7 @@ def check_arguments(args: argparse.Namespace) -> FIPOParams:
     _refuse_a_no_op(args)
     if getattr(args, "fp16", None) is False and "bf16" not in _told:  # slime's default
         _told.add("bf16")
-        error = weight_error(log_ratio_error("bf16", "cast", "rounded"), params)
+        error = expected_weight_error(log_ratio_error("bf16", "cast", "rounded"), params)
         if error > NOISE_LIMIT:
             logger.warning(rounding_warning(error, "pass --fp16, an eighth of that"))
     return params

@@ -19,7 +19,7 @@ from fipo.core import logged
 from fipo.core.context_parallel import context_parallel_token_credit
 from fipo.core.credit import TokenCredit, engine_inputs, token_credit
 from fipo.core.layout import spread
-from fipo.core.rounding import future_kl_errors, log_ratio_error, weight_errors
+from fipo.core.rounding import expected_weight_errors, future_kl_errors, log_ratio_error
 from fipo.engines.slime.arguments import check_arguments, params_of, weighting_of
 from fipo.engines.slime.contract import home_of, on_miles, slime_function
 from fipo.engines.slime.hooks import WARNINGS, may_be_first_update
@@ -76,7 +76,7 @@ def fipo_loss_function(
             Namespace(**vars(args) | {"eps_clip_c": dual_clip}), weighed, logits, sum_of_sample_mean
         )
     WARNINGS.see(credit, trained, args)
-    of_rounding = weight_errors(credit, columns["advantages"], trained, _future_kl_errors(args, batch), params)
+    of_rounding = expected_weight_errors(credit, columns["advantages"], trained, _future_kl_errors(args, batch), params)
     of_credit = _credit_metrics(args, credit, trained, lengths, sum_of_sample_mean)
     return loss, metrics | of_credit | {logged.ROUNDING: sum_of_sample_mean(of_rounding)}
 
@@ -116,7 +116,7 @@ def _log_ratio_error(args: Namespace, logits: Tensor) -> float:
     """Expected of the forward: by its dtype, and by whether the logits are numbers of it."""
     dtype, row = (torch.float16 if getattr(args, "fp16", False) else torch.bfloat16), logits.detach()[0, :1]
     rounded = torch.equal(row, row.to(dtype).to(row.dtype))
-    return log_ratio_error(str(dtype).removeprefix("torch."), "cast", "rounded" if rounded else "float32")
+    return log_ratio_error(dtype, "cast", "rounded" if rounded else "float32")
 
 
 def _future_kl_errors(args: Namespace, batch: Batch) -> Tensor:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from fipo.core.credit import TokenCredit
 from fipo.core.logged import NOISE_LIMIT, rounding_warning
-from fipo.core.rounding import log_ratio_error, weight_error
+from fipo.core.rounding import expected_weight_error, log_ratio_error
 from fipo.engines.verl.contract import release
 from fipo.engines.verl.metrics import rows_of_an_update
 from fipo.errors import InvalidParameterError
@@ -75,7 +75,7 @@ def forward_error(actor: Any) -> float:
 def warn_of_rounding(config: DictConfig, params: FIPOParams) -> None:
     """Where the forward is bfloat16, verl's default, whose rounding is larger than what updates change."""
     found, actor = forward_error(config.actor_rollout_ref.actor), "actor_rollout_ref.actor"
-    error = weight_error(found, params)
+    error = expected_weight_error(found, params)
     if found == log_ratio_error("bfloat16", "cast", "rounded") and error > NOISE_LIMIT:
         fsdp = f"+{actor}.fsdp_config.mixed_precision.param_dtype=float16"
         name = f"{actor}.megatron.dtype=float16" if "megatron" in config.actor_rollout_ref.actor else fsdp

@@ -7,7 +7,7 @@ from torch import Tensor
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, compute_policy_loss_vanilla, register_policy_loss
 
 from fipo.core.credit import engine_inputs, token_credit
-from fipo.core.rounding import future_kl_errors, weight_errors
+from fipo.core.rounding import expected_weight_errors, future_kl_errors
 from fipo.engines.verl.config import FIPOPolicyLossConfig
 from fipo.engines.verl.contract import NAME, check_owner
 from fipo.engines.verl.guard import OneUpdateWatch, forward_error, refuse_lost_gradients
@@ -81,5 +81,5 @@ def fipo_policy_loss(
     if not mask.any():  # where verl counts the tokens of this micro-batch alone, the mean would be 0/0
         loss = torch.where(mask, log_prob, 0).sum()
     moved = future_kl_errors(mask, forward_error(config), params)
-    rounding = weight_errors(credit, advantages, mask, moved, params)
+    rounding = expected_weight_errors(credit, advantages, mask, moved, params)
     return loss, metrics | metrics_of(credit, rounding, mask, config)

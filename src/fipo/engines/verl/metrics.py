@@ -24,7 +24,7 @@ def metrics_of(credit: TokenCredit, rounding: Tensor, mask: Tensor, config: Any)
 
     Args:
         credit: Of the micro-batch, (B, T).
-        rounding: (B, T) what rounding does to weights, from `fipo.core.rounding.weight_errors`.
+        rounding: (B, T) what rounding does to weights, from `fipo.core.rounding.expected_weight_errors`.
         mask: (B, T) bool, the trained tokens.
         config: verl's ActorConfig, whose global_batch_info counts the update's tokens and rows over all ranks. Workers
             of verl 0.7 that count per micro-batch leave it empty; they get this micro-batch's own numbers, as of verl's
